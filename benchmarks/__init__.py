@@ -1,0 +1,1 @@
+"""Fidelity and latency of artifacts, and the reports made of them."""

@@ -1,0 +1,92 @@
+"""Outputs appear whole or not at all: written under a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from u2export.errors import UserError
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for outputs.
+
+    Raises:
+        UserError: it cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another --out") from None
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A scratch folder inside `folder`, removed at the end whatever happens."""
+    make_folder(folder)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".u2export-"))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `target` when the block ends well, and `target` stays as it was when not."""
+    with staging(target.parent) as scratch:
+        temporary = scratch / target.name
+        yield temporary
+        publish(temporary, target)
+
+
+def publish(made: Path, target: Path) -> None:
+    """Put a finished file or folder in place of `target`; the old one is gone only once the new one stands."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (made, *made.rglob("*")) if made.is_dir() else (made,):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # some writers make files only the owner can read
+    if target.is_dir() and not target.is_symlink():
+        if not made.is_dir():
+            raise UserError(f"{target} is a folder", "choose another name")
+        old = made.with_name(made.name + ".old")
+        target.replace(old)
+        made.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        made.replace(target)
+
+
+def write_json(data: Any, target: Path) -> None:
+    """Write JSON that a person can read and diff."""
+    write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", target)
+
+
+def write_text(text: str, target: Path) -> None:
+    """Write a text file in UTF-8."""
+    with staged(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON in a file; `what` names it in errors.
+
+    Raises:
+        UserError: missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}", f"give {what}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", f"give {what}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})", f"give {what}") from None
