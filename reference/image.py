@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,14 @@ class Contract:
     def shape(self) -> tuple[int, int, int, int]:
         """(1, channels, height, width)."""
         return 1, self.channels, self.height, self.width
+
+    def with_channels(self, channels: int) -> Contract:
+        """The same rules for a network of so many input channels: the author's means and deviations, repeated."""
+        if channels == self.channels:
+            return self
+        cycle = [i % 3 for i in range(channels)]
+        rgb = Contract()
+        return replace(self, mean=tuple(rgb.mean[i] for i in cycle), std=tuple(rgb.std[i] for i in cycle))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the form stamped into artifacts."""

@@ -63,8 +63,14 @@ WEIGHTS: dict[str, Published] = {
         ),
         Published("u2net", "u2net.onnx", "md5:60024c5c889badc19c04ad937298a77b", "U²-Net, salient objects"),
         Published("u2net_human_seg", "u2net_human_seg.onnx", "md5:c09ddc2e0104f800e3e1bb4652583d1f", "U²-Net, people"),
-        Published("u2net_cloth_seg", "u2net_cloth_seg.onnx", "md5:2434d1f3cb744e0e49386c906e5a08bb", "U²-Net, clothes, 4 maps", licence="MIT"),
-        Published("silueta", "silueta.onnx", "md5:55e59e0d8062d2f5d013f4725ee84782", "U²-Net with fewer channels, salient objects"),
+        Published(
+            "u2net_cloth_seg", "u2net_cloth_seg.onnx", "md5:2434d1f3cb744e0e49386c906e5a08bb",
+            "U²-Net, clothes, 4 maps", licence="MIT",
+        ),
+        Published(
+            "silueta", "silueta.onnx", "md5:55e59e0d8062d2f5d013f4725ee84782",
+            "U²-Net with fewer channels, salient objects",
+        ),
     )
 }  # fmt: skip
 

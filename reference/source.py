@@ -1,0 +1,77 @@
+"""The reference in the forms exporters start from, made once: the PyTorch module and its checked ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from u2export.benchmarks.fidelity import Fidelity, compare
+from u2export.reference import weights
+from u2export.reference.image import Contract, Floats, find_photos
+
+if TYPE_CHECKING:
+    from u2export.reference.model import U2Net
+    from u2export.reference.weights import Identity
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of weights under one image contract.
+
+    Attributes:
+        weights: which weights.
+        model: the reference network in evaluation mode; never modify it, take a deep copy.
+        contract: pre- and postprocessing, and with it the input size.
+    """
+
+    weights: Identity
+    model: U2Net = field(repr=False)
+    contract: Contract
+
+    @classmethod
+    def open(cls, name: str, contract: Contract | None = None) -> Source:
+        """The source that `--weights name` means; the contract gets the model's number of input channels."""
+        identity, model = weights.load(name)
+        contract = (contract or Contract()).with_channels(model.in_channels)
+        return cls(identity, model, contract)
+
+    @property
+    def variant(self) -> str:
+        """ "u2net", "u2netp" or "u2net-custom"."""
+        return self.model.variant.name
+
+    def predict(self, batch: Floats) -> Floats:
+        """The reference's fused map d0: (N, C, H, W) float32 to (N, K, H, W) float32."""
+        import torch
+
+        with torch.inference_mode():
+            d0: Floats = self.model(torch.from_numpy(batch))[0].numpy()
+        return d0
+
+    @cached_property
+    def verification(self) -> tuple[tuple[Floats, Floats], ...]:
+        """Network input and the reference's d0 of the bundled verification photos, each with N = 1."""
+        return tuple((x, self.predict(x)) for x in verification_inputs(self.contract))
+
+    def compare(self, runner: Callable[[Floats], Floats]) -> Fidelity:
+        """A runner's first map against the reference's on the verification photos."""
+        return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in self.verification))
+
+
+def verification_photos() -> list[Path]:
+    """The photos every export is checked on; freely licensed, see photos/README.md. Not for calibration."""
+    return find_photos([Path(str(resources.files("u2export.reference") / "photos"))])
+
+
+def verification_inputs(contract: Contract) -> Iterator[Floats]:
+    """Their network inputs; models of other than 1 or 3 channels get the photos' colours in turn."""
+    photo = contract.with_channels(3) if contract.channels not in (1, 3) else contract
+    for path in verification_photos():
+        x = photo.read(path)
+        yield np.ascontiguousarray(x[:, [i % x.shape[1] for i in range(contract.channels)]])
