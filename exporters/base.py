@@ -232,7 +232,7 @@ class Exporter(ABC):
         """Write the model to `path`, a name inside a scratch folder."""
 
     @abstractmethod
-    def _load(self, artifact: Artifact, mode: str) -> AbstractContextManager[Runner]:
+    def _load(self, artifact: Artifact, mode: str, threads: int) -> AbstractContextManager[Runner]:
         """Open the artifact on this machine; `mode` is one of `modes(artifact)`."""
 
     def adopts(self, path: Path) -> bool:
@@ -306,7 +306,7 @@ class Exporter(ABC):
         if self.missing_runtime():
             return replace(artifact, notes=(*artifact.notes, "not run on this machine"))
         limits = {**self.limits.get(request.precision, {}), **request.budget}
-        with self._load(artifact, self.modes(artifact)[0]) as runner:
+        with self._load(artifact, self.modes(artifact)[0], processors()) as runner:
             fidelity = source.compare(runner)
         if broken := fidelity.broken(limits):
             raise UserError(
@@ -325,12 +325,13 @@ class Exporter(ABC):
         write_json(final.to_json(), final.record)
         return final
 
-    def load(self, artifact: Artifact, mode: str = "") -> AbstractContextManager[Runner]:
+    def load(self, artifact: Artifact, mode: str = "", threads: int = 0) -> AbstractContextManager[Runner]:
         """Open an artifact on this machine.
 
         Args:
             artifact: what to open.
             mode: one of `modes(artifact)`; the first by default.
+            threads: processors to use where the runtime can be told; 0 for all this process may use.
 
         Raises:
             Unavailable: this machine cannot run it.
@@ -341,7 +342,7 @@ class Exporter(ABC):
         modes = self.modes(artifact)
         if mode and mode not in modes:
             raise UserError(f"{artifact.name} cannot run as {mode} here", f"choose one of {', '.join(modes)}")
-        return self._load(artifact, mode or modes[0])
+        return self._load(artifact, mode or modes[0], threads or processors())
 
 
 def missing_modules(title: str, needs: Sequence[str], extra: str) -> Unavailable | None:
@@ -354,7 +355,7 @@ def missing_modules(title: str, needs: Sequence[str], extra: str) -> Unavailable
     )
 
 
-def threads() -> int:
+def processors() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -367,4 +368,4 @@ def versions(*modules: str) -> dict[str, str]:
     return {name: installed[name] for name in modules if name in installed}
 
 
-__all__ = ["Artifact", "Exporter", "Fidelity", "Made", "Request", "Runner", "adopt", "hashes", "threads", "versions"]
+__all__ = ["Artifact", "Exporter", "Fidelity", "Made", "Request", "Runner", "adopt", "hashes", "processors", "versions"]
