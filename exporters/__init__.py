@@ -1,7 +1,10 @@
 """One module per target runtime; a new target is one module and one line in the table here."""
 
 from u2export.exporters.base import Artifact, Exporter, Runner
+from u2export.exporters.onnx import Onnx
+from u2export.exporters.openvino import OpenVINO
+from u2export.exporters.ort import Ort
 
-EXPORTERS: dict[str, Exporter] = {e.name: e for e in ()}
+EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO())}
 
 __all__ = ["EXPORTERS", "Artifact", "Exporter", "Runner"]

@@ -39,6 +39,7 @@ class Contract:
         height, width: input size of the network in pixels.
         resize: "bilinear" (no anti-aliasing, the author's) or "lanczos" (Pillow's, what rembg does).
         mean, std: per channel, of values in 0..1 (ImageNet, as in the published training code).
+        rounded: resized pixels are rounded to 8 bit before scaling, for artifacts that take uint8 pictures.
         version: of the rules above; files stamped with another one are refused.
     """
 
@@ -47,6 +48,7 @@ class Contract:
     resize: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    rounded: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -114,7 +116,8 @@ class Contract:
             image = Image.fromarray(pixels if self.channels > 1 else pixels[..., 0])
             resized = np.asarray(image.resize((self.width, self.height), Image.Resampling.LANCZOS), np.float32)
             return resized.reshape(self.height, self.width, self.channels)
-        return bilinear(pixels, self.height, self.width)
+        resized = bilinear(pixels, self.height, self.width)
+        return np.rint(resized) if self.rounded else resized
 
     def read(self, path: Path) -> Floats:
         """`tensor` of the picture in a file."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from u2export.benchmarks.fidelity import Fidelity, compare
 from u2export.reference import weights
 from u2export.reference.image import Contract, Floats, find_photos
 
 if TYPE_CHECKING:
+    import torch
+    from u2export.exporters.base import Request
     from u2export.reference.model import U2Net
     from u2export.reference.weights import Identity
+
+# Sixteen varied photos find the near-constant channels; more only take longer.
+CONDITION_PHOTOS = 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,30 @@ class Source:
     def verification(self) -> tuple[tuple[Floats, Floats], ...]:
         """Network input and the reference's d0 of the bundled verification photos, each with N = 1."""
         return tuple((x, self.predict(x)) for x in verification_inputs(self.contract))
+
+    def prepared(self, request: Request) -> tuple[torch.nn.Module, dict[str, Any]]:
+        """The module to export at a precision, and the conditioning report (empty for fp32 and --no-condition).
+
+        Conditioning looks at the calibration photos of the request, or at the bundled ones.
+        """
+        if request.precision == "fp32" or not request.condition:
+            return self.model, {}
+        from u2export.calibration.condition import condition
+        from u2export.calibration.dataset import Calibration
+
+        photos = request.calibration or Calibration.bundled(self.contract)
+        module, report = condition(self.model, photos.subset(CONDITION_PHOTOS))
+        return module, report.to_json()
+
+    def stamp(self, precision: str, tools: Mapping[str, str]) -> dict[str, Any]:
+        """What is written into the model file itself."""
+        return {
+            "variant": self.variant,
+            "weights": self.weights.name,
+            "weights_sha256": self.weights.sha256,
+            "precision": precision,
+            "tools": dict(tools),
+        }
 
     def compare(self, runner: Callable[[Floats], Floats]) -> Fidelity:
         """A runner's first map against the reference's on the verification photos."""

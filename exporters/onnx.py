@@ -1,0 +1,156 @@
+"""ONNX, run by ONNX Runtime: the common ancestor of the other targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
+from u2export.reference.graph import Graph, to_onnx
+from u2export.reference.image import Contract, Floats
+
+from u2export.errors import Unavailable, UserError
+
+if TYPE_CHECKING:
+    from u2export.reference.source import Source
+
+TOOLS = ("torch", "onnx", "onnxsim", "onnxruntime")
+# Modes by the execution provider that has to take the whole graph; the CPU, always there, is the plain precision.
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "rocm": "ROCMExecutionProvider"}
+
+
+class OnnxRuntimeRunner(Exporter):
+    """What every target run by ONNX Runtime shares."""
+
+    def missing_runtime(self) -> Unavailable | None:
+        """ONNX Runtime alone: a device needs neither torch nor onnx."""
+        return missing_modules("ONNX Runtime", ("onnxruntime",), "ort")
+
+    def modes(self, artifact: Artifact) -> Sequence[str]:
+        """The precision on the CPU, then `<precision> <provider>` for each accelerator of this machine."""
+        import onnxruntime
+
+        there = onnxruntime.get_available_providers()
+        return (artifact.precision, *(f"{artifact.precision} {k}" for k, v in PROVIDERS.items() if v in there))
+
+    @contextmanager
+    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
+        import onnxruntime
+
+        provider = PROVIDERS.get(mode.partition(" ")[2], "CPUExecutionProvider")
+        session = open_session(artifact.path, provider, threads)
+        used = session.get_providers()[0]
+        if used != provider:
+            raise Unavailable(f"{artifact.name}: asked for {provider}, got {used}", "check the provider's libraries")
+        info = {
+            "runtime": f"ONNX Runtime {onnxruntime.__version__}",
+            "device": onnxruntime.get_device() if provider != "CPUExecutionProvider" else "CPU",
+            "provider": used,
+            "arithmetic": artifact.precision,
+            "threads": str(threads),
+        }
+        yield Runner(_predict(session, artifact.contract), info)
+
+
+def open_session(path: Path, provider: str = "CPUExecutionProvider", threads: int = 0) -> Any:
+    """An ONNX Runtime session of a file, all optimisations on.
+
+    Raises:
+        UserError: the file cannot be opened by this ONNX Runtime.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {path}: {str(error).splitlines()[0]}",
+            "export it again, with an --opset this runtime knows",
+        ) from None
+
+
+def _predict(session: Any, contract: Contract) -> Any:
+    entry, output = session.get_inputs()[0], session.get_outputs()[0].name
+    if entry.type == "tensor(uint8)":
+        mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
+
+        def embedded(batch: Floats) -> Floats:
+            # x / max(x) is idempotent: the normalised input turned back into a photo gives the same network input.
+            photo = batch.transpose(0, 2, 3, 1) * std + mean
+            pixels = np.rint(photo.clip(0, 1) * 255).astype(np.uint8)
+            return np.asarray(session.run([output], {entry.name: pixels})[0], np.float32)
+
+        return embedded
+
+    def plain(batch: Floats) -> Floats:
+        return np.asarray(session.run([output], {entry.name: batch})[0], np.float32)
+
+    return plain
+
+
+@dataclass(frozen=True)
+class Onnx(OnnxRuntimeRunner):
+    """ONNX; `graph` says what it is to look like."""
+
+    name: ClassVar[str] = "onnx"
+    title: ClassVar[str] = "ONNX"
+    suffix: ClassVar[str] = ".onnx"
+    precisions: ClassVar[Sequence[str]] = ("fp32", "fp16")
+    needs: ClassVar[Sequence[str]] = ("torch", "onnx", "onnxsim", "onnxruntime")
+    extra: ClassVar[str] = "onnx"
+
+    graph: Graph = Graph()  # noqa: RUF009 - frozen
+
+    def export(self, source: Source, folder: Path, request: Request) -> Artifact:
+        """As `Exporter.export`; a graph that takes uint8 is held to the reference of pictures rounded to 8 bit."""
+        if self.graph.embed_preprocess:
+            source = replace(source, contract=replace(source.contract, rounded=True))
+        return super().export(source, folder, request)
+
+    def filename(self, source: Source, precision: str) -> str:
+        """As `Exporter.filename`; variants of the graph say so, lest one overwrite another."""
+        marks = [*(["uint8"] if self.graph.embed_preprocess else []), *(["7maps"] if self.graph.all_outputs else [])]
+        marks += ["dynamic"] if self.graph.dynamic else []
+        stem = super().filename(source, precision).removesuffix(self.suffix)
+        return "-".join((stem, *marks)) + self.suffix
+
+    def _export(self, source: Source, path: Path, request: Request) -> Made:
+        import onnx
+
+        tools = versions(*TOOLS)
+        module, report = source.prepared(request)
+        model = to_onnx(module, source.contract, self.graph, source.stamp(request.precision, tools))
+        if request.precision == "fp16":
+            model = to_fp16(model)
+        onnx.save(model, path)
+        return Made(tools=tools, condition=report)
+
+    def adopts(self, path: Path) -> bool:
+        """Any .onnx file; whether it opens shows when it is loaded."""
+        return path.suffix == ".onnx"
+
+    def contract_of(self, path: Path) -> Contract:
+        """Size and channels from the file's first input."""
+        if problem := self.missing_runtime():
+            raise problem
+        shape = open_session(path).get_inputs()[0].shape
+        if len(shape) != 4:
+            raise UserError(f"{path}: its first input has shape {shape}, not (N, C, H, W)", "give a U²-Net in ONNX")
+        channels, height, width = (v if isinstance(v, int) else None for v in shape[1:])
+        standard = Contract()
+        sized = replace(standard, height=height or standard.height, width=width or standard.width)
+        return sized.with_channels(channels or standard.channels)
+
+
+def to_fp16(model: Any) -> Any:
+    """Weights and activations in fp16, inputs and outputs left in float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(model, keep_io_types=True)

@@ -1,0 +1,192 @@
+"""PyTorch to ONNX: traced, simplified, checked, stamped; in memory, nothing is written here."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from u2export.reference.image import FLAT, Contract
+
+from u2export.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+INPUT, OUTPUT = "image", "mask"
+OUTPUTS = (OUTPUT, *(f"side{n}" for n in range(1, 7)))
+AXES = {"batch": 0, "height": 2, "width": 3}
+OPSETS = range(13, 19)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the ONNX graph is to look like.
+
+    Attributes:
+        opset: 13 to 18. Per-channel Q/DQ needs 13; Resize-19 falls back to the CPU in ONNX Runtime's CUDA provider,
+            and its static INT8 refuses 21.
+        all_outputs: the seven maps `mask`, `side1` … `side6` in place of d0 alone.
+        dynamic: among "batch", "height", "width".
+        embed_preprocess: uint8 (1, H, W, C) in, x / max(x), mean and std, and the min-max stretch inside the graph.
+    """
+
+    opset: int = 17
+    all_outputs: bool = False
+    dynamic: tuple[str, ...] = ()
+    embed_preprocess: bool = False
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            why = "per-channel Q/DQ needs 13" if self.opset < 13 else "Resize of 19 falls back to the CPU on ORT-CUDA"
+            raise UserError(f"opset {self.opset} is not supported: {why}", "give --opset 13 to 18")
+        if unknown := set(self.dynamic) - AXES.keys():
+            raise UserError(f"no dynamic axis named {', '.join(sorted(unknown))}", f"choose among {', '.join(AXES)}")
+        if self.embed_preprocess and (self.dynamic or self.all_outputs):
+            raise UserError(
+                "embedded preprocessing is for one photo of a fixed size and the fused map",
+                "leave out --dynamic and --all-outputs, or --embed-preprocess",
+            )
+
+
+def to_onnx(module: torch.nn.Module, contract: Contract, graph: Graph, stamp: Mapping[str, Any]) -> onnx.ModelProto:
+    """The graph of a module whose forward gives seven maps, d0 first.
+
+    Raises:
+        UserError: the simplified graph breaks a rule of `lint`.
+    """
+    import onnx
+    import onnxsim
+
+    traced = onnx.load_from_string(_trace(module, contract, graph))
+    model, ok = onnxsim.simplify(traced)
+    if not ok:
+        raise UserError("onnxsim changed the network's result", "report it with the versions of onnx and onnxsim")
+    _tidy(model)
+    model.producer_name = "u2export"
+    stamped = {"contract": contract.to_json(), "graph": vars(graph), **stamp}
+    onnx.helper.set_model_props(model, {f"u2export.{k}": _text(v) for k, v in stamped.items()})
+    lint(model, graph.opset)
+    return model
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
+    import torch
+
+    deployed = _Deployed.of(module, contract, graph).eval()
+    dtype = torch.uint8 if graph.embed_preprocess else torch.float32
+    _, channels, height, width = contract.shape
+    shape = (1, height, width, channels) if graph.embed_preprocess else contract.shape
+    outputs = list(OUTPUTS if graph.all_outputs else OUTPUTS[:1])
+    axes = {AXES[name]: name for name in graph.dynamic}
+    buffer = io.BytesIO()
+    # The TorchScript exporter, not the newer one: it writes every opset from 13 to 18 as asked, names nodes after
+    # the modules, and gives the same 365 nodes once simplified.
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            deployed, (torch.zeros(shape, dtype=dtype),), buffer, dynamo=False, opset_version=graph.opset,
+            input_names=[INPUT], output_names=outputs, do_constant_folding=True,
+            dynamic_axes=dict.fromkeys((INPUT, *outputs), axes) if axes else None,
+        )  # fmt: skip
+    return buffer.getvalue()
+
+
+class _Deployed:
+    """Builds the module that is traced; a class only so that torch is imported when it is needed."""
+
+    @staticmethod
+    def of(module: torch.nn.Module, contract: Contract, graph: Graph) -> torch.nn.Module:
+        import torch
+
+        class Deployed(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = module
+                self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1))
+                self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1))
+
+            def forward(self, x: torch.Tensor) -> Any:
+                if not graph.embed_preprocess:
+                    maps = self.network(x)
+                    return maps if graph.all_outputs else maps[0]
+                x = x.permute(0, 3, 1, 2).float()
+                x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=FLAT)
+                d0 = self.network((x - self.mean) / self.std)[0]
+                low, high = d0.amin((1, 2, 3), keepdim=True), d0.amax((1, 2, 3), keepdim=True)
+                return (d0 - low) / (high - low).clamp(min=FLAT)
+
+        return Deployed()
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Names without the wrapper's prefix; absent inputs of Resize written as absent, not as shared empty tensors."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    empty = {t.name for t in graph.initializer if 0 in t.dims}
+    for node in graph.node:
+        node.name = node.name.replace("/network/", "/")
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = "" if node.op_type == "Resize" and name in empty else name.replace("/network/", "/")
+    for tensor in graph.initializer:
+        tensor.name = tensor.name.removeprefix("network.").replace("/network/", "/")
+    for value in graph.value_info:
+        value.name = value.name.replace("/network/", "/")
+    _rename_weights(model)
+    used = {name for node in graph.node for name in node.input}
+    kept = [t for t in graph.initializer if t.name in used and numpy_helper.to_array(t).size]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _rename_weights(model: onnx.ModelProto) -> None:
+    """Folded weights, which the tracer calls onnx::Conv_1234, get their module's name."""
+    new = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            module = node.name.strip("/").removesuffix("/Conv").replace("/", ".")
+            new.update(zip(node.input[1:], (f"{module}.weight", f"{module}.bias"), strict=False))
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = new.get(name, name)
+    for tensor in model.graph.initializer:
+        tensor.name = new.get(tensor.name, tensor.name)
+
+
+def lint(model: onnx.ModelProto, opset: int) -> None:
+    """Check a graph against the standard and against what runtimes stumble over.
+
+    Raises:
+        UserError: onnx.checker or shape inference refuses it, the opset is not the one asked for, a Resize has both
+            or neither of sizes and scales, or a node has an unnamed or doubly used name.
+    """
+    import onnx
+
+    hint = "this is a fault of the export; report it with the versions of torch, onnx and onnxsim"
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}", hint) from None
+    found = {o.domain: o.version for o in model.opset_import}
+    if found.get("") != opset or set(found) - {""}:
+        raise UserError(f"the exported graph has opsets {found}, asked for was {opset}", hint)
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            given = [len(node.input) > i and bool(node.input[i]) for i in (2, 3)]
+            if sum(given) != 1:
+                raise UserError(f"{node.name}: Resize needs exactly one of scales and sizes", hint)
+    names = [node.name for node in model.graph.node]
+    if "" in names or len(set(names)) != len(names):
+        raise UserError("nodes of the exported graph lack names of their own", hint)
