@@ -1,0 +1,525 @@
+"""The parent of a bench: which rows there are, what their masks are compared with, and in what order they are timed.
+
+Each row lives in a child process (`u2export.benchmarks.worker`). First every artifact's masks are judged, one child at
+a time; then all children are alive together and take turns in random order, so that a slow spell of the machine falls
+on all of them. The report is handed out after every artifact and every round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import sleep
+from typing import Any
+
+from u2export.benchmarks import maps
+from u2export.benchmarks.accuracy import Accuracy, read_truth
+from u2export.benchmarks.child import WORKER, Child, Failed
+from u2export.benchmarks.device import environment, state, this_device
+from u2export.benchmarks.fidelity import compare
+from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.exporters.base import Artifact
+from u2export.reference.image import Contract, Floats, find_photos, read_photo
+from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
+
+from u2export.errors import UserError
+
+# After the rules of MLPerf Mobile (samples and seconds are both minima), a quick look included.
+TIERS = {"quick": (64, 6.0), "normal": (128, 10.0), "official": (1024, 60.0)}
+# Thread pools spin for a while after a call; the next row's turn must not find them at it.
+PAUSE = 0.1
+WARMUP_SECONDS = 20.0
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bench is to do.
+
+    Attributes:
+        artifacts: what to measure. photos: on which pictures, by the name reports show.
+        masks: ground truth of photos, empty for none.
+        settings: tier, samples, seconds, rounds, threads.
+        modes: "all" arithmetics this machine can run an artifact in, each a row, or the "default" only.
+        reference: "auto", "pytorch", a weights file, an artifact, or an .npz of maps.
+        baseline: row that speed-ups are relative to; empty for the first reference, else the first row.
+        timeout: seconds a child may take for one answer.
+        latency: whether to time at all. strict: a broken photo is an error.
+        save_reference: .npz to write the reference's maps to.
+        worker: command of the child process.
+    """
+
+    artifacts: Sequence[Artifact]
+    photos: Mapping[str, Path]
+    masks: Mapping[Path, Path] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    modes: str = "all"
+    reference: str = "auto"
+    baseline: str = ""
+    timeout: float = 300.0
+    latency: bool = True
+    strict: bool = False
+    save_reference: Path | None = None
+    worker: Sequence[str] = WORKER
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A row to be: as it stands before measuring, and how a worker opens it."""
+
+    row: Measurement
+    opening: Mapping[str, Any]
+    contract: Contract
+
+    @property
+    def group(self) -> tuple[str, Contract]:
+        """Rows of one group have the same reference."""
+        return self.row.weights.sha256, self.contract
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The masks of one group on disk, for pictures: reference and rows by name."""
+
+    reference: str
+    rows: Mapping[str, Path]
+
+
+def settings(
+    tier: str, samples: int | None = None, seconds: float | None = None, rounds: int = 10, threads: int = 0
+) -> Settings:
+    """Those of a tier, with its samples or seconds replaced; that makes it "custom".
+
+    Raises:
+        UserError: no such tier, or a number that is not positive.
+    """
+    if tier not in TIERS:
+        raise UserError(f"no tier named {tier!r}", f"choose one of {', '.join(TIERS)}")
+    least = (samples if samples is not None else TIERS[tier][0], seconds if seconds is not None else TIERS[tier][1])
+    if least[0] < 1 or not 0 <= least[1] < math.inf or rounds < 1 or threads < 0:
+        raise UserError("samples, seconds, rounds and threads must be positive", "leave them out for the tier's own")
+    return Settings(tier if least == TIERS[tier] else "custom", *least, rounds=rounds, threads=threads)
+
+
+def photos_in(path: Path, limit: int = 0) -> dict[str, Path]:
+    """The pictures in a folder by their names relative to it, or one file; `limit` spreads evenly over them.
+
+    Raises:
+        UserError: nothing there.
+    """
+    found = find_photos([path])
+    if 0 < limit < len(found):
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    return {str(p.relative_to(path)) if path.is_dir() else p.name: p for p in found}
+
+
+class Bench:
+    """One run: `run` gives the report; `judged` then tells where the masks lie, while `scratch` exists."""
+
+    def __init__(
+        self, plan: Plan, scratch: Path, saved: Callable[[Report], None], progress: Progress, earlier: Report | None
+    ) -> None:
+        self.plan, self.scratch, self.saved, self.progress = plan, scratch, saved, progress
+        self.earlier = earlier
+        self.judged: list[Judged] = []
+        self.photos: dict[str, Path] = {}
+        self.hashes: list[str] = []
+        self.children = 0
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.report = Report(this_device(), plan.settings, {**environment(), "before": state()}, created=created)
+
+    def run(self) -> Report:
+        """Everything; the report so far goes to `saved` after each step.
+
+        Raises:
+            UserError: no photo can be read, a broken one under `strict`, an unfit reference, unknown baseline, or an
+                earlier report of something else.
+        """
+        self._read_photos()
+        subjects = self._subjects()
+        self._check_earlier()
+        groups = self._groups(subjects)
+        everything = [s for group in groups.values() for s in group]
+        self._choose_baseline(everything)
+        for subject in everything:
+            self._save(self._start(subject))
+        for group in groups.values():
+            self._judge_group(group)
+        if self.plan.latency:
+            self._time([s for s in everything if self._row(s).runtime])
+        self._save(complete=True, environment={**self.report.environment, "after": state()})
+        return self.report
+
+    # Preparation
+
+    def _read_photos(self) -> None:
+        broken = {}
+        for i, (name, path) in enumerate(self.plan.photos.items()):
+            self.progress("reading photos", i, len(self.plan.photos))
+            try:
+                read_photo(path)
+            except UserError as error:
+                if self.plan.strict:
+                    raise
+                broken[name] = error.problem.replace(str(path), path.name)
+            else:
+                self.photos[name] = path
+                self.hashes.append(file_digest(path))
+        if not self.photos:
+            raise UserError(f"none of {len(broken)} photos can be read: {next(iter(broken.values()))}", "give others")
+        missing = tuple(n for n, p in self.photos.items() if self.plan.masks and p not in self.plan.masks)
+        digest = hashlib.sha256("".join(self.hashes).encode()).hexdigest()
+        self.report = replace(
+            self.report, photos=tuple(self.photos), photos_digest=digest, broken=broken, without_mask=missing
+        )
+
+    def _subjects(self) -> list[Subject]:
+        found: list[Subject] = []
+        for i, (name, artifact) in enumerate(_named(self.plan.artifacts).items()):
+            self.progress("looking at artifacts", i, len(self.plan.artifacts))
+            found += self._rows_of(name, artifact)
+        return found
+
+    def _rows_of(self, name: str, artifact: Artifact) -> Iterator[Subject]:
+        first = artifact_subject(name, artifact)
+        try:
+            with self._child() as child:
+                modes = child.ask("describe", artifact=str(artifact.path))["modes"]
+        except Failed as failure:
+            yield replace(first, row=_failed(first.row, failure, artifact.path))
+            return
+        for mode in modes if self.plan.modes == "all" else modes[:1]:
+            row = replace(first.row, name=name if mode == modes[0] else f"{name} {mode}", mode=mode)
+            yield replace(first, row=row, opening={**first.opening, "mode": mode})
+
+    def _child(self) -> Child:
+        self.children += 1
+        return Child(self.scratch / f"{self.children}.log", self.plan.timeout, self.plan.worker)
+
+    def _check_earlier(self) -> None:
+        if self.earlier is None:
+            return
+        hint = "leave out --resume to measure anew"
+        if self.earlier.device.fingerprint != self.report.device.fingerprint:
+            raise UserError("the results to resume are of another device", hint)
+        if self.earlier.photos_digest != self.report.photos_digest:
+            raise UserError("the results to resume are of other photos", hint)
+        if self.earlier.settings != self.report.settings:
+            raise UserError("the results to resume were measured with other settings", hint)
+
+    def _choose_baseline(self, subjects: Sequence[Subject]) -> None:
+        names = [s.row.name for s in subjects]
+        if self.plan.baseline and self.plan.baseline not in names:
+            raise UserError(f"no row named {self.plan.baseline!r}", f"rows: {', '.join(names)}")
+        self.report = replace(self.report, baseline=self.plan.baseline or names[0])
+
+    # Groups and references
+
+    def _groups(self, subjects: Sequence[Subject]) -> dict[tuple[str, Contract], list[Subject]]:
+        """Rows by weights and contract, in each the candidates for the reference first."""
+        groups: dict[tuple[str, Contract], list[Subject]] = {}
+        for subject in subjects:
+            groups.setdefault(subject.group, []).append(subject)
+        for key, group in groups.items():
+            candidates = list(self._references(group))
+            groups[key] = [*candidates, *(s for s in group if s.row.name not in {c.row.name for c in candidates})]
+        chosen = self.plan.reference
+        if chosen not in ("auto", "pytorch") and not any(self._has_reference(g) for g in groups.values()):
+            raise UserError(f"--reference {chosen} is of other weights, or another image contract", "see the records")
+        return groups
+
+    def _has_reference(self, group: Sequence[Subject]) -> bool:
+        return Path(self.plan.reference).suffix == ".npz" or self._is_reference(group[0])
+
+    def _is_reference(self, subject: Subject) -> bool:
+        """Whether the row may serve as its group's reference, as the plan says."""
+        row, chosen = subject.row, self.plan.reference
+        if row.exporter == "pytorch":
+            return Path(chosen).suffix != ".npz"
+        if chosen == "auto":
+            return row.precision == "fp32" and row.exporter in ("onnx", "ort") and row.mode == "fp32"
+        return subject.opening["artifact"] == str(Artifact.open(Path(chosen)).path) if _is_file(chosen) else False
+
+    def _references(self, group: Sequence[Subject]) -> Iterator[Subject]:
+        """Rows that could be the group's reference, the best first."""
+        weights, chosen = group[0].row.weights, self.plan.reference
+        if chosen in ("auto", "pytorch") or Path(chosen).suffix in WEIGHT_FILES:
+            name = find_weights(weights, chosen)
+            if name:
+                yield pytorch_subject(name, group[0])
+            elif chosen != "auto":
+                raise UserError(
+                    f"no PyTorch reference for weights {weights.name}: torch or the weights are missing",
+                    "install 'u2export[torch]' and pull the weights, give --reference FILE, or leave it out",
+                )
+        elif Path(chosen).suffix != ".npz" and not any(self._is_reference(s) for s in group):
+            artifact = Artifact.open(Path(chosen))
+            subject = artifact_subject(artifact.name, artifact)
+            if subject.group == group[0].group:
+                yield subject
+        yield from (s for s in group if self._is_reference(s) and s.row.exporter != "pytorch")
+
+    # Fidelity
+
+    def _start(self, subject: Subject) -> Measurement:
+        """The row as an earlier report has it, if it is the same thing; else empty."""
+        old = self.earlier.row(subject.row.name) if self.earlier else None
+        same = old is not None and (old.digest, old.mode) == (subject.row.digest, subject.row.mode)
+        if old is not None and same and not old.reason:
+            return old
+        if subject.row.reason:
+            return subject.row
+        return replace(subject.row, reason="not-measured", problem="interrupted before its turn")
+
+    def _row(self, subject: Subject) -> Measurement:
+        row = self.report.row(subject.row.name)
+        assert row is not None
+        return row
+
+    def _save(self, row: Measurement | None = None, **changes: Any) -> None:
+        report = replace(self.report, **changes)
+        self.report = report.with_row(row) if row else report
+        self.saved(self.report)
+
+    def _judge_group(self, group: Sequence[Subject]) -> None:
+        reference, want = "", None
+        paths: dict[str, Path] = {}
+        if Path(self.plan.reference).suffix == ".npz":
+            reference, want = Path(self.plan.reference).name, self._maps_from_file(group[0])
+        for subject in group:
+            if subject.row.reason:
+                continue
+            is_reference = want is None and self._is_reference(subject)
+            path = self.scratch / f"{len(list(self.scratch.glob('*.npy')))}.npy"
+            got = maps.create(path, len(self.photos), subject.contract)
+            row = self._judge(subject, got, path, reference, want)
+            self._save(row)
+            if row.reason:
+                continue
+            paths[row.name] = path
+            if is_reference:
+                reference, want = row.name, got
+        if want is not None and self.plan.save_reference:
+            weights, contract = group[0].row.weights, group[0].contract
+            maps.save_reference(want, self.hashes, weights, contract, self.plan.save_reference)
+        self.judged.append(Judged(reference, paths))
+
+    def _maps_from_file(self, subject: Subject) -> Floats:
+        want = maps.create(self.scratch / "reference.npy", len(self.photos), subject.contract)
+        path = Path(self.plan.reference)
+        maps.load_reference(path, self.hashes, subject.row.weights, subject.contract, want)
+        return want
+
+    def _judge(self, subject: Subject, got: Floats, path: Path, reference: str, want: Floats | None) -> Measurement:
+        """The row with its fidelity, accuracy and the times around the network; its maps into `got`."""
+        row = replace(subject.row, reference=reference)
+        accuracy = Accuracy() if self.plan.masks else None
+        images, before, after = {}, [], []
+        try:
+            with self._child() as child:
+                opened = child.ask("open", threads=self.plan.settings.threads, **subject.opening)
+                photos = [str(p) for p in self.photos.values()]
+                answers = child.stream("predict", photos=photos, maps=str(path))
+                for i, (name, photo) in enumerate(self.photos.items()):
+                    self.progress(f"masks of {row.name}", i, len(photos))
+                    answer = next(answers)
+                    before.append(answer["preprocess_ns"])
+                    after += [answer["postprocess_ns"]] if "postprocess_ns" in answer else []
+                    if want is not None:
+                        images[name] = compare(got[i], want[i])
+                    if accuracy and photo in self.plan.masks:
+                        accuracy.add(got[i], read_truth(self.plan.masks[photo]))
+                memory = {"start": opened["memory"], "peak": child.ask("memory")["memory"]}
+        except Failed as failure:
+            return _failed(row, failure, subject.opening.get("artifact", ""))
+        return replace(
+            row, images=images, accuracy=accuracy.result() if accuracy else {}, load_ns=(opened["load_ns"],),
+            preprocess_ns=tuple(before), postprocess_ns=tuple(after), memory=memory, runtime=opened["runtime"],
+            reason="", problem="",
+        )  # fmt: skip
+
+    # Latency
+
+    def _time(self, subjects: Sequence[Subject]) -> None:
+        with ExitStack() as stack:
+            live: dict[str, Child] = {}
+            for i, subject in enumerate(subjects):
+                self.progress("warming up", i, len(subjects))
+                child = stack.enter_context(self._child())
+                if self._warm(subject, child):
+                    live[subject.row.name] = child
+            rounds = self.plan.settings.rounds
+            done = self._complete_rounds(live)
+            for number in range(done, rounds):
+                self._round(live, number)
+                self._save()
+            for name, child in live.items():
+                self._measured(name, child, "memory", _with_peak)
+            self._save()
+
+    def _warm(self, subject: Subject, child: Child) -> bool:
+        """Open and warm up; False where that failed, and the row then says so."""
+        row = self._row(subject)
+        try:
+            opened = child.ask("open", threads=self.plan.settings.threads, **subject.opening)
+            warm = child.ask("warm", WARMUP_SECONDS, photo=str(next(iter(self.photos.values()))), limit=WARMUP_SECONDS)
+        except Failed as failure:
+            self._save(_failed(row, failure, subject.opening.get("artifact", "")))
+            return False
+        sleep(PAUSE)
+        self._save(
+            replace(
+                row, load_ns=(*row.load_ns, opened["load_ns"]), memory={"start": opened["memory"]},
+                first_ns=warm["first_ns"], warmup_ns=tuple(warm["warmup_ns"]), steady=warm["steady"],
+            )
+        )  # fmt: skip
+        return True
+
+    def _complete_rounds(self, names: Iterable[str]) -> int:
+        """Rounds that all rows have from an earlier run; what some have beyond is dropped: it has no counterpart."""
+        rows = [row for name in names if (row := self.report.row(name))]
+        done = min((len(row.latency.rounds) for row in rows), default=0)
+        for row in rows:
+            self._save(replace(row, latency=Latency(row.latency.rounds[:done])))
+        return done
+
+    def _round(self, live: dict[str, Child], number: int) -> None:
+        order = sorted(live)
+        random.Random(f"{self.plan.settings.seed}-{number}").shuffle(order)
+        wanted = self.plan.settings
+        turn = {"samples": math.ceil(wanted.samples / wanted.rounds), "seconds": wanted.seconds / wanted.rounds}
+        for i, name in enumerate(order):
+            self.progress("timing", number * len(order) + i, wanted.rounds * len(order))
+            row = self.report.row(name)
+            assert row is not None
+            usual = median(row.warmup_ns) / 1e9
+            wait = 10 * (turn["seconds"] + turn["samples"] * usual)
+            if not self._measured(name, live[name], "time", _with_turn, wait, **turn):
+                live.pop(name).kill()
+            sleep(PAUSE)
+
+    def _measured(
+        self,
+        name: str,
+        child: Child,
+        do: str,
+        change: Callable[[Measurement, dict[str, Any]], Measurement],
+        wait: float = 0.0,
+        **request: Any,
+    ) -> bool:
+        """Ask a child and put the answer into its row; False where there was none, and the row then says so."""
+        row = self.report.row(name)
+        assert row is not None
+        try:
+            row = change(row, child.ask(do, wait, **request))
+        except Failed as failure:
+            row = _failed(row, failure, "")
+        self.report = self.report.with_row(row)
+        return not row.reason
+
+
+def _with_turn(row: Measurement, answer: dict[str, Any]) -> Measurement:
+    return replace(row, latency=Latency((*row.latency.rounds, tuple(answer["ns"]))))
+
+
+def _with_peak(row: Measurement, answer: dict[str, Any]) -> Measurement:
+    return replace(row, memory={**row.memory, "peak": answer["memory"]})
+
+
+def _failed(row: Measurement, failure: Failed, artifact: Path | str) -> Measurement:
+    """The row with the reason; folders are no business of whoever reads the results."""
+    problem = failure.problem.replace(f"{Path(artifact).parent}/", "") if artifact else failure.problem
+    return replace(row, reason=failure.reason, problem=problem.replace(f"{Path.home()}/", "~/"))
+
+
+def _is_file(chosen: str) -> bool:
+    return chosen not in ("auto", "pytorch") and Path(chosen).suffix not in (*WEIGHT_FILES, ".npz")
+
+
+def _named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
+    """Artifacts by row name: the file's, with its folder's in front where two are called alike."""
+    names = [a.name for a in artifacts]
+    named: dict[str, Artifact] = {}
+    for artifact in artifacts:
+        unique = names.count(artifact.name) == 1
+        name = artifact.name if unique else f"{artifact.path.resolve().parent.name}/{artifact.name}"
+        if name in named:
+            raise UserError(f"{name} is given twice", "give each artifact once")
+        named[name] = artifact
+    return named
+
+
+def artifact_subject(name: str, artifact: Artifact) -> Subject:
+    """The row of an artifact in the arithmetic its precision means."""
+    digest = hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(artifact.files.items())).encode()).hexdigest()
+    row = Measurement(
+        name, artifact.exporter, artifact.precision, artifact.precision, artifact.variant, artifact.weights,
+        artifact.contract.to_json(), digest, artifact.size, notes=artifact.notes,
+    )  # fmt: skip
+    return Subject(row, {"artifact": str(artifact.path), "mode": ""}, artifact.contract)
+
+
+def pytorch_subject(weights: str, like: Subject) -> Subject:
+    """The row of the PyTorch network of the same weights and contract as another row; `weights` finds them."""
+    identity, contract = like.row.weights, like.contract
+    size = f"{contract.height}" if contract.height == contract.width else f"{contract.height}x{contract.width}"
+    name = f"{identity.name}-{size}-pytorch-fp32"
+    row = Measurement(
+        name, "pytorch", "fp32", "fp32", like.row.variant, identity, contract.to_json(), identity.sha256
+    )  # fmt: skip
+    opening = {"weights": weights, "sha256": identity.sha256, "contract": contract.to_json()}
+    return Subject(row, opening, contract)
+
+
+def find_weights(identity: Identity, chosen: str = "auto") -> str:
+    """What `Source.open` takes to open the weights an artifact was made from; empty where that cannot be done here."""
+    if find_spec("torch") is None:
+        return ""
+    if identity.random and identity.name.startswith(RANDOM):
+        return identity.name
+    if Path(chosen).suffix in WEIGHT_FILES:
+        return chosen if file_digest(Path(chosen)) == identity.sha256 else ""
+    if identity.name in WEIGHTS:
+        try:
+            pull(identity.name)
+        except UserError:
+            return ""
+    there = (name for name in WEIGHTS if cached(name).is_file())
+    return next((name for name in there if file_digest(cached(name)) == identity.sha256), "")
+
+
+def measure(
+    plan: Plan,
+    saved: Callable[[Report], None] = lambda report: None,
+    progress: Progress = lambda stage, done, total: None,
+    earlier: Report | None = None,
+    look: Callable[[Report, Mapping[str, Path], Sequence[Judged]], None] | None = None,
+) -> Report:
+    """Run a plan.
+
+    Args:
+        plan: what to do.
+        saved: gets the report after every step; what it got last is what an interruption leaves.
+        progress: gets the stage, steps done and steps in all.
+        earlier: results of an interrupted run of the same plan, to continue.
+        look: gets the report, the photos and the masks on disk at the end, before the masks are deleted.
+
+    Raises:
+        UserError: see `Bench.run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="u2export-bench-") as scratch:
+        bench = Bench(plan, Path(scratch), saved, progress, earlier)
+        report = bench.run()
+        if look:
+            look(report, bench.photos, bench.judged)
+        return report

@@ -1,0 +1,331 @@
+"""What a bench found, on disk as JSON: raw samples and per-image values; every statistic is derived from them.
+
+A report is of one device. Tables of several devices are made of several reports.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from u2export.benchmarks.device import Device
+from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, image_json
+from u2export.reference.weights import Identity
+
+from u2export import __version__
+from u2export.errors import UserError
+from u2export.files import read_json, write_text
+
+SCHEMA = 1
+# Why a cell is empty. Every row without a number carries one of these and a sentence.
+REASONS = {
+    "unavailable": "this machine cannot run it",
+    "refused": "the runtime refused it",
+    "failed": "an error in the runtime or in u2export",
+    "crashed": "its process died",
+    "timeout": "no answer in time",
+    "not-measured": "interrupted before, or left out on request",
+}
+# Fewer samples or less time than the quick tier: good for a first look only.
+INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock times of single inferences in nanoseconds, by round; every sample counts, none is clipped."""
+
+    rounds: tuple[tuple[int, ...], ...] = ()
+
+    @cached_property
+    def ns(self) -> tuple[int, ...]:
+        """All samples in the order taken."""
+        return tuple(sample for turn in self.rounds for sample in turn)
+
+    def percentile(self, percent: float) -> float:
+        """Milliseconds, linear interpolation between samples."""
+        return float(np.percentile(self.ns, percent)) / 1e6
+
+    @property
+    def p50(self) -> float:
+        """Median in ms."""
+        return self.percentile(50)
+
+    @property
+    def p90(self) -> float:
+        """90th percentile in ms."""
+        return self.percentile(90)
+
+    @property
+    def least(self) -> float:
+        """Fastest sample in ms."""
+        return min(self.ns) / 1e6
+
+    @property
+    def mad(self) -> float:
+        """Median absolute deviation from the median in ms."""
+        return float(np.median(np.abs(np.asarray(self.ns) - np.median(self.ns)))) / 1e6
+
+    @property
+    def unstable(self) -> bool:
+        """pyperf's rule: the deviation is 10 % of the mean or more, or an extreme is 50 % off the mean."""
+        mean = float(np.mean(self.ns))
+        return bool(
+            np.std(self.ns) >= 0.1 * mean or max(self.ns) >= 1.5 * mean or min(self.ns) <= 0.5 * mean,
+        )
+
+    @property
+    def indicative(self) -> bool:
+        """Fewer samples or less time than the quick tier asks for."""
+        return len(self.ns) < INDICATIVE_SAMPLES or sum(self.ns) < INDICATIVE_SECONDS * 1e9
+
+    def summary(self) -> dict[str, float]:
+        """The derived statistics by name, in ms, and the number of samples."""
+        tails = {f"p{p}": self.percentile(p) for p in (50, 90, 95, 99)}
+        return {**tails, "min": self.least, "mad": self.mad, "samples": len(self.ns)}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster than the baseline, with a 95 % interval (nan where there were too few rounds)."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+def speedup(row: Latency, baseline: Latency, resamples: int = RESAMPLES) -> Ratio | None:
+    """The baseline's time over the row's: median over rounds of the ratio of the two medians of that round.
+
+    The turns of one round lie next to each other in time, so a slow spell of the machine falls on both. The interval
+    is the percentile bootstrap over rounds (Efron and Tibshirani, 1993, chapter 13), with a fixed seed; it wants five
+    rounds. None where no round has samples of both.
+    """
+    pairs = [(a, b) for a, b in zip(row.rounds, baseline.rounds, strict=False) if a and b]
+    if not pairs:
+        return None
+    ratios = np.array([np.median(b) / np.median(a) for a, b in pairs])
+    value = float(np.median(ratios))
+    if len(ratios) < 5:
+        return Ratio(value)
+    draws = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
+    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
+    return Ratio(value, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One artifact in one arithmetic on one device.
+
+    Attributes:
+        name: the row: the artifact's name, and the arithmetic where it is not the one the precision means.
+        exporter, precision, mode, variant: as in the artifact's record; mode is the arithmetic asked of the runtime.
+        weights, contract: what the masks are masks of; only rows that agree in both are compared.
+        digest: sha256 over the artifact's files, size: their bytes.
+        reference: what the masks were compared with; empty where there was nothing, or this row is it.
+        images: fidelity by photo, in the order of `Report.photos`.
+        accuracy: maxf, mae, s, images: against ground truth, where masks were given.
+        load_ns: from a fresh process to a ready model, the runtime's import included; one for each opening.
+        first_ns: the first inference. warmup_ns: those after it until the times were steady, `steady` whether so.
+        latency: steady state; network input to d0, both in numpy, nothing else running.
+        preprocess_ns, postprocess_ns: file to network input, d0 to 8-bit mask at the photo's size; by photo.
+        memory: bytes resident in the child: "start" before the model was opened, "peak" at the end.
+        runtime: what really ran, read back from the runtime.
+        reason, problem: a code of REASONS and a sentence, where something is missing; empty otherwise.
+        notes: from the artifact's record.
+        provenance: "measured"; other values belong to imported and published rows.
+    """
+
+    name: str
+    exporter: str
+    precision: str
+    mode: str
+    variant: str
+    weights: Identity
+    contract: Mapping[str, Any]
+    digest: str = ""
+    size: int = 0
+    reference: str = ""
+    images: Mapping[str, ImageFidelity] = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    load_ns: tuple[int, ...] = ()
+    first_ns: int = 0
+    warmup_ns: tuple[int, ...] = ()
+    steady: bool = False
+    latency: Latency = field(default_factory=Latency)
+    preprocess_ns: tuple[int, ...] = ()
+    postprocess_ns: tuple[int, ...] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+    runtime: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+    provenance: str = "measured"
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """Over all photos; None where nothing was compared."""
+        return Fidelity(tuple(self.images.values())) if self.images else None
+
+    @property
+    def title(self) -> str:
+        """The row's name, random weights marked as such."""
+        return f"{self.name} (random weights)" if self.weights.random else self.name
+
+    @property
+    def ran_as(self) -> str:
+        """Runtime and arithmetic that really ran; what was asked for where it never opened."""
+        runtime, arithmetic = self.runtime.get("runtime", self.exporter), self.runtime.get("arithmetic", self.mode)
+        return f"{runtime} {arithmetic}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        data = asdict(self)
+        data["images"] = {photo: image_json(image) for photo, image in self.images.items()}
+        data["latency_ns"] = data.pop("latency")["rounds"]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """The row in plain data; raises TypeError, KeyError, ValueError or AttributeError where it is none."""
+        fields = dict(data)
+        fields["weights"] = Identity(**fields["weights"])
+        fields["images"] = {photo: _image(image) for photo, image in fields["images"].items()}
+        fields["latency"] = Latency(tuple(_ints(turn) for turn in fields.pop("latency_ns")))
+        for name in ("load_ns", "warmup_ns", "preprocess_ns", "postprocess_ns"):
+            fields[name] = _ints(fields[name])
+        fields["notes"] = tuple(str(note) for note in fields["notes"])
+        fields["accuracy"] = {str(k): float(v) for k, v in fields["accuracy"].items()}
+        fields["memory"] = {str(k): int(v) for k, v in fields["memory"].items()}
+        fields["runtime"] = {str(k): str(v) for k, v in fields["runtime"].items()}
+        return cls(**fields)
+
+
+def _ints(values: Sequence[Any]) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"expected a list of times, found {values!r:.40}")
+    return tuple(int(v) for v in values)
+
+
+def _image(data: Mapping[str, Any]) -> ImageFidelity:
+    return ImageFidelity(**{k: float("inf") if v is None else v for k, v in data.items()})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it was measured.
+
+    Attributes:
+        tier: "quick", "normal", "official", or "custom".
+        samples, seconds: at least so many samples and so long for each row, both.
+        rounds: turns each row gets, in random order within a round.
+        threads: processors asked for; 0 for all.
+        seed: of that order.
+    """
+
+    tier: str = "quick"
+    samples: int = 64
+    seconds: float = 6.0
+    rounds: int = 10
+    threads: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows of one bench.
+
+    Attributes:
+        device: where.
+        settings: how.
+        environment: package versions, and what the system told of clocks, load and temperature before and after.
+        photos: names of the photos, relative to the folder given. photos_digest: sha256 over the photo files.
+        broken: photos that could not be read, and why.
+        without_mask: photos that had no ground-truth mask, where masks were given.
+        baseline: the row that speed-ups are relative to.
+        rows: the measurements.
+        complete: False while running, and after an interruption.
+        created: UTC time, ISO 8601.
+    """
+
+    device: Device
+    settings: Settings
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    photos: tuple[str, ...] = ()
+    photos_digest: str = ""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    without_mask: tuple[str, ...] = ()
+    baseline: str = ""
+    rows: tuple[Measurement, ...] = ()
+    complete: bool = False
+    created: str = ""
+    schema: int = SCHEMA
+
+    def row(self, name: str) -> Measurement | None:
+        """The row of that name."""
+        return next((r for r in self.rows if r.name == name), None)
+
+    def speedup(self, row: Measurement) -> Ratio | None:
+        """The row against the baseline row; None for the baseline itself and where one of them was not timed."""
+        base = self.row(self.baseline)
+        return None if base is None or base.name == row.name else speedup(row.latency, base.latency)
+
+    def with_row(self, row: Measurement) -> Report:
+        """The report with this row in place of the one of the same name, or at the end."""
+        names = [r.name for r in self.rows]
+        if row.name not in names:
+            return replace(self, rows=(*self.rows, row))
+        return replace(self, rows=tuple(row if r.name == row.name else r for r in self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        data = {f: getattr(self, f) for f in self.__dataclass_fields__}
+        data.update(device=asdict(self.device), settings=asdict(self.settings), rows=[r.to_json() for r in self.rows])
+        return {"schema": data.pop("schema"), "u2export": __version__, **data}
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        try:
+            write_text(compact(self.to_json()), path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}", "choose another --json file") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """The report in a file.
+
+        Raises:
+            UserError: missing, not JSON, no report, of another schema, or damaged.
+        """
+        what, hint = "results that `u2export bench --json` wrote", "measure again with `u2export bench --json FILE`"
+        data = read_json(path, what)
+        if not isinstance(data, dict) or not {"schema", "device", "rows"} <= data.keys():
+            raise UserError(f"{path} holds no bench results", f"give {what}")
+        if data["schema"] != SCHEMA:
+            raise UserError(f"{path} has schema {data['schema']}, this u2export reads {SCHEMA}", hint)
+        data.pop("u2export", None)
+        try:
+            data["device"] = Device.from_json(data["device"])
+            data["settings"] = Settings(**data["settings"])
+            data["rows"] = tuple(Measurement.from_json(row) for row in data["rows"])
+            data["photos"], data["without_mask"] = tuple(data["photos"]), tuple(data["without_mask"])
+            return cls(**data)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: damaged results ({type(error).__name__}: {error})", hint) from None
+
+
+def compact(data: Any) -> str:
+    """JSON in which lists of numbers take one line, so that raw samples do not bury the rest."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    numbers = r"\[\n\s+([-+\d.eE,\s]+?)\n\s*\]"  # a raw line break is never inside a JSON string
+    return re.sub(numbers, lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
