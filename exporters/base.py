@@ -33,21 +33,27 @@ SCHEMA = 1
 Options = Mapping[str, Any]
 
 
+def _as_it_is(batch: Floats) -> Any:
+    return batch
+
+
 @dataclass(frozen=True)
 class Runner:
     """An open artifact.
 
     Attributes:
-        predict: (N, C, H, W) float32 input to (N, K, H, W) float32 fused map d0, before min-max stretching.
+        predict: what `prepare` returned to the fused map d0, (N, K, H, W) float32; this is what gets timed.
         info: what really ran, read back from the runtime: device, provider, arithmetic, threads …
+        prepare: (N, C, H, W) float32 network input to what the artifact takes, where that is something else.
     """
 
-    predict: Callable[[Floats], Floats]
+    predict: Callable[[Any], Floats]
     info: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[Floats], Any] = _as_it_is
 
     def __call__(self, batch: Floats) -> Floats:
-        """`predict`."""
-        return self.predict(batch)
+        """d0 of a network input, untimed."""
+        return self.predict(self.prepare(batch))
 
 
 @dataclass(frozen=True)
@@ -269,7 +275,7 @@ class Exporter(ABC):
                 written, or the masks differ from the reference by more than the budget. Nothing is left behind then.
             Unavailable: this machine lacks a package.
         """
-        self._check(request)
+        self.check(request, request.calibration is not None)
         make_folder(folder)
         with staging(folder) as scratch:
             path = scratch / self.filename(source, request.precision)
@@ -293,10 +299,15 @@ class Exporter(ABC):
             artifact = self._verified(artifact, source, request)
             return self._publish(artifact, folder)
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request, calibrated: bool) -> None:
+        """Refuse what cannot work before any time is spent on it; `calibrated` says whether photos are at hand.
+
+        Raises:
+            UserError, Unavailable: as `export`.
+        """
         if request.precision not in self.precisions:
             raise UserError(f"{self.title} has no {request.precision}", f"choose one of {', '.join(self.precisions)}")
-        if request.precision in self.calibrated and request.calibration is None:
+        if request.precision in self.calibrated and not calibrated:
             raise UserError(f"{self.title} {request.precision} needs calibration photos", "add --calib calibration/")
         if problem := self.missing():
             raise problem

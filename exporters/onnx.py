@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.reference.graph import Graph, to_onnx
 from u2export.reference.image import Contract, Floats
@@ -53,7 +54,7 @@ class OnnxRuntimeRunner(Exporter):
             "arithmetic": artifact.precision,
             "threads": str(threads),
         }
-        yield Runner(_predict(session, artifact.contract), info)
+        yield _runner(session, artifact.contract, info)
 
 
 def open_session(path: Path, provider: str = "CPUExecutionProvider", threads: int = 0) -> Any:
@@ -76,23 +77,28 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider", threads: in
         ) from None
 
 
-def _predict(session: Any, contract: Contract) -> Any:
+def to_pixels(batch: Floats, contract: Contract) -> NDArray[np.uint8]:
+    """The uint8 picture (N, H, W, C) that the contract turns into this network input (N, C, H, W).
+
+    The input is pixels over their maximum m: it is the m for which all values are whole pixels.
+    """
+    mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
+    scaled = (batch.transpose(0, 2, 3, 1) * std + mean).clip(0, 1)
+    sample = scaled.reshape(-1)[:: max(1, scaled.size // 4096)]
+    error = [float(np.abs(sample * m - np.rint(sample * m)).max()) for m in range(1, 256)]
+    fits = [m for m, e in enumerate(error, start=1) if e < 1e-2]
+    return np.asarray(np.rint(scaled * (fits[0] if fits else 255)), np.uint8)
+
+
+def _runner(session: Any, contract: Contract, info: dict[str, str]) -> Runner:
     entry, output = session.get_inputs()[0], session.get_outputs()[0].name
+
+    def predict(fed: Any) -> Floats:
+        return np.asarray(session.run([output], {entry.name: fed})[0], np.float32)
+
     if entry.type == "tensor(uint8)":
-        mean, std = np.array(contract.mean, np.float32), np.array(contract.std, np.float32)
-
-        def embedded(batch: Floats) -> Floats:
-            # x / max(x) is idempotent: the normalised input turned back into a photo gives the same network input.
-            photo = batch.transpose(0, 2, 3, 1) * std + mean
-            pixels = np.rint(photo.clip(0, 1) * 255).astype(np.uint8)
-            return np.asarray(session.run([output], {entry.name: pixels})[0], np.float32)
-
-        return embedded
-
-    def plain(batch: Floats) -> Floats:
-        return np.asarray(session.run([output], {entry.name: batch})[0], np.float32)
-
-    return plain
+        return Runner(predict, info, lambda batch: to_pixels(batch, contract))
+    return Runner(predict, info)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from u2export.reference.image import FLAT, Contract
 
@@ -64,6 +64,7 @@ def to_onnx(module: torch.nn.Module, contract: Contract, graph: Graph, stamp: Ma
     import onnxsim
 
     traced = onnx.load_from_string(_trace(module, contract, graph))
+    model: onnx.ModelProto
     model, ok = onnxsim.simplify(traced)
     if not ok:
         raise UserError("onnxsim changed the network's result", "report it with the versions of onnx and onnxsim")
@@ -95,7 +96,7 @@ def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
-            deployed, (torch.zeros(shape, dtype=dtype),), buffer, dynamo=False, opset_version=graph.opset,
+            deployed, (torch.zeros(shape, dtype=dtype),), cast(Any, buffer), dynamo=False, opset_version=graph.opset,
             input_names=[INPUT], output_names=outputs, do_constant_folding=True,
             dynamic_axes=dict.fromkeys((INPUT, *outputs), axes) if axes else None,
         )  # fmt: skip
@@ -113,8 +114,8 @@ class _Deployed:
             def __init__(self) -> None:
                 super().__init__()
                 self.network = module
-                self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1))
-                self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1))
+                self.mean = torch.nn.Buffer(torch.tensor(contract.mean).view(1, -1, 1, 1))
+                self.std = torch.nn.Buffer(torch.tensor(contract.std).view(1, -1, 1, 1))
 
             def forward(self, x: torch.Tensor) -> Any:
                 if not graph.embed_preprocess:
@@ -153,7 +154,7 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 def _rename_weights(model: onnx.ModelProto) -> None:
     """Folded weights, which the tracer calls onnx::Conv_1234, get their module's name."""
-    new = {}
+    new: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type == "Conv":
             module = node.name.strip("/").removesuffix("/Conv").replace("/", ".")

@@ -95,7 +95,8 @@ class Contract:
                 "export it again, or use the u2export that made it",
             )
         try:
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+            plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+            return cls(**plain)
         except TypeError as error:
             raise UserError(f"unreadable image contract: {error}", "export the artifact again") from None
 

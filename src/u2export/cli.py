@@ -1,0 +1,84 @@
+"""The command line: joins the sub-commands; the only place that prints errors."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from u2export import __version__
+from u2export.commands import console, export, predict, targets, weights
+from u2export.errors import UserError
+
+app = typer.Typer(
+    name="u2export",
+    help="Export U²-Net to edge runtimes, and measure what each export costs in mask fidelity and gains in latency.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"u2export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; twice for debugging.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Export U²-Net to edge runtimes, and measure what each export costs in mask fidelity and gains in latency."""
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
+    if quiet:
+        console.silence()
+
+
+EXPORT, MEASURE, HELP = "Export", "Run and measure", "Look"
+app.command(rich_help_panel=EXPORT)(export.onnx)
+app.command(rich_help_panel=EXPORT)(export.ort)
+app.command(rich_help_panel=EXPORT)(export.openvino)
+app.command(rich_help_panel=MEASURE)(predict.predict)
+app.command(rich_help_panel=HELP)(targets.targets)
+app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
+
+
+def main() -> int:
+    """Run the command line; returns the exit code 1 for errors (usage errors exit with 2 on their own)."""
+    try:
+        app()
+    except UserError as error:
+        return _fail(error.problem, error.hint)
+    except MemoryError:
+        return _fail("out of memory", "use a smaller --size, fewer photos, or a machine with more memory")
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return 1
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY))
+    return 0
+
+
+_ANY = "check the path, its permissions and the space left on the disk"
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another --out; nothing that was there before has been changed",
+    errno.EDQUOT: "free some space, or choose another --out; nothing that was there before has been changed",
+    errno.EACCES: "check the permissions, or choose another path",
+    errno.EROFS: "the file system is read-only; choose another path",
+}
+
+
+def _fail(problem: str, hint: str) -> int:
+    print(f"u2export: {problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
+    return 1

@@ -1,0 +1,160 @@
+"""`u2export bench`: mask fidelity and latency of artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from u2export.errors import UserError
+
+if TYPE_CHECKING:
+    from u2export.benchmarks.measure import Judged
+    from u2export.benchmarks.report import Report
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+class Tier(str, Enum):
+    """How long each row is timed."""
+
+    quick = "quick"
+    normal = "normal"
+    official = "official"
+
+
+class Modes(str, Enum):
+    """Which arithmetics of an artifact become rows."""
+
+    all = "all"
+    default = "default"
+
+
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Exported models, or their .json records.")],
+    images: Annotated[Path, typer.Option(help="Folder of photos, or one photo; not those used for calibration.")],
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of ground-truth masks named like the photos; adds maxF, MAE and S.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write results, raw samples included, to this file.")] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="Write a PNG of photos, masks and their differences.")
+    ] = None,
+    sheet_photos: Annotated[int, typer.Option(min=1, help="Photos on the contact sheet, the worst ones first.")] = 6,
+    tier: Annotated[
+        Tier, typer.Option(help="Samples and seconds per row: quick 64 and 6, normal 128 and 10, official 1024 and 60.")
+    ] = Tier.quick,
+    samples: Annotated[int | None, typer.Option(min=1, help="Least number of samples per row.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Least time per row.")] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Interleaved rounds; an interval of the speed-up wants five.")
+    ] = 10,
+    modes: Annotated[
+        Modes, typer.Option(help="A row for all arithmetics the machine runs an artifact in, or the default one only.")
+    ] = Modes.all,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for each runtime; 0 for all processors.")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer of a runtime.")] = 300,
+    baseline_row: Annotated[
+        str, typer.Option(help="Row that speed-ups are relative to; the reference, or the first, by default.")
+    ] = "",
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="What masks are compared with: auto (PyTorch if it and the weights are there, else an fp32 ONNX), "
+            "pytorch, a weights file, an artifact, or an .npz of --save-reference."
+        ),
+    ] = "auto",
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write the reference's maps to this .npz, for a device without PyTorch.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Use so many photos, spread evenly; 0 for all.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="A photo that cannot be read is an error.")] = False,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time the rows.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the --json file.")] = False,
+) -> None:
+    """Measure how close artifacts' masks are to the reference's, and how long they take."""
+    from rich.console import Console
+
+    from u2export.benchmarks.accuracy import find_masks, require
+    from u2export.benchmarks.measure import Plan, measure, photos_in, settings
+    from u2export.benchmarks.report import Report
+    from u2export.benchmarks.table import terminal
+    from u2export.exporters.base import Artifact
+
+    if resume and not json:
+        raise UserError("--resume needs the results to continue", "add --json FILE")
+    if masks:
+        require()
+    photos = photos_in(images, limit)
+    plan = Plan(
+        artifacts=[Artifact.open(path) for path in artifacts],
+        photos=photos,
+        masks=find_masks(masks, list(photos.values())) if masks else {},
+        settings=settings(tier.value, samples, seconds, rounds, threads),
+        modes=modes.value,
+        reference=reference,
+        baseline=baseline_row,
+        timeout=timeout,
+        latency=latency,
+        strict=strict,
+        save_reference=save_reference,
+    )
+    earlier = Report.load(json) if resume and json and json.exists() else None
+    latest: list[Report] = []
+
+    def saved(report: Report) -> None:
+        latest[:] = [report]
+        if json:
+            report.save(json)
+
+    def look(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
+        from u2export.benchmarks.sheet import draw
+
+        if contact_sheet:
+            draw(report, photos, judged, contact_sheet, sheet_photos)
+
+    try:
+        with _Bars() as bars:
+            measure(plan, saved, bars.show, earlier, look)
+    except KeyboardInterrupt:
+        if latest:
+            Console().print(terminal(latest[0]))
+        raise typer.Exit(INTERRUPTED) from None
+    report = latest[0]
+    Console().print(terminal(report))
+    for name, problem in report.broken.items():
+        typer.echo(f"skipped {name}: {problem}", err=True)
+    for path in filter(None, (json, contact_sheet, save_reference)):
+        typer.echo(path)
+
+
+class _Bars:
+    """One progress bar on standard error, for the stage at hand; silent where that is no terminal."""
+
+    def __enter__(self) -> _Bars:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # Two redraws a second: more would take time from what is being measured.
+        self.progress = Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2
+        )
+        self.stage, self.task = "", None
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar, a new one for a new stage."""
+        if stage != self.stage or self.task is None:
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.stage, self.task = stage, self.progress.add_task(stage, total=total)
+        self.progress.update(self.task, completed=done, total=total)

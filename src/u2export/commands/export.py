@@ -1,0 +1,133 @@
+"""`u2export onnx|ort|openvino`: one artifact and its record, checked before either appears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from u2export.benchmarks.fidelity import parse_budget
+from u2export.commands import options as o
+from u2export.commands.console import stderr
+from u2export.exporters.base import Artifact, Exporter, Request
+from u2export.exporters.onnx import Onnx
+from u2export.exporters.openvino import OpenVINO
+from u2export.exporters.ort import Ort
+from u2export.reference.graph import Graph
+
+if TYPE_CHECKING:
+    from u2export.calibration.dataset import Calibration
+    from u2export.reference.source import Source
+
+
+def onnx(
+    weights: o.Weights = "u2netp",
+    out: o.Out = Path("artifacts"),
+    size: o.Size = "320",
+    resize: o.Resize = "bilinear",
+    fp32: o.Fp32 = False,
+    fp16: o.Fp16 = False,
+    opset: Annotated[int, typer.Option(help="13 to 18.")] = 17,
+    all_outputs: Annotated[bool, typer.Option("--all-outputs", help="All seven maps, not d0 alone.")] = False,
+    dynamic: Annotated[str, typer.Option(help="Free axes: any of batch,height,width.")] = "",
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option("--embed-preprocess", help="uint8 NHWC in, mask out: all but the resize in the graph."),
+    ] = False,
+    calib: o.Calib = None,
+    no_condition: o.NoCondition = False,
+    budget: o.Budget = "",
+    as_json: o.AsJson = False,
+) -> None:
+    """Export to ONNX, simplified, checked and compared with PyTorch on photos."""
+    axes = tuple(filter(None, (a.strip() for a in dynamic.split(","))))
+    exporter = Onnx(Graph(opset, all_outputs, axes, embed_preprocess))
+    precision = o.chosen({"fp32": fp32, "fp16": fp16}, "fp32")
+    run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
+
+
+def ort(
+    weights: o.Weights = "u2netp",
+    out: o.Out = Path("artifacts"),
+    size: o.Size = "320",
+    resize: o.Resize = "bilinear",
+    fp32: o.Fp32 = False,
+    calib: o.Calib = None,
+    no_condition: o.NoCondition = False,
+    budget: o.Budget = "",
+    as_json: o.AsJson = False,
+) -> None:
+    """Export for ONNX Runtime on CPUs and phones."""
+    precision = o.chosen({"fp32": fp32}, "fp32")
+    run(Ort(), weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
+
+
+def openvino(
+    weights: o.Weights = "u2netp",
+    out: o.Out = Path("artifacts"),
+    size: o.Size = "320",
+    resize: o.Resize = "bilinear",
+    fp32: o.Fp32 = False,
+    fp16: o.Fp16 = False,
+    calib: o.Calib = None,
+    no_condition: o.NoCondition = False,
+    budget: o.Budget = "",
+    as_json: o.AsJson = False,
+) -> None:
+    """Export to OpenVINO IR (.xml and .bin)."""
+    precision = o.chosen({"fp32": fp32, "fp16": fp16}, "fp32")
+    run(OpenVINO(), weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
+
+
+def run(
+    exporter: Exporter,
+    weights: str,
+    out: Path,
+    contract: o.Contract,
+    precision: str,
+    calib: Path | None,
+    condition: bool,
+    budget: str,
+    as_json: bool,
+) -> Artifact:
+    """Export, and print the path of what was written (or the whole record)."""
+    from u2export.reference.source import Source
+
+    request = Request(precision, None, condition, parse_budget(budget))
+    exporter.check(request, calib is not None)
+    with stderr().status(f"{exporter.title} {precision}: reading {weights}") as status:
+        source = Source.open(weights, contract)
+        request = Request(precision, open_calibration(calib, source), condition, request.budget)
+        status.update(f"{exporter.title} {precision}: exporting {source.weights.label} and checking its masks")
+        artifact = exporter.export(source, out, request)
+    print(o.shown({"path": str(artifact.path), **artifact.to_json()}) if as_json else artifact.path)
+    if not as_json:
+        stderr().print(_summary(artifact))
+    return artifact
+
+
+def open_calibration(calib: Path | None, source: Source) -> Calibration | None:
+    """The set that `--calib` names; the photos that exports are verified on may not be in it."""
+    from u2export.calibration.dataset import Calibration
+    from u2export.reference.source import verification_photos
+
+    if calib is None:
+        return None
+    calibration = Calibration.open(calib, source.contract, avoid=verification_photos())
+    for warning in calibration.warnings:
+        stderr().print(f"[yellow]warning:[/] {warning}")
+    return calibration
+
+
+def _summary(artifact: Artifact) -> str:
+    lines = [
+        f"  {artifact.size / 1e6:.2f} MB, sha256 {next(iter(artifact.files.values()))[:16]}…, {artifact.weights.label}"
+    ]
+    if f := artifact.fidelity:
+        lines.append(
+            f"  masks against PyTorch on {f['photos']} photos: MAE {f['mae']:.2g} (worst {f['mae_worst']:.2g}), "
+            f"IoU {f['iou']:.4f} (worst {f['iou_worst']:.4f})"
+        )
+    lines += [f"  note: {note}" for note in artifact.notes]
+    return "\n".join([*lines, f"  next: u2export bench {artifact.path} --images FOLDER"])
