@@ -1,0 +1,500 @@
+"""Exact re-parametrisation before any quantiser: channels that hardly vary are shifted towards zero.
+
+In the published U²-Net-small one channel stays between 226 and 228 on every picture, and the next convolution
+subtracts it again with a bias of 1361. Rounding either of the two to 8 bit, or to fp16 or bf16, leaves a difference
+that is mostly rounding error. Here such a channel y is replaced, for a constant mu just below its smallest value, by
+
+    relu(y) = mu + relu(y - mu) - relu(mu - y) + relu(-y)        for every y,
+
+so a producer writes relu(y - mu) in the channel's place, and two guard channels, which are zero wherever y >= mu:
+always, on pictures like those it was calibrated with; elsewhere they keep the network right. mu itself goes to the
+readers' biases, except for the taps that can fall on zero padding: these read one more channel, which is constant.
+Resizing and concatenation pass sums and constants through; max pooling and additions do not, and a channel that
+reaches one is left alone. The network keeps its operators; two or three convolutions get a few channels more.
+
+The idea is the bias absorption of Nagel et al., "Data-Free Quantization through Weight Equalization and Bias
+Correction", ICCV 2019, section 4.1.3, here without its approximation: exact for every input and at the border.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from u2export.calibration.routes import Conv, Doubles, Network, Route, conv_name, from_module, from_onnx, module_conv
+from u2export.reference.image import Floats, digest
+
+from u2export.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor, nn
+    from u2export.reference.model import U2Net
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """When a channel is shifted, and how far.
+
+    Attributes:
+        sqnr: a reader's signal to noise in dB, the noise being what 8-bit weights (per output channel) make of this
+            channel's mean alone; channels that leave more are not worth the extra channels.
+        gain: least ratio of the channel's largest value before to after.
+        margin: distance kept below the smallest value seen, as a share of the spread seen.
+        rescale: multiply the shifted channel by the power of two that brings it to its neighbours' range.
+    """
+
+    sqnr: float = 30.0
+    gain: float = 4.0
+    margin: float = 0.25
+    rescale: bool = True
+
+
+@dataclass
+class Range:
+    """What a convolution wrote over the calibration inputs, before its ReLU; each array (channels,)."""
+
+    low: Doubles
+    high: Doubles
+    total: Doubles
+    squares: Doubles
+    pixels: int
+
+    @classmethod
+    def of(cls, values: Any) -> Range:
+        """Of one array (N, C, H, W)."""
+        flat = np.moveaxis(np.asarray(values, np.float64), 1, 0).reshape(values.shape[1], -1)
+        return cls(flat.min(1), flat.max(1), flat.sum(1), (flat**2).sum(1), flat.shape[1])
+
+    def __add__(self, other: Range) -> Range:
+        return Range(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.total + other.total,
+            self.squares + other.squares,
+            self.pixels + other.pixels,
+        )
+
+    @property
+    def mean(self) -> Doubles:
+        """Per channel, over pixels and inputs."""
+        return self.total / self.pixels
+
+    @property
+    def variance(self) -> Doubles:
+        """Per channel, over pixels and inputs."""
+        return np.maximum(self.squares / self.pixels - self.mean**2, 0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One shifted channel.
+
+    Attributes:
+        producer, index: the convolution that writes it; its place in execution order.
+        channel: which of its outputs.
+        shift: mu, subtracted.
+        scale: power of two multiplied afterwards.
+        constant: value of the producer's constant channel, 0 where it needs none.
+        low, high: smallest and largest value over the calibration inputs, before.
+        margin: low - shift.
+        sqnr: the worst reader's signal to noise in dB before (see `Criteria`).
+        readers: convolutions that read it.
+        bias_before, bias_after: largest |bias| among the readers.
+    """
+
+    producer: str
+    index: int
+    channel: int
+    shift: float
+    scale: float
+    constant: float
+    low: float
+    high: float
+    margin: float
+    sqnr: float
+    readers: tuple[str, ...]
+    bias_before: float = 0.0
+    bias_after: float = 0.0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A channel worth shifting that was not, and what stands in the way."""
+
+    producer: str
+    channel: int
+    low: float
+    high: float
+    sqnr: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConditionReport:
+    """What conditioning changed.
+
+    Attributes:
+        changes: shifted channels in execution order; empty when the network has none worth it.
+        refused: channels that would have been.
+        inputs: how many calibration inputs there were.
+        digest: sha256 over theirs, in order.
+        criteria: when a channel is shifted.
+    """
+
+    changes: tuple[Change, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    inputs: int = 0
+    digest: str = ""
+    criteria: Criteria = field(default_factory=Criteria)
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        data = asdict(self)
+        data["changes"] = [{**c, "readers": list(c["readers"])} for c in data["changes"]]
+        data["refused"] = list(data["refused"])
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ConditionReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            UserError: of another schema, or damaged.
+        """
+        if data.get("schema") != SCHEMA:
+            raise UserError(
+                f"the conditioning report has schema {data.get('schema')}, this u2export reads {SCHEMA}",
+                "condition the model again",
+            )
+        try:
+            fields = dict(data)
+            fields["changes"] = tuple(Change(**{**c, "readers": tuple(c["readers"])}) for c in fields["changes"])
+            fields["refused"] = tuple(Refused(**r) for r in fields["refused"])
+            fields["criteria"] = Criteria(**fields["criteria"])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"damaged conditioning report ({error})", "condition the model again") from None
+
+
+def condition(model: U2Net, inputs: Iterable[Floats], criteria: Criteria = Criteria()) -> tuple[U2Net, ConditionReport]:
+    """A copy with batch norms folded and near-constant channels shifted: the same maps from any input of any size.
+
+    Args:
+        model: the reference network.
+        inputs: calibration inputs (N, C, H, W) as `Contract.tensor` makes them; read once, one at a time. 16 photos do.
+        criteria: when a channel is shifted.
+
+    Returns:
+        The copy, in evaluation mode, its modules named as before (some convolutions have more channels), and what
+        was changed.
+
+    Raises:
+        UserError: no inputs.
+    """
+    folded = fold_batch_norm(model)
+    network = from_module(folded)
+    routes = network.routes()
+    ranges, report = _measure(_module_outputs(folded, _needed(routes)), inputs, criteria)
+    changes, refused = _choose(network, routes, ranges, criteria)
+    changes = _apply(network, routes, changes)
+    for conv in network.convs.values():
+        _write_module(folded, conv)
+    return folded, replace(report, changes=changes, refused=refused)
+
+
+def condition_onnx(
+    model: onnx.ModelProto, how: ConditionReport | Iterable[Floats], criteria: Criteria = Criteria()
+) -> tuple[onnx.ModelProto, ConditionReport]:
+    """`condition` of an fp32 ONNX graph, batch norms folded already, as every exporter leaves it.
+
+    Args:
+        model: not modified.
+        how: calibration inputs as for `condition`, or the report of conditioning the same network in another form.
+        criteria: when a channel is shifted; without meaning where a report says it.
+
+    Raises:
+        UserError: the report is of another network, the model is not fp32, or there are no inputs.
+    """
+    result = copy.deepcopy(model)
+    network = from_onnx(result)
+    routes = network.routes()
+    if isinstance(how, ConditionReport):
+        report, refused = how, how.refused
+        changes = _translated(how, network, routes)
+    else:
+        ranges, report = _measure(_onnx_outputs(model, _needed(routes)), how, criteria)
+        changes, refused = _choose(network, routes, ranges, criteria)
+    changes = _apply(network, routes, changes)
+    _write_onnx(result, network, routes, changes)
+    return result, replace(report, changes=changes, refused=refused)
+
+
+def fold_batch_norm(model: U2Net) -> U2Net:
+    """A copy in evaluation mode whose batch norms are folded into the convolutions, computed in float64.
+
+    Modules keep their names; where a batch norm was, an `nn.Identity` is.
+    """
+    import torch
+    from torch import nn
+    from u2export.reference.model import ConvBnRelu
+
+    folded = copy.deepcopy(model).eval()
+    for name, unit in folded.named_modules():
+        if isinstance(unit, ConvBnRelu) and isinstance(norm := unit.bn_s1, nn.BatchNorm2d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+            raw = module_conv(f"{name}.conv_s1", unit.conv_s1)
+            bias = (torch.from_numpy(raw.bias) - norm.running_mean) * scale + norm.bias
+            weight = raw.weight * scale.detach().numpy()[:, None, None, None]
+            _write_module(folded, replace(raw, weight=weight, bias=bias.detach().numpy()))
+            unit.bn_s1 = nn.Identity()
+    return folded
+
+
+def _needed(routes: Sequence[Route]) -> list[str]:
+    """Convolutions whose outputs decide what is shifted."""
+    return list(dict.fromkeys(name for r in routes for name in (r.producer, *(reader.conv for reader in r.readers))))
+
+
+def _measure(
+    outputs: Callable[[Floats], Mapping[str, Any]], inputs: Iterable[Floats], criteria: Criteria
+) -> tuple[dict[str, Range], ConditionReport]:
+    """Ranges of the outputs by name, and a report of nothing but the inputs."""
+    ranges: dict[str, Range] = {}
+    total, count = hashlib.sha256(), 0
+    for batch in inputs:
+        total.update(digest(batch).encode())
+        count += 1
+        for name, values in outputs(batch).items():
+            ranges[name] = ranges[name] + Range.of(values) if name in ranges else Range.of(values)
+    if not count:
+        raise UserError("no calibration inputs to find near-constant channels with", "give a folder with photos")
+    return ranges, ConditionReport(inputs=count, digest=total.hexdigest(), criteria=criteria)
+
+
+def _module_outputs(model: nn.Module, names: Sequence[str]) -> Callable[[Floats], dict[str, Any]]:
+    import torch
+
+    def run(batch: Floats) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            # A copy: the ReLU that follows works in place.
+            return lambda _module, _inputs, output: found.update({name: output.numpy().copy()})
+
+        hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+        try:
+            with torch.no_grad():
+                model(torch.from_numpy(batch))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    return run
+
+
+def _onnx_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Floats], dict[str, Any]]:
+    import onnx
+    import onnxruntime
+
+    probe = copy.deepcopy(model)
+    tensors = {conv_name(n): n.output[0] for n in probe.graph.node if n.op_type == "Conv"}
+    present = {o.name for o in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=tensors[n]) for n in names if tensors[n] not in present)
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = session.get_inputs()[0].name
+    wanted = [tensors[n] for n in names]
+    return lambda batch: dict(zip(names, session.run(wanted, {feed: batch}), strict=True))
+
+
+def _choose(
+    network: Network, routes: Sequence[Route], ranges: Mapping[str, Range], criteria: Criteria
+) -> tuple[tuple[Change, ...], tuple[Refused, ...]]:
+    changes: list[Change] = []
+    refused: list[Refused] = []
+    order = {name: index for index, name in enumerate(network.convs)}
+    for route in routes:
+        seen = ranges[route.producer]
+        chosen: list[Change] = []
+        for channel in np.flatnonzero(seen.low > 0).tolist():
+            low, high = float(seen.low[channel]), float(seen.high[channel])
+            shift = _shift(low, high, criteria.margin)
+            sqnr = min((_sqnr(network, route, i, channel, ranges) for i in range(len(route.readers))), default=math.inf)
+            if high < criteria.gain * (high - shift) or sqnr > criteria.sqnr:
+                continue
+            if route.blocked:
+                refused.append(Refused(route.producer, channel, low, high, sqnr, route.blocked.lstrip(":")))
+                continue
+            names = tuple(reader.conv for reader in route.readers)
+            chosen.append(
+                Change(
+                    route.producer, order[route.producer], channel, shift, 1.0, 0.0, low, high, low - shift, sqnr, names
+                )
+            )
+        changes += _scaled(chosen, seen, network, criteria)
+    return tuple(changes), tuple(refused)
+
+
+def _shift(low: float, high: float, margin: float) -> float:
+    """A number with few binary digits below `low`, so that every float format holds it."""
+    spread = max(high - low, low * 2.0**-10)
+    grid = 2.0 ** (math.floor(math.log2(spread)) - 2)
+    return max(math.floor((low - margin * spread) / grid) * grid, 0.0)
+
+
+def _sqnr(network: Network, route: Route, which: int, channel: int, ranges: Mapping[str, Range]) -> float:
+    """Of a reader, in dB: its variance over what rounding the channel's 8-bit weights makes of the channel's mean."""
+    reader = network.convs[route.readers[which].conv]
+    live = ranges[reader.name].high > 0
+    step = np.abs(reader.weight).max((1, 2, 3))[live] / 127
+    taps = reader.weight[0, 0].size
+    noise = (step**2 / 12).sum() * taps * ranges[route.producer].mean[channel] ** 2
+    signal = ranges[reader.name].variance[live].sum()
+    return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else math.inf
+
+
+def _scaled(changes: Sequence[Change], seen: Range, network: Network, criteria: Criteria) -> list[Change]:
+    """One producer's changes with their scales and its constant."""
+    if not changes:
+        return []
+    others = np.delete(seen.high, [c.channel for c in changes])
+    room = max(float(others.max(initial=0.0)), *(c.high - c.shift for c in changes))
+    bordered = any(network.convs[name].border == "same" for c in changes for name in c.readers)
+    constant = 2.0 ** math.floor(math.log2(room)) if bordered else 0.0
+    scales = [2.0 ** math.floor(math.log2(room / (c.high - c.shift))) if criteria.rescale else 1.0 for c in changes]
+    return [replace(c, scale=scale, constant=constant) for c, scale in zip(changes, scales, strict=True)]
+
+
+def _translated(report: ConditionReport, network: Network, routes: Sequence[Route]) -> tuple[Change, ...]:
+    """A report's changes under the names of another form of the same network."""
+    names = list(network.convs)
+    by_name = {route.producer: route for route in routes}
+    changes = []
+    for change in report.changes:
+        name = names[change.index] if change.index < len(names) else ""
+        route = by_name.get(name)
+        if (
+            route is None
+            or route.blocked
+            or len(route.readers) != len(change.readers)
+            or change.channel >= len(network.convs[name].bias)
+        ):
+            raise UserError(
+                f"the conditioning report does not fit: no channel {change.channel} to shift at convolution "
+                f"{change.index} ({change.producer})",
+                "condition this model with calibration inputs instead",
+            )
+        changes.append(replace(change, producer=name, readers=tuple(reader.conv for reader in route.readers)))
+    return tuple(changes)
+
+
+def _apply(network: Network, routes: Sequence[Route], changes: Sequence[Change]) -> tuple[Change, ...]:
+    """Rewrite the network's weights, producers in execution order; the changes with the biases they led to."""
+    before = {name: _peak(conv) for name, conv in network.convs.items()}
+    inserted: dict[str, list[tuple[int, int]]] = {}  # into each reader: original input channel, how many before it
+    for route in routes:
+        group = [c for c in changes if c.producer == route.producer]
+        if not group:
+            continue
+        width = len(network.convs[route.producer].bias)
+        for reader in route.readers:
+            moved = inserted.setdefault(reader.conv, [])
+            offset = reader.offset + sum(count for position, count in moved if position <= reader.offset)
+            added = _read(network.convs[reader.conv], offset, width, group)
+            moved.append((reader.offset + width, added))
+        _produce(network.convs[route.producer], group)
+    return tuple(
+        replace(
+            c,
+            bias_before=max(before[name] for name in c.readers),
+            bias_after=max(_peak(network.convs[name]) for name in c.readers),
+        )
+        for c in changes
+    )
+
+
+def _peak(conv: Conv) -> float:
+    return float(np.abs(conv.bias).max())
+
+
+def _produce(conv: Conv, changes: Sequence[Change]) -> None:
+    """Shift the changed outputs; append two guards for each, then the constant."""
+    weights, biases = [], []
+    for c in changes:
+        w, b = conv.weight[c.channel] * c.scale, conv.bias[c.channel] * c.scale
+        shift = c.shift * c.scale
+        weights += [-w, -w]
+        biases += [shift - b, -b]
+    weight, bias = conv.weight.copy(), conv.bias.copy()
+    for c in changes:
+        weight[c.channel] *= c.scale
+        bias[c.channel] = (bias[c.channel] - c.shift) * c.scale
+    if constant := changes[0].constant:
+        weights.append(np.zeros_like(weight[0]))
+        biases.append(np.float64(constant))
+    conv.weight, conv.bias = np.concatenate((weight, np.stack(weights))), np.append(bias, biases)
+
+
+def _read(conv: Conv, offset: int, width: int, changes: Sequence[Change]) -> int:
+    """Let a convolution read the changed channels from `offset` on; how many input channels it got more."""
+    weight, extra = conv.weight.copy(), []
+    border = np.zeros_like(weight[:, 0])
+    for c in changes:
+        taps = conv.weight[:, offset + c.channel]
+        weight[:, offset + c.channel] = taps / c.scale
+        extra += [-taps / c.scale, taps / c.scale]
+        always = _inside(taps) if conv.border == "same" else taps
+        conv.bias = conv.bias + c.shift * always.sum((1, 2))
+        border += c.shift * (taps - always)
+    if changes[0].constant:
+        extra.append(border / changes[0].constant)
+    conv.weight = np.insert(weight, [offset + width] * len(extra), np.stack(extra, 1), axis=1)
+    return len(extra)
+
+
+def _inside(taps: Doubles) -> Doubles:
+    """The centre tap, the only one that never falls on padding; zero elsewhere."""
+    centre = np.zeros_like(taps)
+    row, column = taps.shape[1] // 2, taps.shape[2] // 2
+    centre[:, row, column] = taps[:, row, column]
+    return centre
+
+
+def _write_module(model: nn.Module, conv: Conv) -> None:
+    import torch
+    from torch import nn
+
+    module = model.get_submodule(conv.name)
+    assert isinstance(module, nn.Conv2d)
+    module.out_channels, module.in_channels = conv.weight.shape[:2]
+    module.weight = nn.Parameter(torch.from_numpy(conv.weight).float())
+    module.bias = nn.Parameter(torch.from_numpy(conv.bias).float())
+
+
+def _write_onnx(model: onnx.ModelProto, network: Network, routes: Sequence[Route], changes: Sequence[Change]) -> None:
+    from onnx import numpy_helper
+
+    touched = {name for c in changes for name in (c.producer, *c.readers)}
+    graph = model.graph
+    for node in graph.node:
+        if node.op_type == "Conv" and conv_name(node) in touched:
+            conv = network.convs[conv_name(node)]
+            names = [f"{conv.name}.conditioned.{part}" for part in ("weight", "bias")]
+            del node.input[1:]
+            node.input.extend(names)
+            for name, array in zip(names, (conv.weight, conv.bias), strict=True):
+                graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    del graph.value_info[:]  # shapes of widened tensors are no longer true

@@ -1,0 +1,281 @@
+"""Which convolutions read what a convolution's ReLU writes: the same answer from a PyTorch module and from ONNX.
+
+A graph is brought to a handful of operator kinds (`Op`); routes are found on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from u2export.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import fx, nn
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass
+class Conv:
+    """One convolution in float64.
+
+    Attributes:
+        name: dotted module name, or the ONNX node's name.
+        weight: (outputs, inputs, height, width).
+        bias: (outputs,).
+        border: "same" (zero padding that keeps the size), "none" (no padding), or "other".
+    """
+
+    name: str
+    weight: Doubles
+    bias: Doubles
+    border: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: what it does to channels, and the operators it reads.
+
+    Attributes:
+        kind: "conv", "relu", "linear" (a resize, or nothing at all: maps a constant plane to itself and sums to sums),
+            "pool" (max pooling), "concat" (along channels), "input", or "other".
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A convolution that reads a producer's channels, the first of them as its input channel `offset`."""
+
+    conv: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """From a convolution with its ReLU to every convolution that reads it.
+
+    Attributes:
+        producer: the convolution's name.
+        readers: in the order found.
+        blocked: what else reads it, that a shift would not pass ("max pool", "add" …); empty when nothing does.
+    """
+
+    producer: str
+    readers: tuple[Reader, ...] = ()
+    blocked: str = ""
+
+
+@dataclass
+class Network:
+    """Operators by name, in execution order, and the convolutions' weights by name, in execution order."""
+
+    ops: dict[str, Op]
+    convs: dict[str, Conv]
+    users: dict[str, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.users = {name: [] for name in self.ops}
+        for op in self.ops.values():
+            for source in dict.fromkeys(op.inputs):
+                self.users[source].append(op.name)
+
+    def channels(self, name: str) -> int:
+        """Channels an operator writes; 0 where nothing says."""
+        op = self.ops[name]
+        if op.kind == "conv":
+            return len(self.convs[name].bias)
+        widths = [self.channels(source) for source in op.inputs]
+        return sum(widths) if op.kind == "concat" and all(widths) else next(iter(widths), 0)
+
+    def routes(self) -> list[Route]:
+        """One route for every convolution that is followed by a ReLU and nothing but it."""
+        found = []
+        for name in self.convs:
+            tail = name
+            while len(self.users[tail]) == 1 and self.ops[self.users[tail][0]].kind == "linear":
+                tail = self.users[tail][0]
+            if [self.ops[user].kind for user in self.users[tail]] == ["relu"]:
+                readers, blocked = self._readers(self.users[tail][0], 0)
+                found.append(Route(name, tuple(readers), blocked if blocked or readers else "output"))
+        return found
+
+    def _readers(self, name: str, offset: int) -> tuple[list[Reader], str]:
+        readers: list[Reader] = []
+        blocked = ""
+        for user in self.users[name]:
+            op = self.ops[user]
+            if op.kind == "conv":
+                if self.convs[user].border == "other":
+                    blocked = blocked or "unusual convolution"
+                readers.append(Reader(user, offset))
+            elif op.kind in ("linear", "concat"):
+                for start in self._starts(op, name):
+                    more, stop = self._readers(user, offset + start)
+                    readers += more
+                    blocked = blocked or stop
+            else:
+                blocked = blocked or ("max pool" if op.kind == "pool" else op.name)
+        return readers, blocked if self.users[name] else "output"
+
+    def _starts(self, op: Op, source: str) -> Iterable[int]:
+        start = 0
+        for name in op.inputs:
+            if name == source:
+                yield start
+            start += self.channels(name) if op.kind == "concat" else 0
+
+
+def border(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Sequence[int]) -> str:
+    """How a convolution treats the image border; `pads` holds top, left, bottom, right."""
+    if not any(pads):
+        return "none"
+    keep = [d * (k - 1) / 2 for k, d in zip(kernel, dilation, strict=True)]
+    same = list(pads) == keep * 2 and all(k % 2 for k in kernel) and all(s == 1 for s in stride)
+    return "same" if same else "other"
+
+
+def from_module(model: nn.Module) -> Network:
+    """The network of a PyTorch module whose batch norms are folded (see `fold_batch_norm`)."""
+    from torch import fx, nn
+
+    graph = fx.symbolic_trace(model).graph
+    convs = {n: module_conv(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
+    modules = dict(model.named_modules())
+    ops: dict[str, Op] = {}
+    label: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        kind = _module_kind(node, modules, convs)
+        if kind == "shape":
+            continue
+        label[node] = str(node.target) if kind == "conv" else f":{node.name}"
+        data = node.all_input_nodes
+        if kind == "linear":
+            data = data[:1]  # the target size, where it was computed from another tensor, carries no channels
+        if kind == "concat":
+            data = list(node.args[0])  # all_input_nodes would name a tensor that is there twice once
+        ops[label[node]] = Op(kind, label[node], tuple(label[n] for n in data if n in label))
+    return Network(ops, {name: convs[name] for name in ops if name in convs})
+
+
+def module_conv(name: str, module: nn.Conv2d) -> Conv:
+    """Weights, bias and border of a PyTorch convolution without groups."""
+    weight = module.weight.detach().double().numpy()
+    bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().numpy()
+    pads = module.padding if isinstance(module.padding, tuple) else (-1, -1)
+    kind = border(module.kernel_size, module.stride, module.dilation, (*pads, *pads))
+    return Conv(name, weight, bias, kind if module.padding_mode == "zeros" else "other")
+
+
+def _module_kind(node: fx.Node, modules: Mapping[str, nn.Module], convs: Mapping[str, Conv]) -> str:
+    import operator
+
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        known: dict[type[nn.Module], str] = {
+            nn.ReLU: "relu", nn.Identity: "linear", nn.Upsample: "linear", nn.MaxPool2d: "pool",
+        }  # fmt: skip
+        return "conv" if str(node.target) in convs else known.get(type(module), "other")
+    if node.op == "call_function":
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        functions: dict[Any, str] = {
+            F.relu: "relu", F.interpolate: "linear", F.max_pool2d: "pool",
+            torch.cat: "concat" if dim == 1 else "other", getattr: "shape", operator.getitem: "shape",
+        }  # fmt: skip
+        return functions.get(node.target, "other")
+    return "other"
+
+
+def from_onnx(model: onnx.ModelProto) -> Network:
+    """The network of an ONNX graph with float32 convolutions.
+
+    Raises:
+        UserError: a convolution's weights are not float32 constants (a quantised or fp16 model).
+    """
+    constants = onnx_constants(model)
+    convs: dict[str, Conv] = {}
+    ops = {f":{i.name}": Op("input", f":{i.name}") for i in model.graph.input}
+    made = {i.name: f":{i.name}" for i in model.graph.input}
+    for node in model.graph.node:
+        kind = _onnx_kind(node)
+        if kind == "shape":
+            continue
+        name = conv_name(node) if kind == "conv" else f":{node.output[0]}"
+        if kind == "conv":
+            convs[name] = _onnx_conv(name, node, constants)
+        data = node.input[:1] if kind in ("conv", "linear", "relu", "pool") else node.input
+        ops[name] = Op(kind, name, tuple(made[i] for i in data if i in made))
+        made.update(dict.fromkeys(node.output, name))
+    for output in model.graph.output:
+        ops[f":output {output.name}"] = Op("other", "output", (made[output.name],))
+    return Network(ops, convs)
+
+
+def conv_name(node: onnx.NodeProto) -> str:
+    """What a convolution of an ONNX graph is called: its name, or its output's where it has none."""
+    return str(node.name or node.output[0])
+
+
+def onnx_constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Tensors of a graph that are given: initializers and Constant nodes."""
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    from onnx import helper
+
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _onnx_kind(node: onnx.NodeProto) -> str:
+    attributes = _attributes(node)
+    if node.op_type == "Conv":
+        return "conv" if attributes.get("group", 1) == 1 else "other"
+    if node.op_type == "Concat":
+        return "concat" if attributes["axis"] in (1, -3) else "other"
+    if node.op_type == "Resize":
+        # Of a crop, what lies outside is another constant.
+        crop = attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+        return "other" if crop else "linear"
+    known = {"Relu": "relu", "MaxPool": "pool", "Upsample": "linear", "Identity": "linear"}
+    return known.get(node.op_type, "shape" if node.op_type in ("Shape", "Constant") else "other")
+
+
+def _onnx_conv(name: str, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Conv:
+    import onnx
+    from onnx import numpy_helper
+
+    tensors = [constants.get(i) for i in node.input[1:]]
+    if any(t is None or t.data_type != onnx.TensorProto.FLOAT for t in tensors):
+        raise UserError(
+            f"the weights of convolution {name} are not float32 constants", "give the fp32 model, before quantisation"
+        )
+    arrays = [numpy_helper.to_array(t).astype(np.float64) for t in tensors if t is not None]
+    weight = arrays[0]
+    attributes = _attributes(node)
+    kernel, ones = weight.shape[2:], [1] * (weight.ndim - 2)
+    stride, dilation = attributes.get("strides", ones), attributes.get("dilations", ones)
+    pads = attributes.get("pads", [0, 0] * len(kernel))
+    if attributes.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER"):
+        pads = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)] * 2
+    bias = arrays[1] if len(arrays) > 1 else np.zeros(len(weight))
+    return Conv(name, weight, bias, border(kernel, stride, dilation, pads))
