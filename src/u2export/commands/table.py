@@ -25,10 +25,9 @@ def table(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
     """Render results of earlier benches, each device's by itself."""
-    from rich.console import Console
 
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.table import render, terminal
+    from u2export.benchmarks.table import console, render, terminal
 
     reports = [Report.load(path) for path in results]
     if out:
@@ -36,6 +35,6 @@ def table(
         typer.echo(out)
     elif form is Format.term:
         for report in reports:
-            Console().print(terminal(report))
+            console().print(terminal(report))
     else:
         typer.echo(render(reports, form.value), nl=False)

