@@ -21,6 +21,7 @@ from statistics import median
 from time import sleep
 from typing import Any
 
+import numpy as np
 from u2export.benchmarks import maps
 from u2export.benchmarks.accuracy import Accuracy, read_truth
 from u2export.benchmarks.child import WORKER, Child, Failed
@@ -55,7 +56,7 @@ class Plan:
         baseline: row that speed-ups are relative to; empty for the first reference, else the first row.
         timeout: seconds a child may take for one answer.
         latency: whether to time at all. strict: a broken photo is an error.
-        save_reference: .npz to write the reference's maps to.
+        save_reference: .npz to write the reference's maps to. all_maps: judge every row, resumed ones too.
         worker: command of the child process.
     """
 
@@ -70,16 +71,18 @@ class Plan:
     latency: bool = True
     strict: bool = False
     save_reference: Path | None = None
+    all_maps: bool = False
     worker: Sequence[str] = WORKER
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A row to be: as it stands before measuring, and how a worker opens it."""
+    """A row to be: as it stands before measuring, how a worker opens it, and whether in its own arithmetic."""
 
     row: Measurement
     opening: Mapping[str, Any]
     contract: Contract
+    default: bool = True
 
     @property
     def group(self) -> tuple[str, Contract]:
@@ -89,10 +92,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Judged:
-    """The masks of one group on disk, for pictures: reference and rows by name."""
+    """The maps d0 (photos, height, width) of one group, mapped from disk: the reference's, and the rows' by name."""
 
     reference: str
-    rows: Mapping[str, Path]
+    want: Floats | None
+    rows: Mapping[str, Floats]
 
 
 def settings(
@@ -134,7 +138,7 @@ class Bench:
         self.judged: list[Judged] = []
         self.photos: dict[str, Path] = {}
         self.hashes: list[str] = []
-        self.children = 0
+        self.children = self.files = 0
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.report = Report(this_device(), plan.settings, {**environment(), "before": state()}, created=created)
 
@@ -200,7 +204,7 @@ class Bench:
             return
         for mode in modes if self.plan.modes == "all" else modes[:1]:
             row = replace(first.row, name=name if mode == modes[0] else f"{name} {mode}", mode=mode)
-            yield replace(first, row=row, opening={**first.opening, "mode": mode})
+            yield replace(first, row=row, opening={**first.opening, "mode": mode}, default=mode == modes[0])
 
     def _child(self) -> Child:
         self.children += 1
@@ -230,9 +234,10 @@ class Bench:
         groups: dict[tuple[str, Contract], list[Subject]] = {}
         for subject in subjects:
             groups.setdefault(subject.group, []).append(subject)
+        taken = {s.row.name for s in subjects}
         for key, group in groups.items():
-            candidates = list(self._references(group))
-            groups[key] = [*candidates, *(s for s in group if s.row.name not in {c.row.name for c in candidates})]
+            candidates = [s if s in group else _unique(s, taken) for s in self._references(group)]
+            groups[key] = [*candidates, *(s for s in group if s not in candidates)]
         chosen = self.plan.reference
         if chosen not in ("auto", "pytorch") and not any(self._has_reference(g) for g in groups.values()):
             raise UserError(f"--reference {chosen} is of other weights, or another image contract", "see the records")
@@ -247,8 +252,9 @@ class Bench:
         if row.exporter == "pytorch":
             return Path(chosen).suffix != ".npz"
         if chosen == "auto":
-            return row.precision == "fp32" and row.exporter in ("onnx", "ort") and row.mode == "fp32"
-        return subject.opening["artifact"] == str(Artifact.open(Path(chosen)).path) if _is_file(chosen) else False
+            return row.precision == "fp32" and row.exporter in ("onnx", "ort") and subject.default
+        named = chosen != "pytorch" and Path(chosen).suffix not in (*WEIGHT_FILES, ".npz") and subject.default
+        return named and _same_artifact(Path(chosen), Path(subject.opening["artifact"]))
 
     def _references(self, group: Sequence[Subject]) -> Iterator[Subject]:
         """Rows that could be the group's reference, the best first."""
@@ -293,43 +299,53 @@ class Bench:
 
     def _judge_group(self, group: Sequence[Subject]) -> None:
         reference, want = "", None
-        paths: dict[str, Path] = {}
+        rows: dict[str, Floats] = {}
         if Path(self.plan.reference).suffix == ".npz":
             reference, want = Path(self.plan.reference).name, self._maps_from_file(group[0])
-        for subject in group:
-            if subject.row.reason:
-                continue
-            is_reference = want is None and self._is_reference(subject)
-            path = self.scratch / f"{len(list(self.scratch.glob('*.npy')))}.npy"
-            got = maps.create(path, len(self.photos), subject.contract)
-            row = self._judge(subject, got, path, reference, want)
+        first = reference or (group[0].row.name if self._is_reference(group[0]) else "")
+        todo = [s for s in group if not s.row.reason and (self.plan.all_maps or not self._has_fidelity(s, first))]
+        if todo and want is None and todo[0] is not group[0] and self._is_reference(group[0]):
+            todo.insert(0, group[0])  # measured before, but the others need its maps
+        for subject in todo:
+            got = self._new_maps(subject)
+            row = self._judge(subject, got, reference, want)
             self._save(row)
             if row.reason:
                 continue
-            paths[row.name] = path
-            if is_reference:
+            rows[row.name] = got
+            if want is None and self._is_reference(subject):
                 reference, want = row.name, got
+        self.judged.append(Judged(reference, want, rows))
         if want is not None and self.plan.save_reference:
             weights, contract = group[0].row.weights, group[0].contract
             maps.save_reference(want, self.hashes, weights, contract, self.plan.save_reference)
-        self.judged.append(Judged(reference, paths))
+
+    def _has_fidelity(self, subject: Subject, reference: str) -> bool:
+        """Whether the row has all this from an earlier run."""
+        row = self._row(subject)
+        compared = row.name == reference or (row.reference == reference and list(row.images) == list(self.photos))
+        return not row.reason and compared and bool(row.accuracy) == bool(self.plan.masks)
+
+    def _new_maps(self, subject: Subject) -> Floats:
+        self.files += 1
+        return maps.create(self.scratch / f"{self.files}.npy", len(self.photos), subject.contract)
 
     def _maps_from_file(self, subject: Subject) -> Floats:
-        want = maps.create(self.scratch / "reference.npy", len(self.photos), subject.contract)
+        want = self._new_maps(subject)
         path = Path(self.plan.reference)
         maps.load_reference(path, self.hashes, subject.row.weights, subject.contract, want)
         return want
 
-    def _judge(self, subject: Subject, got: Floats, path: Path, reference: str, want: Floats | None) -> Measurement:
+    def _judge(self, subject: Subject, got: Floats, reference: str, want: Floats | None) -> Measurement:
         """The row with its fidelity, accuracy and the times around the network; its maps into `got`."""
-        row = replace(subject.row, reference=reference)
+        row = replace(self._row(subject), reference=reference)
         accuracy = Accuracy() if self.plan.masks else None
         images, before, after = {}, [], []
         try:
             with self._child() as child:
                 opened = child.ask("open", threads=self.plan.settings.threads, **subject.opening)
                 photos = [str(p) for p in self.photos.values()]
-                answers = child.stream("predict", photos=photos, maps=str(path))
+                answers = child.stream("predict", photos=photos, maps=str(_file_of(got)))
                 for i, (name, photo) in enumerate(self.photos.items()):
                     self.progress(f"masks of {row.name}", i, len(photos))
                     answer = next(answers)
@@ -358,9 +374,9 @@ class Bench:
                 child = stack.enter_context(self._child())
                 if self._warm(subject, child):
                     live[subject.row.name] = child
-            rounds = self.plan.settings.rounds
-            done = self._complete_rounds(live)
-            for number in range(done, rounds):
+            if live and self.report.baseline not in live and not self.plan.baseline:
+                self._save(baseline=next(iter(live)))
+            for number in range(self._complete_rounds(live), self.plan.settings.rounds):
                 self._round(live, number)
                 self._save()
             for name, child in live.items():
@@ -442,8 +458,22 @@ def _failed(row: Measurement, failure: Failed, artifact: Path | str) -> Measurem
     return replace(row, reason=failure.reason, problem=problem.replace(f"{Path.home()}/", "~/"))
 
 
-def _is_file(chosen: str) -> bool:
-    return chosen not in ("auto", "pytorch") and Path(chosen).suffix not in (*WEIGHT_FILES, ".npz")
+def _file_of(mapped: Floats) -> Path:
+    assert isinstance(mapped, np.memmap)
+    return Path(str(mapped.filename))
+
+
+def _same_artifact(one: Path, other: Path) -> bool:
+    return Artifact.open(one).path.resolve() == other.resolve()
+
+
+def _unique(subject: Subject, taken: set[str]) -> Subject:
+    """A reference that is not among the artifacts, under a name no row has."""
+    row = subject.row
+    mark = hashlib.sha256(f"{row.weights.sha256}{row.contract}".encode()).hexdigest()[:6]
+    name = f"{row.name}-{mark}" if row.name in taken else row.name
+    taken.add(name)
+    return replace(subject, row=replace(row, name=name))
 
 
 def _named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
@@ -512,7 +542,7 @@ def measure(
         saved: gets the report after every step; what it got last is what an interruption leaves.
         progress: gets the stage, steps done and steps in all.
         earlier: results of an interrupted run of the same plan, to continue.
-        look: gets the report, the photos and the masks on disk at the end, before the masks are deleted.
+        look: gets the report, the photos by name, and the maps at the end, before they are deleted.
 
     Raises:
         UserError: see `Bench.run`.

@@ -11,7 +11,7 @@ Requests, by their "do"; a path is of this machine:
 - open {artifact, mode, threads} or {weights, sha256, contract, threads}: open an artifact, or the PyTorch reference
   -> {load_ns, runtime, memory}
 - predict {photos, maps}: d0 of every photo into row i of the .npy file `maps` (photos, height, width), float32
-  -> a line {photo, preprocess_ns, inference_ns, postprocess_ns} for each, then {done}
+  -> a line {photo, preprocess_ns, inference_ns, postprocess_ns} for each
 - warm {photo, limit}: first inference, then more until times are steady or `limit` seconds are over
   -> {first_ns, warmup_ns, steady}
 - time {samples, seconds}: at least both, on the photo of `warm` -> {ns}
@@ -98,7 +98,6 @@ class Worker:
             np.lib.format.open_memmap(maps, mode="r+")[i] = d0[0, 0]  # opened anew, so that its pages are let go
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - ready}
             yield {"photo": i, **times, **({"postprocess_ns": end - inferred} if finite else {})}
-        yield {"done": True}
 
     def _check(self, d0: Floats) -> None:
         size = (self.contract.height, self.contract.width)
