@@ -20,7 +20,7 @@ from u2export.reference.source import verification_photos
 from u2export.reference.weights import file_digest
 
 from u2export.errors import UserError
-from u2export.files import read_json
+from u2export.files import read_json, write_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -264,6 +264,17 @@ def read_manifest(manifest: Path) -> list[dict[str, str]]:
         if not (isinstance(entry, dict) and isinstance(entry.get("file"), str) and entry.get("sha256")):
             raise UserError(f"{manifest}: an entry lacks file or sha256: {str(entry)[:80]}", hint)
     return entries
+
+
+def add_to_manifest(manifest: Path, entries: Sequence[dict[str, str]]) -> None:
+    """Put entries into a manifest, in place of those with the same file; it is made if it is not there.
+
+    Raises:
+        UserError: what is there is no manifest, or it cannot be written.
+    """
+    before = read_manifest(manifest) if manifest.exists() else []
+    merged = {entry["file"]: entry for entry in (*before, *entries)}
+    write_json({"schema": SCHEMA, "photos": [merged[name] for name in sorted(merged)]}, manifest)
 
 
 def _rows(path: Path, contract: Contract) -> list[_Candidate]:
