@@ -132,38 +132,41 @@ class _Deployed:
 
 def _tidy(model: onnx.ModelProto) -> None:
     """Names without the wrapper's prefix; absent inputs of Resize written as absent, not as shared empty tensors."""
-    from onnx import numpy_helper
-
     graph = model.graph
     empty = {t.name for t in graph.initializer if 0 in t.dims}
     for node in graph.node:
-        node.name = node.name.replace("/network/", "/")
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = "" if node.op_type == "Resize" and name in empty else name.replace("/network/", "/")
-    for tensor in graph.initializer:
-        tensor.name = tensor.name.removeprefix("network.").replace("/network/", "/")
-    for value in graph.value_info:
-        value.name = value.name.replace("/network/", "/")
+        node.name = _bare(node.name)
+        node.input[:] = ["" if node.op_type == "Resize" and name in empty else _bare(name) for name in node.input]
+        node.output[:] = [_bare(name) for name in node.output]
+    for named in (*graph.initializer, *graph.value_info):
+        named.name = _bare(named.name)
     _rename_weights(model)
     used = {name for node in graph.node for name in node.input}
-    kept = [t for t in graph.initializer if t.name in used and numpy_helper.to_array(t).size]
+    kept = [t for t in graph.initializer if t.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
 
 
+def _bare(name: str) -> str:
+    return name.removeprefix("network.").replace("/network/", "/")
+
+
 def _rename_weights(model: onnx.ModelProto) -> None:
-    """Folded weights, which the tracer calls onnx::Conv_1234, get their module's name."""
-    new: dict[str, str] = {}
+    """Each convolution owns its weight and bias, named after its module; the tracer shares equal ones."""
+    import onnx
+
+    stored = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Conv":
             module = node.name.strip("/").removesuffix("/Conv").replace("/", ".")
-            new.update(zip(node.input[1:], (f"{module}.weight", f"{module}.bias"), strict=False))
-    for node in model.graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = new.get(name, name)
-    for tensor in model.graph.initializer:
-        tensor.name = new.get(tensor.name, tensor.name)
+            for i, kind in enumerate(("weight", "bias")[: len(node.input) - 1], start=1):
+                name = f"{module}.{kind}"
+                if name not in stored:
+                    stored[name] = onnx.TensorProto()
+                    stored[name].CopyFrom(stored[node.input[i]])
+                    stored[name].name = name
+                    model.graph.initializer.append(stored[name])
+                node.input[i] = name
 
 
 def lint(model: onnx.ModelProto, opset: int) -> None:
@@ -176,10 +179,6 @@ def lint(model: onnx.ModelProto, opset: int) -> None:
     import onnx
 
     hint = "this is a fault of the export; report it with the versions of torch, onnx and onnxsim"
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}", hint) from None
     found = {o.domain: o.version for o in model.opset_import}
     if found.get("") != opset or set(found) - {""}:
         raise UserError(f"the exported graph has opsets {found}, asked for was {opset}", hint)
@@ -191,3 +190,7 @@ def lint(model: onnx.ModelProto, opset: int) -> None:
     names = [node.name for node in model.graph.node]
     if "" in names or len(set(names)) != len(names):
         raise UserError("nodes of the exported graph lack names of their own", hint)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}", hint) from None

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli, two_lines
+from PIL import Image
+
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt", "scipy", "matplotlib", "cv2")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["onnx", "--help"], ["bench", "--help"], ["weights", "list"]]
+)
+def test_light_commands_load_nothing_heavy(cli: Cli, words: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['u2export', *sys.argv[1:]]\nfrom u2export.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', sorted(set(sys.modules) & set({HEAVY!r})))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip().splitlines()[-1] == "LOADED []", result.stdout + result.stderr
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    text = cli("--help").stdout
+    for word in ("onnx", "ort", "openvino", "bench", "predict", "targets", "weights", "golden"):
+        assert word in text
+
+
+def test_usage_errors_exit_with_2(cli: Cli) -> None:
+    assert cli("onnx", "--nope").returncode == 2
+    assert cli("fly").returncode == 2
+
+
+def test_targets(cli: Cli) -> None:
+    rows = json.loads(cli("targets", "--json").stdout)
+    assert {"onnx", "ort", "openvino"} <= {row["target"] for row in rows}
+    for row in rows:
+        for question in ("export", "run"):
+            assert row[question]["possible"] or (row[question]["why"] and row[question]["fix"])
+
+
+def test_wrong_requests_are_two_lines(cli: Cli, tmp_path: Path) -> None:
+    two_lines(cli("onnx", "--size", "big"), "'big'")
+    two_lines(cli("onnx", "--size", "0"), "0x0")
+    two_lines(cli("onnx", "--opset", "12"), "opset 12")
+    two_lines(cli("onnx", "--fp32", "--fp16"), "exclude")
+    two_lines(cli("onnx", "--budget", "mae=x"), "mae=x")
+    two_lines(cli("onnx", "--weights", "u2nett"), "u2nett")
+    two_lines(cli("predict", tmp_path / "gone.jpg", "--model", "m.onnx"), "gone.jpg")
+    two_lines(cli("weights", "pull", "u2nett"), "u2nett")
+
+
+@pytest.fixture(scope="module")
+def artifact(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxsim")
+    out = tmp_path_factory.mktemp("artifacts")
+    result = cli("onnx", "--weights", "random-u2netp", "--size", "64", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "random weights" in result.stderr
+    return Path(result.stdout.strip())
+
+
+def test_export_prints_the_path_or_the_record(cli: Cli, artifact: Path, tmp_path: Path) -> None:
+    assert artifact.is_file()
+    result = cli("onnx", "--weights", "random-u2netp", "--size", "32x64", "--out", tmp_path, "--json")
+    record = json.loads(result.stdout)
+    assert Path(record["path"]).is_file() and record["contract"]["height"] == 32 and record["contract"]["width"] == 64
+
+
+def test_predict_writes_masks_and_cutouts(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
+    result = cli("predict", photo, "--model", artifact, "--out", tmp_path / "m")
+    assert result.stdout.strip() == str(tmp_path / "m" / "photo.png")
+    with Image.open(tmp_path / "m" / "photo.png") as mask:
+        assert mask.mode == "L" and mask.size == (120, 90)
+    record = artifact.with_name(artifact.name + ".json")
+    assert cli("predict", photo, "--model", record, "--out", tmp_path / "c", "--cutout").returncode == 0
+    with Image.open(tmp_path / "c" / "photo.png") as cutout:
+        assert cutout.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(cutout)[..., :3], np.asarray(Image.open(photo)))
+
+
+def test_predict_reports_and_counts_bad_photos(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "good.png").write_bytes(photo.read_bytes())
+    (folder / "sub" / "good.png").write_bytes(photo.read_bytes())
+    (folder / "bad.jpg").write_text("no")
+    result = cli("predict", folder, "--model", artifact, "--out", tmp_path / "m")
+    assert result.returncode == 0
+    assert "bad.jpg" in result.stderr and "1 of 3 photos skipped" in result.stderr
+    assert (tmp_path / "m" / "good.png").is_file() and (tmp_path / "m" / "sub" / "good.png").is_file()
+    two_lines(cli("predict", folder, "--model", artifact, "--out", tmp_path / "s", "--strict"), "bad.jpg")
+    two_lines(cli("predict", folder / "bad.jpg", "--model", artifact, "--out", tmp_path / "s"), "bad.jpg")
+
+
+def test_predict_never_overwrites_photos_or_results(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
+    two_lines(cli("predict", photo, "--model", artifact, "--out", photo.parent), "overwrite the photo")
+    (tmp_path / "photo.jpg").write_bytes(photo.read_bytes())
+    two_lines(cli("predict", photo, tmp_path / "photo.jpg", "--model", artifact, "--out", tmp_path / "m"), "both write")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX")
+def test_a_full_disk_leaves_earlier_output_alone(artifact: Path, photo: Path, tmp_path: Path) -> None:
+    import resource
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+
+    out = tmp_path / "m"
+    out.mkdir()
+    (out / "photo.png").write_bytes(b"earlier")
+    command = [sys.executable, "-m", "u2export", "predict", str(photo), "--model", str(artifact), "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=full, timeout=300)
+    two_lines(result, "too large")
+    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [("photo.png", b"earlier")]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_output(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    two_lines(cli("predict", photo, "--model", artifact, "--out", tmp_path / "locked" / "m"), "cannot write")
+
+
+def test_output_folder_that_is_a_file(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    two_lines(cli("predict", photo, "--model", artifact, "--out", tmp_path / "file"), "cannot write")
+    two_lines(cli("onnx", "--weights", "random-u2netp", "--size", "64", "--out", tmp_path / "file"), "cannot write")
+
+
+def test_quiet_keeps_results_only(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("onnxsim")
+    result = cli("-q", "onnx", "--weights", "random-u2netp", "--size", "64", "--out", tmp_path)
+    assert result.stderr == "" and Path(result.stdout.strip()).is_file()
+
+
+def test_weights_info_and_convert(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    facts = json.loads(cli("weights", "info", "random-u2netp", "--json").stdout)
+    assert (facts["variant"], facts["parameters"], facts["tensors"]) == ("u2netp", 1_131_181, 798)
+    assert cli("weights", "convert", "random-u2netp", "--to", tmp_path / "w.safetensors").returncode == 0
+    assert json.loads(cli("weights", "info", tmp_path / "w.safetensors", "--json").stdout)["variant"] == "u2netp"
+    two_lines(cli("weights", "convert", "random-u2netp", "--to", tmp_path / "w.h5"), ".h5")
