@@ -1,0 +1,746 @@
+"""Backend-neutral 8-bit graphs: an fp32 ONNX graph and activation ranges give one with Q/DQ pairs.
+
+ONNX Runtime's `quantize_static` keeps every tensor of every photo and knows neither regions nor shared scales; NNCF
+writes unsigned zero-point-free pairs that TensorRT misreads. Inserting pairs is little code, so it is done here.
+Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018; per-channel weights and calibrators: Wu et al., "Integer Quantization for Deep Learning Inference", 2020.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from u2export.reference.image import Floats
+
+from u2export.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+PLACEMENTS = ("everywhere", "producer", "conv-input")
+PERCENTILE = 99.99
+BINS = 4096
+# Ops that only move or interpolate values: their output is on the input's grid, or close to it.
+MOVING = ("Concat", "MaxPool", "Resize")
+ACTIVATING = ("Relu", "Clip")
+QUANTISED = ("Conv", "Add", *MOVING, *ACTIVATING)
+SCHEMA_OPSET = 13
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an activation tensor is quantised to; values outside are clipped."""
+
+    low: float
+    high: float
+
+    @property
+    def peak(self) -> float:
+        """The larger magnitude of both ends."""
+        return max(abs(self.low), abs(self.high))
+
+
+Ranges = Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How a graph is quantised. Weights are always int8, symmetric, one scale for each output channel.
+
+    Attributes:
+        signed: int8 activations with zero point 0 (all TensorRT accepts) or uint8 with a zero point (what ONNX
+            Runtime's and OpenVINO's CPU kernels are fast in; s8 runs 3.5 times slower than u8 in the former).
+        placement: "everywhere": at every tensor, so that concatenation, pooling and resizing stay in 8 bit;
+            "producer": at the outputs of computing layers, pooling and concatenation on shared scales without pairs
+            of their own (least memory traffic in TensorRT); "conv-input": at the convolutions' inputs only.
+        heads: quantise the side outputs, their fusion and what follows as well.
+        keep_float: names of nodes, or regular expressions that match whole names, to compute in float.
+        raw_entry: layers kept in float read what quantised neighbours computed before it is rounded, through
+            concatenation, pooling and resizing. Without it a neighbour's rounding still reaches them, and an
+            unconditioned network gets worse, not better.
+        bias: store biases as int32 in the scale of the accumulator (ONNX Runtime's form; TensorRT refuses it).
+        weight_bits: 8, or 7 for x86 processors without VNNI, whose 16-bit sums of products saturate.
+    """
+
+    signed: bool = True
+    placement: str = "producer"
+    heads: bool = False
+    keep_float: tuple[str, ...] = ()
+    raw_entry: bool = True
+    bias: bool = False
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
+        if self.weight_bits not in (7, 8):
+            raise UserError(f"{self.weight_bits}-bit weights are not supported", "choose 7 or 8")
+
+
+# Recipes by measurement on real photos; the accuracy table is in the benchmarks.
+TENSORRT = QuantSpec(signed=True, placement="producer")
+ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True)
+
+
+class _View:
+    """Lookups in a graph: initialisers by name, the node that makes a tensor, the nodes that read it."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.nodes = list(graph.node)
+        self.constants = {t.name: t for t in graph.initializer}
+        self.inputs = [i.name for i in graph.input if i.name not in self.constants]
+        self.outputs = {o.name for o in graph.output}
+        self.maker = {name: node for node in self.nodes for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+        self.data = set(self.inputs)  # everything that depends on the photo
+        for node in self.nodes:
+            if self.data.intersection(node.input):
+                self.data.update(node.output)
+
+    def inputs_of(self, node: onnx.NodeProto) -> list[str]:
+        """The tensors of a node that are quantised with it: of a Conv or Resize the first, of others all."""
+        names = list(node.input[:1] if node.op_type in ("Conv", "Resize", "Clip") else node.input)
+        return [n for n in names if n in self.data or node.op_type in ("Concat", "Add")]
+
+    def sources(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that made a node's inputs."""
+        return [self.maker[n] for n in node.input if n in self.maker]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Value of an initialiser."""
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.constants[name])
+
+    def fused(self, name: str) -> bool:
+        """Whether a tensor is only a Conv's sum on its way into an activation, never stored by a fused kernel."""
+        readers = self.readers[name]
+        made_by = self.maker.get(name)
+        return (
+            made_by is not None
+            and made_by.op_type == "Conv"
+            and len(readers) == 1
+            and readers[0].op_type in ACTIVATING
+            and name not in self.outputs
+        )
+
+
+def activations(model: onnx.ModelProto) -> list[str]:
+    """Names of the tensors any placement may quantise, in execution order."""
+    view = _View(model)
+    names = chain.from_iterable(view.inputs_of(n) for n in view.nodes if n.op_type in QUANTISED)
+    return [name for name in dict.fromkeys(names) if not view.fused(name)]
+
+
+def conv_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Convolutions with constant weights, in execution order."""
+    view = _View(model)
+    return [n for n in view.nodes if n.op_type == "Conv" and n.input[1] in view.constants]
+
+
+def head_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes behind the last activation or sum: side outputs, their fusion, the sigmoid."""
+    view = _View(model)
+    found: set[str] = set()
+    queue = [view.maker[name] for name in view.outputs]
+    while queue:
+        node = queue.pop()
+        if node.name in found or node.op_type in (*ACTIVATING, "Add", "Max"):
+            continue
+        found.add(node.name)
+        queue += view.sources(node)
+    return found
+
+
+# --- ranges -----------------------------------------------------------------------------------------------------
+
+
+def observe(
+    model: onnx.ModelProto,
+    inputs: Iterable[Floats],
+    tensors: Sequence[str] | None = None,
+    method: str = "minmax",
+    signed: bool = False,
+) -> dict[str, Range]:
+    """Ranges of activations over photos, in one pass that holds the tensors of one photo at most.
+
+    Args:
+        model: the fp32 graph.
+        inputs: network inputs (1, C, H, W).
+        tensors: names of the tensors; all of `activations` by default.
+        method: "minmax"; "percentile" (99.99 of the magnitudes); "entropy" (least Kullback-Leibler divergence, as
+            TensorRT's calibrator does); "mse" (least mean squared rounding and clipping error).
+        signed: the scheme the last two optimise for, see `QuantSpec.signed`.
+
+    Raises:
+        UserError: unknown method or tensor, no photos, or an activation that is not finite.
+    """
+    if method not in METHODS:
+        raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
+    names = list(activations(model) if tensors is None else tensors)
+    known = set(_View(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
+    if lost := [n for n in names if n not in known]:
+        raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this very graph")
+    if method == "minmax":
+        return _minmax(model, inputs, names)
+    levels = 127 if signed else 255
+    seen = _histograms(model, inputs, names)
+    return {name: _clipped(seen[name], method, levels, signed) for name in names}
+
+
+def session(model: onnx.ModelProto, optimise: bool = True) -> Any:
+    """An ONNX Runtime session on the CPU over a graph in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads only starve others
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _run(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
+    """The named tensors for each photo in turn."""
+    opened = session(model)
+    feed = opened.get_inputs()[0].name
+    empty = True
+    for x in inputs:
+        empty = False
+        yield opened.run(list(names), {feed: x})
+    if empty:
+        raise UserError("no photos to calibrate on", "give a folder of photos, for example --calib calibration/")
+
+
+def _with_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> onnx.ModelProto:
+    """A copy with further nodes and the named float tensors as its only outputs."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.node.extend(nodes)
+    del copy.graph.output[:]
+    copy.graph.output.extend(
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in dict.fromkeys(names)
+    )
+    return copy
+
+
+def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, Range]:
+    from onnx import helper
+
+    nodes, made = [], []
+    for i, name in enumerate(names):
+        for op in ("ReduceMin", "ReduceMax"):
+            made.append(f"observed_{op}_{i}")
+            nodes.append(helper.make_node(op, [name], made[-1:], name=made[-1], keepdims=0))
+    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    for values in _run(_with_outputs(model, nodes, made), inputs, made):
+        flat = np.array(values, np.float64).reshape(-1, 2)
+        _check_finite(names, flat)
+        low, high = np.minimum(low, flat[:, 0]), np.maximum(high, flat[:, 1])
+    return {name: Range(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+
+
+def _check_finite(names: Sequence[str], values: NDArray[Any]) -> None:
+    bad = ~np.isfinite(values).all(1)
+    if bad.any():
+        raise UserError(
+            f"the activation {names[int(bad.argmax())]} is NaN or infinite on a calibration photo",
+            "check the weights; u2export lint names layers that overflow",
+        )
+
+
+@dataclass
+class _Histogram:
+    """Counts of magnitudes in equal bins from 0 to `top`, which doubles when a larger one comes; and both ends."""
+
+    top: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(BINS)
+
+    def add(self, x: Floats) -> None:
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+        peak = max(-self.low, self.high)
+        if self.top == 0 and peak > 0:
+            self.top = peak
+        while peak > self.top:
+            self.counts = np.concatenate((self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2)))
+            self.top *= 2
+        scale = BINS / self.top if self.top else 0.0
+        where = np.minimum((np.abs(x.ravel()) * np.float32(scale)).astype(np.int32), BINS - 1)
+        self.counts += np.bincount(where, minlength=BINS)
+
+
+def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, _Histogram]:
+    constants = {t.name for t in model.graph.initializer}
+    watched = [n for n in names if n not in constants]
+    fed = [i.name for i in model.graph.input]
+    made = [n for n in watched if n not in fed]
+    seen = {name: _Histogram() for name in names}
+    for name in set(names) & constants:
+        seen[name].add(_View(model).array(name))
+
+    def tap(x: Floats) -> Floats:
+        for name in set(fed) & set(watched):
+            seen[name].add(x)
+        return x
+
+    for values in _run(_with_outputs(model, (), made), map(tap, inputs), made):
+        for name, value in zip(made, values, strict=True):
+            _check_finite([name], np.array([[value.min(), value.max()]]))
+            seen[name].add(value)
+    return seen
+
+
+def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> Range:
+    """The range with both ends cut at the magnitude that the method finds best."""
+    if seen.top == 0:
+        return Range(seen.low, seen.high)
+    pick: dict[str, Callable[[], float]] = {
+        "percentile": lambda: _percentile(seen),
+        "entropy": lambda: _least_entropy(seen, levels + 1),
+        "mse": lambda: _least_mse(seen, levels, signed),
+    }
+    limit = pick[method]()
+    return Range(max(seen.low, -limit), min(seen.high, limit))
+
+
+def _percentile(seen: _Histogram) -> float:
+    share = np.cumsum(seen.counts) / seen.counts.sum()
+    return float((np.searchsorted(share, PERCENTILE / 100) + 1) * seen.top / BINS)
+
+
+def _least_mse(seen: _Histogram, levels: int, signed: bool) -> float:
+    """The clipping magnitude with the least mean squared error, rounding and clipping together."""
+    centres = (np.arange(BINS) + 0.5) * seen.top / BINS
+    centres[0] = 0.0  # most of the lowest bin is what a ReLU cut off, which is exact
+    limits = np.linspace(0.2, 1.0, 81) * max(-seen.low, seen.high)
+
+    def error(limit: float) -> float:
+        width = limit if signed else min(seen.high, limit) - max(min(seen.low, 0.0), -limit)
+        step = width / levels
+        rounded = np.minimum(np.rint(centres / step) * step, limit)
+        # Within a bin values are spread evenly, which adds its variance wherever nothing is rounded to a coarser step.
+        return float((seen.counts * (centres - rounded) ** 2).sum())
+
+    return float(limits[int(np.argmin([error(t) for t in limits]))])
+
+
+def _least_entropy(seen: _Histogram, levels: int) -> float:
+    """The clipping magnitude with the least divergence of the rounded from the true distribution.
+
+    Migacz, "8-bit inference with TensorRT", GTC 2017.
+    """
+    stops = range(levels, BINS + 1, max(1, levels // 8))
+
+    def divergence(stop: int) -> float:
+        inside = seen.counts[:stop]
+        true = inside.copy()
+        true[-1] += seen.counts[stop:].sum()
+        group = np.arange(stop) * levels // stop
+        used = inside > 0
+        totals, members = np.bincount(group, inside, levels), np.bincount(group, used, levels)
+        rounded = np.where(used, (totals / np.maximum(members, 1))[group], 0.0)
+        p, q = true / true.sum(), rounded / max(rounded.sum(), 1.0)
+        both = (p > 0) & (q > 0)
+        missed = float(p[(p > 0) & (q == 0)].sum())  # mass that falls where the rounded distribution has none
+        return float((p[both] * np.log(p[both] / q[both])).sum()) + missed
+
+    best = min(stops, key=divergence)
+    return best * seen.top / BINS
+
+
+# --- the graph --------------------------------------------------------------------------------------------------
+
+
+def quantize(model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec = TENSORRT) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs; the float graph is left as it is.
+
+    Args:
+        model: fp32, opset 13 or later.
+        ranges: of the activations, from `observe`.
+        spec: the scheme.
+
+    Raises:
+        UserError: opset below 13, already quantised, a name in `keep_float` that matches no node, no range for a
+            tensor that needs one, or a range that is empty or not finite.
+    """
+    _check_model(model)
+    view = _View(model)
+    kept = float_nodes(model, spec)
+    plan = _Plan(view, spec, kept)
+    scales = _Scales(view, plan, ranges, spec)
+    made = _Rewriter(model, view, plan, scales, spec).model()
+    check(made)
+    return made
+
+
+def _check_model(model: onnx.ModelProto) -> None:
+    opset = {o.domain: o.version for o in model.opset_import}.get("", 0)
+    if opset < SCHEMA_OPSET:
+        raise UserError(
+            f"per-channel Q/DQ needs opset {SCHEMA_OPSET}, the graph has {opset}", "export it with --opset 17"
+        )
+    if any(n.op_type in ("QuantizeLinear", "QLinearConv", "ConvInteger") for n in model.graph.node):
+        raise UserError("the graph is quantised already", "start from the fp32 graph")
+    names = [n.name for n in model.graph.node]
+    if "" in names or len(set(names)) != len(names):
+        raise UserError("nodes of the graph lack names of their own", "export it with u2export")
+
+
+def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
+    """Names of the nodes that stay in float: those asked for, the heads unless quantised, and what lies between.
+
+    Raises:
+        UserError: a name in `keep_float` matches no node.
+    """
+    view = _View(model)
+    names = [n.name for n in view.nodes]
+    kept = set() if spec.heads else head_nodes(model)
+    for wanted in spec.keep_float:
+        kept |= set(_matching(wanted, names))
+    return kept | _between(view, kept, spec.raw_entry)
+
+
+def _matching(wanted: str, names: Sequence[str]) -> list[str]:
+    if wanted in names:
+        return [wanted]
+    try:
+        found = [n for n in names if re.fullmatch(wanted, n)]
+    except re.error as error:
+        raise UserError(
+            f"{wanted!r} is neither a node nor a regular expression: {error}", "check --keep-float"
+        ) from None
+    if not found:
+        raise UserError(
+            f"no node is named or matched by {wanted!r}",
+            f"names look like {names[0]}; give one, or a regular expression",
+        )
+    return found
+
+
+def _between(view: _View, kept: set[str], raw_entry: bool) -> set[str]:
+    """Moving nodes that feed a float layer: all with raw entry, else those that also carry a float layer's output."""
+    down: set[str] = set()
+    for node in reversed(view.nodes):
+        if node.op_type in MOVING and any(r.name in kept | down for o in node.output for r in view.readers[o]):
+            down.add(node.name)
+    if raw_entry:
+        return down
+    up = set(kept)
+    for node in view.nodes:
+        if node.op_type in (*MOVING, *ACTIVATING) and any(s.name in up for s in view.sources(node)):
+            up.add(node.name)
+    return down & up
+
+
+class _Plan:
+    """Which tensors get a Q/DQ pair, and which reads go through it."""
+
+    def __init__(self, view: _View, spec: QuantSpec, kept: set[str]) -> None:
+        self.view, self.spec, self.kept = view, spec, kept
+        self.reads: set[tuple[str, str]] = set()
+        for node in view.nodes:
+            for tensor in self._candidates(node):
+                if not view.fused(tensor) and self._rounded(node, tensor):
+                    self.reads.add((node.name, tensor))
+        self.tensors = list(dict.fromkeys(t for n in view.nodes for t in n.input if (n.name, t) in self.reads))
+
+    def quantised(self, node: onnx.NodeProto) -> bool:
+        """Whether a node computes on 8-bit values."""
+        if self.spec.placement == "conv-input" and node.op_type != "Conv":
+            return False
+        if node.op_type == "Conv" and node.input[1] not in self.view.constants:
+            return False
+        return node.op_type in QUANTISED and node.name not in self.kept
+
+    def _candidates(self, node: onnx.NodeProto) -> list[str]:
+        names = self.view.inputs_of(node)
+        return names if node.op_type in QUANTISED else [n for n in names if n in self.view.data]
+
+    def _rounded(self, node: onnx.NodeProto, tensor: str) -> bool:
+        source = self.view.maker.get(tensor)
+        if not self.quantised(node):
+            # A float layer may still have to read what an integer kernel left in 8 bit.
+            inside = source is None or not (self.quantised(source) or self._fused_in(source))
+            return not self.spec.raw_entry and node.name in self.kept and not inside
+        if self.spec.placement == "producer" and source is not None:
+            # Already on the shared grid: rounding again would change nothing.
+            return not (source.op_type in ("MaxPool", "Concat") and self.quantised(source))
+        return True
+
+    def _fused_in(self, node: onnx.NodeProto) -> bool:
+        """Whether an activation closes a quantised Conv."""
+        return node.op_type in ACTIVATING and any(self.quantised(s) for s in self.view.sources(node))
+
+
+class _Scales:
+    """Scale and zero point of every planned tensor; tensors on one grid share them."""
+
+    def __init__(self, view: _View, plan: _Plan, ranges: Ranges, spec: QuantSpec) -> None:
+        self.spec = spec
+        self.shared = _groups(view, plan, spec)
+        pooled: dict[str, Range] = {}
+        for tensor in plan.tensors:
+            found = _range_of(tensor, ranges)
+            root = self.shared.get(tensor, tensor)
+            so_far = pooled.get(root, found)
+            pooled[root] = Range(min(so_far.low, found.low), max(so_far.high, found.high))
+        self.grids = {root: self._scale(root, found) for root, found in pooled.items()}
+
+    def of(self, tensor: str) -> tuple[np.float32, int] | None:
+        """Scale and zero point of a tensor's values; None where it is not rounded."""
+        return self.grids.get(self.shared.get(tensor, tensor))
+
+    def _scale(self, tensor: str, found: Range) -> tuple[np.float32, int]:
+        low, high = min(found.low, 0.0), max(found.high, 0.0)
+        if not (np.isfinite(low) and np.isfinite(high)) or high - low < np.finfo(np.float32).tiny:
+            raise UserError(
+                f"the activation {tensor} has the range {found.low:g} to {found.high:g} on the calibration photos",
+                "its scale would be 0; give more and more varied photos, or check the weights",
+            )
+        if self.spec.signed:
+            return np.float32(found.peak / 127), 0
+        scale = np.float32((high - low) / 255)
+        return scale, int(np.clip(np.rint(-low / scale), 0, 255))
+
+
+def _range_of(tensor: str, ranges: Ranges) -> Range:
+    if tensor not in ranges:
+        raise UserError(
+            f"no range was observed for the activation {tensor}", "observe the same graph that is quantised"
+        )
+    return ranges[tensor]
+
+
+def _groups(view: _View, plan: _Plan, spec: QuantSpec) -> dict[str, str]:
+    """Tensors that must share a scale, by their group's representative.
+
+    Pooling and resizing give values between their input's, so they keep its scale. In "producer" placement the
+    inputs of a concatenation share one too, or it would have to round again.
+    """
+    root: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while root.get(name, name) != name:
+            name = root[name]
+        return name
+
+    keeps = {"everywhere": ("MaxPool", "Resize"), "producer": ("MaxPool", "Concat"), "conv-input": ()}[spec.placement]
+    for node in view.nodes:
+        if node.op_type in keeps and plan.quantised(node):
+            first, *others = (*view.inputs_of(node), node.output[0])
+            for other in others:
+                root[find(other)] = find(first)
+    return {name: find(name) for name in root}
+
+
+class _Rewriter:
+    """Writes the quantised graph."""
+
+    def __init__(self, model: onnx.ModelProto, view: _View, plan: _Plan, scales: _Scales, spec: QuantSpec) -> None:
+        self.source, self.view, self.plan, self.scales, self.spec = model, view, plan, scales, spec
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {}
+        self.rounded: dict[str, str] = {}
+
+    def model(self) -> onnx.ModelProto:
+        """The result."""
+        import onnx
+        from onnx import numpy_helper
+
+        for node in self.view.nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            for i, name in enumerate(node.input):
+                if (node.name, name) in self.plan.reads:
+                    copy.input[i] = self._activation(name)
+            if node.op_type == "Conv" and self.plan.quantised(node):
+                self._weights(copy, node)
+            self.nodes.append(copy)
+        made = onnx.ModelProto()
+        made.CopyFrom(self.source)
+        del made.graph.node[:], made.graph.value_info[:]
+        made.graph.node.extend(self.nodes)
+        used = {name for n in self.nodes for name in n.input}
+        kept = [t for t in made.graph.initializer if t.name in used]
+        del made.graph.initializer[:]
+        made.graph.initializer.extend(kept)
+        made.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in self.constants.items())
+        return onnx.shape_inference.infer_shapes(made)
+
+    def _activation(self, name: str) -> str:
+        """The tensor after its pair, which is written on first use."""
+        from onnx import helper
+
+        if name not in self.rounded:
+            grid = self.scales.of(name)
+            assert grid, name
+            scale, zero = grid
+            self.constants[f"{name}_scale"] = np.array(scale, np.float32)
+            self.constants[f"{name}_zero_point"] = np.array(zero, np.int8 if self.spec.signed else np.uint8)
+            with_grid = [f"{name}_scale", f"{name}_zero_point"]
+            q, dq = f"{name}_quantized", f"{name}_dequantized"
+            self.nodes += [
+                helper.make_node("QuantizeLinear", [name, *with_grid], [q], f"{name}/QuantizeLinear"),
+                helper.make_node("DequantizeLinear", [q, *with_grid], [dq], f"{name}/DequantizeLinear"),
+            ]
+            self.rounded[name] = dq
+        return self.rounded[name]
+
+    def _weights(self, copy: onnx.NodeProto, node: onnx.NodeProto) -> None:
+        weight = self.view.array(node.input[1]).astype(np.float32)
+        name = node.input[1]
+        bias = self.view.array(node.input[2]) if len(node.input) > 2 and node.input[2] in self.view.constants else None
+        grid = self.scales.of(node.input[0]) if self.spec.bias else None
+        entry = grid[0] if grid else None
+        scale = weight_scale(weight, bias, entry, self.spec.weight_bits)
+        self.constants[f"{name}_quantized"] = round_weight(weight, scale, self.spec.weight_bits)
+        copy.input[1] = self._dequantized(name, scale, np.int8)
+        if bias is not None and entry is not None:
+            sums = (entry * scale).astype(np.float32)
+            self.constants[f"{node.input[2]}_quantized"] = np.rint(bias.astype(np.float64) / sums).astype(np.int32)
+            copy.input[2] = self._dequantized(node.input[2], sums, np.int32)
+
+    def _dequantized(self, name: str, scale: NDArray[np.float32], dtype: type) -> str:
+        from onnx import helper
+
+        self.constants[f"{name}_scale"] = scale
+        self.constants[f"{name}_zero_point"] = np.zeros(len(scale), dtype)
+        inputs = [f"{name}_quantized", f"{name}_scale", f"{name}_zero_point"]
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], f"{name}/DequantizeLinear", axis=0)
+        )
+        return f"{name}_dequantized"
+
+
+def weight_scale(
+    weight: Floats, bias: Floats | None = None, entry: np.float32 | None = None, bits: int = 8
+) -> NDArray[np.float32]:
+    """Per-channel scales of a weight (O, I, kH, kW).
+
+    With `entry`, the scale of the convolution's input, they are also large enough for the bias to fit into int32.
+    """
+    peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64) / (2 ** (bits - 1) - 1)
+    if bias is not None and entry is not None:
+        peak = np.maximum(peak, np.abs(bias) / (float(entry) * 2.0**30))
+    peak[peak < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros is exact in any scale
+    return np.asarray(peak, np.float32)
+
+
+def round_weight(weight: Floats, scale: NDArray[np.float32], bits: int = 8) -> NDArray[np.int8]:
+    """A weight (O, I, kH, kW) on its grid, as int8."""
+    limit = 2 ** (bits - 1) - 1
+    return np.asarray(np.clip(np.rint(weight / scale.reshape(-1, 1, 1, 1)), -limit, limit), np.int8)
+
+
+def check(model: onnx.ModelProto) -> None:
+    """What every runtime needs of a Q/DQ graph.
+
+    Raises:
+        UserError: onnx.checker refuses it, a scale is not finite and positive, or a per-channel scale has another
+            length than its tensor.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise UserError(f"the quantised graph is not valid ONNX: {str(error).splitlines()[0]}", "report it") from None
+    view = _View(model)
+    for node in view.nodes:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scale, channels = view.array(node.input[1]), view.constants.get(node.input[0])
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise UserError(f"{node.name}: a scale is not finite and positive", "give more and more varied photos")
+        if scale.ndim and (channels is None or len(scale) != channels.dims[0]):
+            raise UserError(f"{node.name}: {len(scale)} scales do not fit its tensor", "report it")
+
+
+# --- bias correction --------------------------------------------------------------------------------------------
+
+
+def correct_biases(
+    model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, inputs: Iterable[Floats]
+) -> onnx.ModelProto:
+    """The float graph with biases that make up for the mean error quantisation brings to each output channel.
+
+    Every convolution runs twice on the float network's activations, once as it is and once with weights and input
+    rounded; the mean difference over photos and pixels is taken off the bias (Nagel et al., "Data-Free Quantization
+    Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means).
+    """
+    from onnx import numpy_helper
+
+    view = _View(model)
+    plan = _Plan(view, spec, float_nodes(model, spec))
+    scales = _Scales(view, plan, ranges, spec)
+    convs = [n for n in conv_nodes(model) if plan.quantised(n) and len(n.input) > 2 and n.input[2] in view.constants]
+    probe, names = _probe(model, view, convs, scales, spec)
+    total, photos = [np.zeros(1) for _ in convs], 0
+    for errors in _run(probe, inputs, names):
+        total = [t + e.ravel() for t, e in zip(total, errors, strict=True)]
+        photos += 1
+    corrected = type(model)()
+    corrected.CopyFrom(model)
+    new = {n.input[2]: view.array(n.input[2]) - t / photos for n, t in zip(convs, total, strict=True)}
+    for tensor in corrected.graph.initializer:
+        if tensor.name in new:
+            tensor.CopyFrom(numpy_helper.from_array(new[tensor.name].astype(np.float32), tensor.name))
+    return corrected
+
+
+def _probe(
+    model: onnx.ModelProto, view: _View, convs: Sequence[onnx.NodeProto], scales: _Scales, spec: QuantSpec
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The float graph with, for every convolution, the mean difference of its rounded twin for each channel."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    axes = np.array([0, 2, 3], np.int64)
+    opset = next(o.version for o in model.opset_import if not o.domain)
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, NDArray[Any]] = {"probe_axes": axes}
+    rounded: dict[str, str] = {}
+    names = []
+    for i, conv in enumerate(convs):
+        entry, grid = conv.input[0], scales.of(conv.input[0])
+        if grid and entry not in rounded:
+            rounded[entry] = f"probe_{len(rounded)}_input"
+            constants[f"{rounded[entry]}_scale"] = np.array(grid[0], np.float32)
+            constants[f"{rounded[entry]}_zero"] = np.array(grid[1], np.int8 if spec.signed else np.uint8)
+            by = [f"{rounded[entry]}_scale", f"{rounded[entry]}_zero"]
+            nodes.append(helper.make_node("QuantizeLinear", [entry, *by], [f"{rounded[entry]}_q"]))
+            nodes.append(helper.make_node("DequantizeLinear", [f"{rounded[entry]}_q", *by], [rounded[entry]]))
+        weight = view.array(conv.input[1])
+        scale = weight_scale(weight, bits=spec.weight_bits)
+        constants[f"probe_weight_{i}"] = round_weight(weight, scale, spec.weight_bits) * scale.reshape(-1, 1, 1, 1)
+        twin = onnx.NodeProto()
+        twin.CopyFrom(conv)
+        twin.name = f"probe_{i}"
+        twin.input[0], twin.input[1], twin.output[0] = rounded.get(entry, entry), f"probe_weight_{i}", f"probe_{i}"
+        names.append(f"probe_{i}_error")
+        nodes += [twin, helper.make_node("Sub", [f"probe_{i}", conv.output[0]], [f"probe_{i}_difference"])]
+        if opset >= 18:
+            nodes.append(helper.make_node("ReduceMean", [f"probe_{i}_difference", "probe_axes"], names[-1:]))
+        else:
+            nodes.append(helper.make_node("ReduceMean", [f"probe_{i}_difference"], names[-1:], axes=axes.tolist()))
+    probe = _with_outputs(model, nodes, names)
+    probe.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in constants.items())
+    return probe, names
