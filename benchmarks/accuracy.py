@@ -65,7 +65,7 @@ def read_truth(path: Path) -> NDArray[np.bool_]:
         UserError: the file cannot be read.
     """
     grey = read_photo(path, channels=1)[..., 0]
-    return grey > grey.max() / 2.0
+    return np.asarray(grey > grey.max() / 2.0)
 
 
 def find_masks(folder: Path, photos: Sequence[Path]) -> dict[Path, Path]:

@@ -1,4 +1,4 @@
-"""The parent of a bench: which rows there are, what their masks are compared with, and in what order they are timed.
+"""The parent of a bench: judges the masks of every row and times the rows in turn.
 
 Each row lives in a child process (`u2export.benchmarks.worker`). First every artifact's masks are judged, one child at
 a time; then all children are alive together and take turns in random order, so that a slow spell of the machine falls
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import sleep
@@ -28,9 +27,10 @@ from u2export.benchmarks.child import WORKER, Child, Failed
 from u2export.benchmarks.device import environment, state, this_device
 from u2export.benchmarks.fidelity import compare
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.benchmarks.subjects import Choice, Subject, artifact_subject, groups, named
 from u2export.exporters.base import Artifact
-from u2export.reference.image import Contract, Floats, find_photos, read_photo
-from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
+from u2export.reference.image import Floats, find_photos, read_photo
+from u2export.reference.weights import file_digest
 
 from u2export.errors import UserError
 
@@ -39,7 +39,6 @@ TIERS = {"quick": (64, 6.0), "normal": (128, 10.0), "official": (1024, 60.0)}
 # Thread pools spin for a while after a call; the next row's turn must not find them at it.
 PAUSE = 0.1
 WARMUP_SECONDS = 20.0
-WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 Progress = Callable[[str, int, int], None]
 
 
@@ -73,21 +72,6 @@ class Plan:
     save_reference: Path | None = None
     all_maps: bool = False
     worker: Sequence[str] = WORKER
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A row to be: as it stands before measuring, how a worker opens it, and whether in its own arithmetic."""
-
-    row: Measurement
-    opening: Mapping[str, Any]
-    contract: Contract
-    default: bool = True
-
-    @property
-    def group(self) -> tuple[str, Contract]:
-        """Rows of one group have the same reference."""
-        return self.row.weights.sha256, self.contract
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ class Bench:
         self, plan: Plan, scratch: Path, saved: Callable[[Report], None], progress: Progress, earlier: Report | None
     ) -> None:
         self.plan, self.scratch, self.saved, self.progress = plan, scratch, saved, progress
-        self.earlier = earlier
+        self.earlier, self.choice = earlier, Choice(plan.reference)
         self.judged: list[Judged] = []
         self.photos: dict[str, Path] = {}
         self.hashes: list[str] = []
@@ -150,14 +134,13 @@ class Bench:
                 earlier report of something else.
         """
         self._read_photos()
-        subjects = self._subjects()
         self._check_earlier()
-        groups = self._groups(subjects)
-        everything = [s for group in groups.values() for s in group]
+        by_reference = groups(self._subjects(), self.choice)
+        everything = [s for group in by_reference for s in group]
         self._choose_baseline(everything)
         for subject in everything:
             self._save(self._start(subject))
-        for group in groups.values():
+        for group in by_reference:
             self._judge_group(group)
         if self.plan.latency:
             self._time([s for s in everything if self._row(s).runtime])
@@ -189,7 +172,7 @@ class Bench:
 
     def _subjects(self) -> list[Subject]:
         found: list[Subject] = []
-        for i, (name, artifact) in enumerate(_named(self.plan.artifacts).items()):
+        for i, (name, artifact) in enumerate(named(self.plan.artifacts).items()):
             self.progress("looking at artifacts", i, len(self.plan.artifacts))
             found += self._rows_of(name, artifact)
         return found
@@ -227,54 +210,6 @@ class Bench:
             raise UserError(f"no row named {self.plan.baseline!r}", f"rows: {', '.join(names)}")
         self.report = replace(self.report, baseline=self.plan.baseline or names[0])
 
-    # Groups and references
-
-    def _groups(self, subjects: Sequence[Subject]) -> dict[tuple[str, Contract], list[Subject]]:
-        """Rows by weights and contract, in each the candidates for the reference first."""
-        groups: dict[tuple[str, Contract], list[Subject]] = {}
-        for subject in subjects:
-            groups.setdefault(subject.group, []).append(subject)
-        taken = {s.row.name for s in subjects}
-        for key, group in groups.items():
-            candidates = [s if s in group else _unique(s, taken) for s in self._references(group)]
-            groups[key] = [*candidates, *(s for s in group if s not in candidates)]
-        chosen = self.plan.reference
-        if chosen not in ("auto", "pytorch") and not any(self._has_reference(g) for g in groups.values()):
-            raise UserError(f"--reference {chosen} is of other weights, or another image contract", "see the records")
-        return groups
-
-    def _has_reference(self, group: Sequence[Subject]) -> bool:
-        return Path(self.plan.reference).suffix == ".npz" or self._is_reference(group[0])
-
-    def _is_reference(self, subject: Subject) -> bool:
-        """Whether the row may serve as its group's reference, as the plan says."""
-        row, chosen = subject.row, self.plan.reference
-        if row.exporter == "pytorch":
-            return Path(chosen).suffix != ".npz"
-        if chosen == "auto":
-            return row.precision == "fp32" and row.exporter in ("onnx", "ort") and subject.default
-        named = chosen != "pytorch" and Path(chosen).suffix not in (*WEIGHT_FILES, ".npz") and subject.default
-        return named and _same_artifact(Path(chosen), Path(subject.opening["artifact"]))
-
-    def _references(self, group: Sequence[Subject]) -> Iterator[Subject]:
-        """Rows that could be the group's reference, the best first."""
-        weights, chosen = group[0].row.weights, self.plan.reference
-        if chosen in ("auto", "pytorch") or Path(chosen).suffix in WEIGHT_FILES:
-            name = find_weights(weights, chosen)
-            if name:
-                yield pytorch_subject(name, group[0])
-            elif chosen != "auto":
-                raise UserError(
-                    f"no PyTorch reference for weights {weights.name}: torch or the weights are missing",
-                    "install 'u2export[torch]' and pull the weights, give --reference FILE, or leave it out",
-                )
-        elif Path(chosen).suffix != ".npz" and not any(self._is_reference(s) for s in group):
-            artifact = Artifact.open(Path(chosen))
-            subject = artifact_subject(artifact.name, artifact)
-            if subject.group == group[0].group:
-                yield subject
-        yield from (s for s in group if self._is_reference(s) and s.row.exporter != "pytorch")
-
     # Fidelity
 
     def _start(self, subject: Subject) -> Measurement:
@@ -300,11 +235,12 @@ class Bench:
     def _judge_group(self, group: Sequence[Subject]) -> None:
         reference, want = "", None
         rows: dict[str, Floats] = {}
-        if Path(self.plan.reference).suffix == ".npz":
+        if self.choice.kind == "maps" and self.choice.key(group[0])[0] == self.choice.sha256:
             reference, want = Path(self.plan.reference).name, self._maps_from_file(group[0])
-        first = reference or (group[0].row.name if self._is_reference(group[0]) else "")
+        head_is_reference = want is None and self.choice.is_reference(group[0], group)
+        first = reference or (group[0].row.name if head_is_reference else "")
         todo = [s for s in group if not s.row.reason and (self.plan.all_maps or not self._has_fidelity(s, first))]
-        if todo and want is None and todo[0] is not group[0] and self._is_reference(group[0]):
+        if todo and head_is_reference and todo[0] is not group[0]:
             todo.insert(0, group[0])  # measured before, but the others need its maps
         for subject in todo:
             got = self._new_maps(subject)
@@ -313,11 +249,11 @@ class Bench:
             if row.reason:
                 continue
             rows[row.name] = got
-            if want is None and self._is_reference(subject):
+            if want is None and self.choice.is_reference(subject, group):
                 reference, want = row.name, got
         self.judged.append(Judged(reference, want, rows))
         if want is not None and self.plan.save_reference:
-            weights, contract = group[0].row.weights, group[0].contract
+            weights, contract = self.choice.key(group[0])
             maps.save_reference(want, self.hashes, weights, contract, self.plan.save_reference)
 
     def _has_fidelity(self, subject: Subject, reference: str) -> bool:
@@ -332,8 +268,7 @@ class Bench:
 
     def _maps_from_file(self, subject: Subject) -> Floats:
         want = self._new_maps(subject)
-        path = Path(self.plan.reference)
-        maps.load_reference(path, self.hashes, subject.row.weights, subject.contract, want)
+        maps.load_reference(Path(self.plan.reference), self.hashes, subject.contract, want)
         return want
 
     def _judge(self, subject: Subject, got: Floats, reference: str, want: Floats | None) -> Measurement:
@@ -461,71 +396,6 @@ def _failed(row: Measurement, failure: Failed, artifact: Path | str) -> Measurem
 def _file_of(mapped: Floats) -> Path:
     assert isinstance(mapped, np.memmap)
     return Path(str(mapped.filename))
-
-
-def _same_artifact(one: Path, other: Path) -> bool:
-    return Artifact.open(one).path.resolve() == other.resolve()
-
-
-def _unique(subject: Subject, taken: set[str]) -> Subject:
-    """A reference that is not among the artifacts, under a name no row has."""
-    row = subject.row
-    mark = hashlib.sha256(f"{row.weights.sha256}{row.contract}".encode()).hexdigest()[:6]
-    name = f"{row.name}-{mark}" if row.name in taken else row.name
-    taken.add(name)
-    return replace(subject, row=replace(row, name=name))
-
-
-def _named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Artifacts by row name: the file's, with its folder's in front where two are called alike."""
-    names = [a.name for a in artifacts]
-    named: dict[str, Artifact] = {}
-    for artifact in artifacts:
-        unique = names.count(artifact.name) == 1
-        name = artifact.name if unique else f"{artifact.path.resolve().parent.name}/{artifact.name}"
-        if name in named:
-            raise UserError(f"{name} is given twice", "give each artifact once")
-        named[name] = artifact
-    return named
-
-
-def artifact_subject(name: str, artifact: Artifact) -> Subject:
-    """The row of an artifact in the arithmetic its precision means."""
-    digest = hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(artifact.files.items())).encode()).hexdigest()
-    row = Measurement(
-        name, artifact.exporter, artifact.precision, artifact.precision, artifact.variant, artifact.weights,
-        artifact.contract.to_json(), digest, artifact.size, notes=artifact.notes,
-    )  # fmt: skip
-    return Subject(row, {"artifact": str(artifact.path), "mode": ""}, artifact.contract)
-
-
-def pytorch_subject(weights: str, like: Subject) -> Subject:
-    """The row of the PyTorch network of the same weights and contract as another row; `weights` finds them."""
-    identity, contract = like.row.weights, like.contract
-    size = f"{contract.height}" if contract.height == contract.width else f"{contract.height}x{contract.width}"
-    name = f"{identity.name}-{size}-pytorch-fp32"
-    row = Measurement(
-        name, "pytorch", "fp32", "fp32", like.row.variant, identity, contract.to_json(), identity.sha256
-    )  # fmt: skip
-    opening = {"weights": weights, "sha256": identity.sha256, "contract": contract.to_json()}
-    return Subject(row, opening, contract)
-
-
-def find_weights(identity: Identity, chosen: str = "auto") -> str:
-    """What `Source.open` takes to open the weights an artifact was made from; empty where that cannot be done here."""
-    if find_spec("torch") is None:
-        return ""
-    if identity.random and identity.name.startswith(RANDOM):
-        return identity.name
-    if Path(chosen).suffix in WEIGHT_FILES:
-        return chosen if file_digest(Path(chosen)) == identity.sha256 else ""
-    if identity.name in WEIGHTS:
-        try:
-            pull(identity.name)
-        except UserError:
-            return ""
-    there = (name for name in WEIGHTS if cached(name).is_file())
-    return next((name for name in there if file_digest(cached(name)) == identity.sha256), "")
 
 
 def measure(

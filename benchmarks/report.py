@@ -214,7 +214,8 @@ def _ints(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _image(data: Mapping[str, Any]) -> ImageFidelity:
-    return ImageFidelity(**{k: float("inf") if v is None else v for k, v in data.items()})
+    fields: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
+    return ImageFidelity(**fields)
 
 
 @dataclass(frozen=True)

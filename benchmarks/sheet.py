@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from u2export.benchmarks.measure import Judged
 from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.table import small
 from u2export.reference.image import Floats, mask_for, read_photo, saliency
 
 from u2export.files import staged
@@ -16,7 +17,8 @@ from u2export.files import staged
 # Differences of good exports are invisible; this makes .05 of the mask's range the strongest colour.
 GAIN = 20
 CELL, GAP, LINE, MARGIN = 176, 10, 18, 24
-INK, PALE, GROUND, EMPTY = (24, 26, 30), (120, 124, 132), (255, 255, 255), (236, 238, 241)
+Ink = tuple[int, int, int]
+INK, PALE, GROUND, EMPTY = (24, 26, 30), (104, 108, 116), (255, 255, 255), (222, 225, 230)
 MORE, LESS = np.array((214, 40, 40), np.float32), np.array((32, 96, 214), np.float32)
 
 
@@ -45,50 +47,59 @@ def draw(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged], t
 def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: int) -> Image.Image:
     rows = [row for name in group.rows if (row := report.row(name)) and name != group.reference]
     names = worst(rows, list(photos), count)
-    head, block = MARGIN + 4 * LINE + 2 * GAP, 2 * (CELL + LINE) + 2 * GAP
-    size = (2 * MARGIN + (len(rows) + 1) * (CELL + GAP) - GAP, head + len(names) * block + MARGIN - GAP)
-    section = Image.new("RGB", size, GROUND)
-    pen = ImageDraw.Draw(section)
-    _headings(pen, group.reference, rows)
-    for k, name in enumerate(names):
-        i, top = list(photos).index(name), head + k * block
-        want = None if group.want is None else np.asarray(group.want[i])
-        photo = Image.fromarray(read_photo(photos[name]))
-        photo.thumbnail((CELL, CELL))
-        _stack(section, 0, top, (photo, _mask(want, photo.size)), (Path(name).name, "reference"))
-        for column, row in enumerate(rows, 1):
-            got = np.asarray(group.rows[row.name][i])
-            images = (_mask(got, photo.size), _difference(got, want, photo.size))
-            _stack(section, column, top, images, _captions(row, name))
+    blocks = [_block(rows, group, name, photos[name], list(photos).index(name)) for name in names]
+    width = 2 * MARGIN + max(len(rows) + 1, 3) * (CELL + GAP) - GAP
+    head = MARGIN + 4 * LINE + 2 * GAP
+    section = Image.new("RGB", (width, head + sum(b.height for b in blocks) + MARGIN), GROUND)
+    _headings(ImageDraw.Draw(section), group.reference, rows, width - 2 * MARGIN)
+    for block in blocks:
+        section.paste(block, (MARGIN, head))
+        head += block.height
     return section
 
 
-def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Measurement]) -> None:
-    legend = (
-        f"Below each mask: its difference from the reference times {GAIN}, red where it is brighter, blue where darker."
-    )
-    _text(pen, MARGIN, MARGIN, f"Masks against {reference or 'no reference'}", 15, INK)
-    _text(pen, MARGIN, MARGIN + LINE + 3, legend, 11, PALE)
+def _block(rows: Sequence[Measurement], group: Judged, name: str, path: Path, i: int) -> Image.Image:
+    """All columns of one photo."""
+    photo = Image.fromarray(read_photo(path))
+    photo.thumbnail((CELL, CELL))
+    want = None if group.want is None else np.asarray(group.want[i])
+    block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
+    _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
+    for column, row in enumerate(rows, 1):
+        got = np.asarray(group.rows[row.name][i])
+        images = (_mask(got, photo.size), _difference(got, want, photo.size))
+        _stack(block, column, images, _captions(row, name))
+    return block
+
+
+def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Measurement], room: int) -> None:
+    legend = f"Below each mask: difference from the reference times {GAIN}; red: the mask is brighter, blue: darker."
+    _text(pen, MARGIN, MARGIN, f"Masks against {reference or 'no reference'}", 15, INK, room)
+    _text(pen, MARGIN, MARGIN + LINE + 3, legend, 12, PALE, room)
     for column, row in enumerate(rows, 1):
         left, top = MARGIN + column * (CELL + GAP), MARGIN + 2 * LINE + GAP
-        _text(pen, left, top, row.title, 11, INK)
-        _text(pen, left, top + LINE, row.ran_as, 11, PALE)
+        _text(pen, left, top, row.title, 12, INK)
+        _text(pen, left, top + LINE, row.ran_as, 12, PALE)
 
 
 def _captions(row: Measurement, photo: str) -> tuple[str, str]:
     image = row.images.get(photo)
-    return ("", "") if image is None else (f"IoU {image.iou:.4f}", f"MAE {image.mae:.5f}, max {image.max_abs:.3f}")
+    return (
+        ("", "")
+        if image is None
+        else (f"IoU {image.iou:.4f}", f"MAE {small(image.mae)}, worst pixel {image.max_abs:.2f}")
+    )
 
 
-def _stack(section: Image.Image, column: int, top: int, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
-    """Two images of a column, each with its caption below."""
-    left = MARGIN + column * (CELL + GAP)
-    pen = ImageDraw.Draw(section)
+def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
+    """Images of equal size below each other, framed, each with its caption below."""
+    left, top = column * (CELL + GAP), 0
+    pen = ImageDraw.Draw(block)
     for image, caption in zip(images, captions, strict=True):
-        pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), EMPTY)
-        section.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
-        _text(pen, left, top + CELL + 2, caption, 11, PALE)
-        top += CELL + LINE
+        block.paste(image, (left, top))
+        pen.rectangle((left, top, left + image.width - 1, top + image.height - 1), outline=EMPTY)
+        _text(pen, left, top + image.height + 2, caption, 12, PALE)
+        top += image.height + LINE
 
 
 def _text(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, ink: Ink, room: int = CELL) -> None:

@@ -52,7 +52,7 @@ def _ms(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _small(value: float) -> str:
+def small(value: float) -> str:
     """A difference of masks: five decimals, and below that its power of ten."""
     return f"{value:.5f}" if value >= 1e-5 else "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
@@ -101,8 +101,8 @@ COLUMNS = (
     Column("artifact", lambda _, row: row.title, right=False),
     Column("runs as", lambda _, row: row.ran_as, right=False),
     Column("MB", lambda _, row: f"{row.size / 1e6:.1f}" if row.size else ""),
-    Column("MAE", _fidelity(lambda f: _small(f.mae))),
-    Column("MAE worst", _fidelity(lambda f: _small(f.mae_worst))),
+    Column("MAE", _fidelity(lambda f: small(f.mae))),
+    Column("MAE worst", _fidelity(lambda f: small(f.mae_worst))),
     Column("IoU", _fidelity(lambda f: f"{f.iou:.4f}")),
     Column("IoU worst", _fidelity(lambda f: f"{f.iou_worst:.4f}")),
     Column("boundary F", _fidelity(lambda f: f"{f.boundary_f:.3f}")),

@@ -95,7 +95,7 @@ class Worker:
             if finite := bool(np.isfinite(d0).all()):
                 mask_for(d0[0, 0], *pixels.shape[:2])
             end = perf_counter_ns()
-            np.lib.format.open_memmap(maps, mode="r+")[i] = d0[0, 0]  # opened anew, so that its pages are let go
+            np.load(maps, mmap_mode="r+")[i] = d0[0, 0]  # opened anew, so that its pages are let go
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - ready}
             yield {"photo": i, **times, **({"postprocess_ns": end - inferred} if finite else {})}
 

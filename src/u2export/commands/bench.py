@@ -144,7 +144,7 @@ class _Bars:
         self.progress = Progress(
             *columns, console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2
         )
-        self.stage, self.task = "", None
+        self.stage, self.task = "", self.progress.add_task("", visible=False)
         self.progress.start()
         return self
 
@@ -153,8 +153,7 @@ class _Bars:
 
     def show(self, stage: str, done: int, total: int) -> None:
         """Move the bar, a new one for a new stage."""
-        if stage != self.stage or self.task is None:
-            if self.task is not None:
-                self.progress.remove_task(self.task)
+        if stage != self.stage:
+            self.progress.remove_task(self.task)
             self.stage, self.task = stage, self.progress.add_task(stage, total=total)
         self.progress.update(self.task, completed=done, total=total)
