@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
     from u2export.calibration.dataset import Calibration
     from u2export.exporters.mil import Package
-    from u2export.reference.model import U2Net
     from u2export.reference.source import Source
 
 INPUT, OUTPUT = "image", "mask"
@@ -172,7 +171,7 @@ class CoreML(Exporter):
             model.save(str(path))
         return Made(tools=tools, condition=report, notes=tuple(_notes(path, request.precision)))
 
-    def _converted(self, module: U2Net, source: Source, precision: str) -> Any:
+    def _converted(self, module: torch.nn.Module, source: Source, precision: str) -> Any:
         import coremltools as ct
 
         c = source.contract
@@ -190,11 +189,7 @@ class CoreML(Exporter):
         return ct.convert(
             _traced(module, c, self.output),
             convert_to="mlprogram",
-            inputs=[
-                ct.ImageType(
-                    INPUT, shape=shape, scale=1.0, color_layout=grey if c.channels == 1 else ct.colorlayout.RGB
-                )
-            ],
+            inputs=[ct.ImageType(INPUT, shape=shape, scale=1.0, color_layout=grey if c.channels == 1 else rgb)],
             outputs=[output],
             minimum_deployment_target=ct.target[f"iOS{self._version}"],
             compute_precision=ct.precision.FLOAT32 if fp32 else ct.precision.FLOAT16,
@@ -243,7 +238,7 @@ class CoreML(Exporter):
                 yield runner
 
 
-def _traced(module: U2Net, contract: Contract, output: str) -> torch.jit.ScriptModule:
+def _traced(module: torch.nn.Module, contract: Contract, output: str) -> torch.jit.ScriptModule:
     """TorchScript of picture (1, C, H, W), 0..255, to the output asked for."""
     import torch
     from u2export.calibration.condition import fold_batch_norm
@@ -252,9 +247,11 @@ def _traced(module: U2Net, contract: Contract, output: str) -> torch.jit.ScriptM
     class Deployed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = fold_batch_norm(module)  # else the converter does, and the weights lose their names
-            self.register_buffer("mean", torch.tensor(contract.mean).view(1, -1, 1, 1))
-            self.register_buffer("std", torch.tensor(contract.std).view(1, -1, 1, 1))
+            self.network = fold_batch_norm(
+                cast("network.U2Net", module)
+            )  # else the converter does, and the weights lose their names
+            self.mean = torch.tensor(contract.mean).view(1, -1, 1, 1)
+            self.std = torch.tensor(contract.std).view(1, -1, 1, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             # Bounded above too: an open end becomes an infinite constant in fp16.
@@ -274,7 +271,11 @@ def _traced(module: U2Net, contract: Contract, output: str) -> torch.jit.ScriptM
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.jit.trace(Deployed().eval(), torch.zeros(contract.shape), check_trace=False)
+            example = torch.zeros(contract.shape)
+            traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
+                Deployed().eval(), example, check_trace=False
+            )
+            return traced
     finally:
         network.upsample_to = dynamic
 
@@ -389,7 +390,7 @@ def unstretched(mask: Floats, d0: Floats, output: str) -> Floats:
     if output == "raw":
         return mask
     if output == "image":
-        mask = np.rint(mask).clip(0, 255) / np.float32(255)
+        mask = np.asarray(np.rint(mask).clip(0, 255) / 255, np.float32)
     low, high = d0.min((2, 3), keepdims=True), d0.max((2, 3), keepdims=True)
     return np.asarray(low + mask * np.maximum(high - low, np.float32(FLAT)), np.float32)
 

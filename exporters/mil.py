@@ -31,10 +31,9 @@ from u2export.errors import UserError
 
 Arguments = Mapping[str, Any]
 # fp32: types are ignored, the weights stay rounded as stored. fp16: computed in fp32, every tensor declared fp16
-# rounded. fp16-accumulate: the sums inside a convolution rounded too, a bound from below for the fidelity.
+# rounded. fp16-accumulate: each partial sum inside a convolution rounded too, the most pessimistic order there is of
+# what hardware with fp16 accumulators may do.
 ARITHMETICS = ("fp32", "fp16", "fp16-accumulate")
-# Products summed exactly before a rounding in fp16-accumulate: the depth of Apple GPUs' 8x8 matrix multiply.
-DEPTH = 8
 SENTINEL = 0xDEADBEEF
 AGAIN = "export it again"
 
@@ -168,7 +167,7 @@ class Package:
         field = tensor.WhichOneof("value")
         if field == "bytes":
             return _decode(tensor.bytes.values, declared)
-        values = getattr(tensor, field).values if field else ()
+        values: Any = getattr(tensor, field).values if field else ()
         if declared.scalar == "STRING":
             return str(values[0])
         return np.array(values, STORED[declared.scalar]).reshape([d or 0 for d in declared.shape])
@@ -363,23 +362,23 @@ def _vector(bias: Tensor | float | None) -> Tensor | None:
 
 
 def _conv_accumulating(a: Arguments) -> Tensor:
-    """A convolution whose partial sums are rounded to fp16: tap by tap, `DEPTH` input channels at a time."""
-    weight, (top, bottom, left, right) = a["weight"], _padding(a)
+    """A convolution as one chain of fp16 fused multiply-adds per output: tap by tap, input channel by channel."""
+    weight, (top, bottom, left, right) = a["weight"].half(), _padding(a)
     strides, dilations = a.get("strides", (1, 1)), a.get("dilations", (1, 1))
     if a.get("groups", 1) != 1 or tuple(strides) != (1, 1):
         raise UserError("fp16-accumulate executes dense convolutions of stride 1 only", "choose another mode")
-    x = F.pad(a["x"], (left, right, top, bottom))
+    x = F.pad(a["x"], (left, right, top, bottom)).half()
     height = x.shape[2] - dilations[0] * (weight.shape[2] - 1)
     width = x.shape[3] - dilations[1] * (weight.shape[3] - 1)
     total = x.new_zeros(x.shape[0], weight.shape[0], height, width)
     for row in range(weight.shape[2]):
         for column in range(weight.shape[3]):
-            tap = x[:, :, row * dilations[0] :, column * dilations[1] :][:, :, :height, :width]
-            for c in range(0, weight.shape[1], DEPTH):
-                part = F.conv2d(tap[:, c : c + DEPTH], weight[:, c : c + DEPTH, row, column, None, None])
-                total = half(total.add_(half(part)))
+            tap = x[:, :, row * dilations[0] :, column * dilations[1] :][:, :, :height, :width].contiguous()
+            for c in range(weight.shape[1]):
+                # PyTorch computes this in float32 and rounds once: what a hardware FMA does.
+                total.addcmul_(tap[:, c : c + 1], weight[:, c, row, column].view(1, -1, 1, 1))
     bias = _vector(a.get("bias"))
-    return total if bias is None else total + bias.view(1, -1, 1, 1)
+    return total.float() if bias is None else total.float() + bias.view(1, -1, 1, 1)
 
 
 def _max_pool(a: Arguments) -> Tensor:
@@ -410,17 +409,18 @@ def _scale(a: Arguments, key: str) -> Any:
     if not isinstance(value, Tensor):
         return value
     axis = a["axis"] % a["input"].ndim
-    return value.view([-1 if d == axis else 1 for d in range(a["input"].ndim)])
+    return value.reshape([-1 if d == axis else 1 for d in range(a["input"].ndim)])
 
 
 def _quantize(a: Arguments, declared: Type) -> Tensor:
     low, high = _code_range(a, declared)
-    return ((a["input"] / _scale(a, "scale")).round() + _scale(a, "zero_point")).clamp(low, high)
+    codes: Tensor = (a["input"] / _scale(a, "scale")).round() + _scale(a, "zero_point")
+    return codes.clamp(low, high)
 
 
 def _dequantize(a: Arguments) -> Tensor:
-    codes: Tensor = (a["input"] - _scale(a, "zero_point")) * _scale(a, "scale")
-    return codes
+    values: Tensor = (a["input"] - _scale(a, "zero_point")) * _scale(a, "scale")
+    return values
 
 
 OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
