@@ -1,10 +1,11 @@
 """One module per target runtime; a new target is one module and one line in the table here."""
 
 from u2export.exporters.base import Artifact, Exporter, Runner
+from u2export.exporters.coreml import CoreML
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
 
-EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO())}
+EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), CoreML())}
 
 __all__ = ["EXPORTERS", "Artifact", "Exporter", "Runner"]
