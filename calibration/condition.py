@@ -26,7 +26,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from u2export.calibration.routes import Conv, Doubles, Network, Route, conv_name, from_module, from_onnx, module_conv
+from u2export.calibration.routes import (
+    Conv,
+    Doubles,
+    Network,
+    Route,
+    conv_name,
+    from_module,
+    from_onnx,
+    module_conv,
+    onnx_constants,
+)
 from u2export.reference.image import Floats, digest
 
 from u2export.errors import UserError
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
     from u2export.reference.model import U2Net
 
 SCHEMA = 1
+Probe = Callable[[Floats], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -203,8 +214,8 @@ def condition(model: U2Net, inputs: Iterable[Floats], criteria: Criteria = Crite
     folded = fold_batch_norm(model)
     network = from_module(folded)
     routes = network.routes()
-    ranges, report = _measure(_module_outputs(folded, _needed(routes)), inputs, criteria)
-    changes, refused = _choose(network, routes, ranges, criteria)
+    ranges, report = measure(module_probe(folded, _needed(routes)), inputs, criteria)
+    changes, refused = choose(network, routes, ranges, criteria)
     changes = _apply(network, routes, changes)
     for conv in network.convs.values():
         _write_module(folded, conv)
@@ -231,10 +242,10 @@ def condition_onnx(
         report, refused = how, how.refused
         changes = _translated(how, network, routes)
     else:
-        ranges, report = _measure(_onnx_outputs(model, _needed(routes)), how, criteria)
-        changes, refused = _choose(network, routes, ranges, criteria)
+        ranges, report = measure(onnx_probe(model, _needed(routes)), how, criteria)
+        changes, refused = choose(network, routes, ranges, criteria)
     changes = _apply(network, routes, changes)
-    _write_onnx(result, network, routes, changes)
+    _write_onnx(result, network, changes)
     return result, replace(report, changes=changes, refused=refused)
 
 
@@ -265,31 +276,42 @@ def _needed(routes: Sequence[Route]) -> list[str]:
     return list(dict.fromkeys(name for r in routes for name in (r.producer, *(reader.conv for reader in r.readers))))
 
 
-def _measure(
-    outputs: Callable[[Floats], Mapping[str, Any]], inputs: Iterable[Floats], criteria: Criteria
+def measure(
+    probe: Probe, inputs: Iterable[Floats], criteria: Criteria = Criteria()
 ) -> tuple[dict[str, Range], ConditionReport]:
-    """Ranges of the outputs by name, and a report of nothing but the inputs."""
+    """Ranges of what a probe gives back, by name, and a report that names the inputs and no changes.
+
+    Raises:
+        UserError: no inputs.
+    """
     ranges: dict[str, Range] = {}
     total, count = hashlib.sha256(), 0
     for batch in inputs:
         total.update(digest(batch).encode())
         count += 1
-        for name, values in outputs(batch).items():
+        for name, values in probe(batch).items():
             ranges[name] = ranges[name] + Range.of(values) if name in ranges else Range.of(values)
     if not count:
         raise UserError("no calibration inputs to find near-constant channels with", "give a folder with photos")
     return ranges, ConditionReport(inputs=count, digest=total.hexdigest(), criteria=criteria)
 
 
-def _module_outputs(model: nn.Module, names: Sequence[str]) -> Callable[[Floats], dict[str, Any]]:
+def module_probe(model: nn.Module, names: Sequence[str], sources: bool = False) -> Probe:
+    """Runs a module and gives back what its named convolutions wrote, before the ReLU; with `sources` also what they
+    read, as `source(name)`.
+    """
     import torch
 
     def run(batch: Floats) -> dict[str, Any]:
         found: dict[str, Any] = {}
 
-        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            # A copy: the ReLU that follows works in place.
-            return lambda _module, _inputs, output: found.update({name: output.numpy().copy()})
+        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(_module: nn.Module, read: tuple[Tensor, ...], written: Tensor) -> None:
+                found[name] = written.numpy().copy()  # the ReLU that follows works in place
+                if sources:
+                    found[source(name)] = read[0].numpy().copy()
+
+            return hook
 
         hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
@@ -303,23 +325,38 @@ def _module_outputs(model: nn.Module, names: Sequence[str]) -> Callable[[Floats]
     return run
 
 
-def _onnx_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Floats], dict[str, Any]]:
+def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = False) -> Probe:
+    """`module_probe` of an ONNX graph, run by ONNX Runtime."""
     import onnx
     import onnxruntime
 
     probe = copy.deepcopy(model)
-    tensors = {conv_name(n): n.output[0] for n in probe.graph.node if n.op_type == "Conv"}
-    present = {o.name for o in probe.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=tensors[n]) for n in names if tensors[n] not in present)
+    nodes = {conv_name(node): node for node in probe.graph.node if node.op_type == "Conv"}
+    tensors = {name: nodes[name].output[0] for name in names}
+    if sources:
+        tensors |= {source(name): nodes[name].input[0] for name in names}
+    present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors.values()) if t not in present)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
     feed = session.get_inputs()[0].name
-    wanted = [tensors[n] for n in names]
-    return lambda batch: dict(zip(names, session.run(wanted, {feed: batch}), strict=True))
+    wanted = {key: tensor for key, tensor in tensors.items() if tensor != feed}
+
+    def run(batch: Floats) -> dict[str, Any]:
+        found = dict(zip(wanted, session.run(list(wanted.values()), {feed: batch}), strict=True))
+        return found | dict.fromkeys(tensors.keys() - wanted.keys(), batch)
+
+    return run
 
 
-def _choose(
+def source(name: str) -> str:
+    """What a probe calls the tensor that a convolution reads."""
+    return f"{name} reads"
+
+
+def choose(
     network: Network, routes: Sequence[Route], ranges: Mapping[str, Range], criteria: Criteria
 ) -> tuple[tuple[Change, ...], tuple[Refused, ...]]:
+    """Near-constant channels that can be shifted and that `criteria` find worth it, and those that cannot."""
     changes: list[Change] = []
     refused: list[Refused] = []
     order = {name: index for index, name in enumerate(network.convs)}
@@ -481,7 +518,7 @@ def _write_module(model: nn.Module, conv: Conv) -> None:
     module.bias = nn.Parameter(torch.from_numpy(conv.bias).float())
 
 
-def _write_onnx(model: onnx.ModelProto, network: Network, routes: Sequence[Route], changes: Sequence[Change]) -> None:
+def _write_onnx(model: onnx.ModelProto, network: Network, changes: Sequence[Change]) -> None:
     from onnx import numpy_helper
 
     touched = {name for c in changes for name in (c.producer, *c.readers)}
@@ -489,12 +526,41 @@ def _write_onnx(model: onnx.ModelProto, network: Network, routes: Sequence[Route
     for node in graph.node:
         if node.op_type == "Conv" and conv_name(node) in touched:
             conv = network.convs[conv_name(node)]
-            names = [f"{conv.name}.conditioned.{part}" for part in ("weight", "bias")]
+            old = [*node.input[1:], f"{conv.name}.bias"][:2]
             del node.input[1:]
-            node.input.extend(names)
-            for name, array in zip(names, (conv.weight, conv.bias), strict=True):
-                graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+            for name, array in zip(old, (conv.weight, conv.bias), strict=True):
+                # A name of its own: exporters share equal tensors.
+                tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}.conditioned")
+                graph.initializer.append(tensor)
+                node.input.append(tensor.name)
+    _write_sizes(model, network)
     used = {name for node in graph.node for name in node.input}
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)
     del graph.value_info[:]  # shapes of widened tensors are no longer true
+
+
+def _write_sizes(model: onnx.ModelProto, network: Network) -> None:
+    """Resizes to sizes written down whole name the number of channels too."""
+    from onnx import numpy_helper
+
+    constants = onnx_constants(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type != "Resize" or len(node.input) < 4 or not node.input[3]:
+            continue
+        # Sizes, or what they are joined of: (N, C) and then (H, W).
+        reader, slot = node, 3
+        if (maker := makers.get(node.input[3])) is not None and maker.op_type == "Concat":
+            reader, slot = maker, 0
+        sizes = constants.get(reader.input[slot])
+        channels = network.channels(f":{node.output[0]}")
+        if sizes is None or sizes.dims[0] not in (2, 4) or not channels:
+            continue
+        values = numpy_helper.to_array(sizes).copy()
+        if (slot == 3 and len(values) == 2) or values[1] == channels:
+            continue  # sizes of 2 are height and width
+        values[1] = channels
+        tensor = numpy_helper.from_array(values, f"{node.output[0]}.sizes.conditioned")
+        model.graph.initializer.append(tensor)
+        reader.input[slot] = tensor.name
