@@ -369,13 +369,19 @@ def _least_entropy(seen: _Histogram, levels: int) -> float:
 # --- the graph --------------------------------------------------------------------------------------------------
 
 
-def quantize(model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec = TENSORRT) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    spec: QuantSpec = TENSORRT,
+    errors: Mapping[str, NDArray[np.float64]] | None = None,
+) -> onnx.ModelProto:
     """The graph with Q/DQ pairs; the float graph is left as it is.
 
     Args:
         model: fp32, opset 13 or later.
         ranges: of the activations, from `observe`.
         spec: the scheme.
+        errors: from `bias_errors`; the biases of quantised convolutions then make up for them.
 
     Raises:
         UserError: opset below 13, already quantised, a name in `keep_float` that matches no node, no range for a
@@ -386,7 +392,7 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec = TENSORRT)
     kept = float_nodes(model, spec)
     plan = _Plan(view, spec, kept)
     scales = _Scales(view, plan, ranges, spec)
-    made = _Rewriter(model, view, plan, scales, spec).model()
+    made = _Rewriter(model, view, plan, scales, spec, errors or {}).model()
     check(made)
     return made
 
@@ -554,8 +560,17 @@ def _groups(view: _View, plan: _Plan, spec: QuantSpec) -> dict[str, str]:
 class _Rewriter:
     """Writes the quantised graph."""
 
-    def __init__(self, model: onnx.ModelProto, view: _View, plan: _Plan, scales: _Scales, spec: QuantSpec) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        view: _View,
+        plan: _Plan,
+        scales: _Scales,
+        spec: QuantSpec,
+        errors: Mapping[str, NDArray[np.float64]],
+    ) -> None:
         self.source, self.view, self.plan, self.scales, self.spec = model, view, plan, scales, spec
+        self.errors = errors
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
         self.rounded: dict[str, str] = {}
@@ -605,9 +620,8 @@ class _Rewriter:
         return self.rounded[name]
 
     def _weights(self, copy: onnx.NodeProto, node: onnx.NodeProto) -> None:
-        weight = self.view.array(node.input[1]).astype(np.float32)
         name = node.input[1]
-        bias = self.view.array(node.input[2]) if len(node.input) > 2 and node.input[2] in self.view.constants else None
+        weight, bias = self.view.array(name).astype(np.float32), self._bias(node)
         grid = self.scales.of(node.input[0]) if self.spec.bias else None
         entry = grid[0] if grid else None
         scale = weight_scale(weight, bias, entry, self.spec.weight_bits)
@@ -615,8 +629,17 @@ class _Rewriter:
         copy.input[1] = self._dequantized(name, scale, np.int8)
         if bias is not None and entry is not None:
             sums = (entry * scale).astype(np.float32)
-            self.constants[f"{node.input[2]}_quantized"] = np.rint(bias.astype(np.float64) / sums).astype(np.int32)
+            self.constants[f"{node.input[2]}_quantized"] = np.rint(bias / sums).astype(np.int32)
             copy.input[2] = self._dequantized(node.input[2], sums, np.int32)
+        elif bias is not None and node.name in self.errors:
+            self.constants[f"{node.input[2]}_corrected"] = bias.astype(np.float32)
+            copy.input[2] = f"{node.input[2]}_corrected"
+
+    def _bias(self, node: onnx.NodeProto) -> NDArray[np.float64] | None:
+        """The bias that is to be stored, corrected if an error is known."""
+        if len(node.input) < 3 or node.input[2] not in self.view.constants:
+            return None
+        return np.asarray(self.view.array(node.input[2]) - self.errors.get(node.name, 0.0), np.float64)
 
     def _dequantized(self, name: str, scale: NDArray[np.float32], dtype: type) -> str:
         from onnx import helper
@@ -631,7 +654,7 @@ class _Rewriter:
 
 
 def weight_scale(
-    weight: Floats, bias: Floats | None = None, entry: np.float32 | None = None, bits: int = 8
+    weight: Floats, bias: NDArray[np.float64] | None = None, entry: np.float32 | None = None, bits: int = 8
 ) -> NDArray[np.float32]:
     """Per-channel scales of a weight (O, I, kH, kW).
 
@@ -677,17 +700,15 @@ def check(model: onnx.ModelProto) -> None:
 # --- bias correction --------------------------------------------------------------------------------------------
 
 
-def correct_biases(
+def bias_errors(
     model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, inputs: Iterable[Floats]
-) -> onnx.ModelProto:
-    """The float graph with biases that make up for the mean error quantisation brings to each output channel.
+) -> dict[str, NDArray[np.float64]]:
+    """Mean error that quantisation brings to each output channel of each convolution, by the convolution's name.
 
     Every convolution runs twice on the float network's activations, once as it is and once with weights and input
-    rounded; the mean difference over photos and pixels is taken off the bias (Nagel et al., "Data-Free Quantization
-    Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means).
+    rounded; the difference is averaged over photos and pixels (Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means). One photo is held at a time.
     """
-    from onnx import numpy_helper
-
     view = _View(model)
     plan = _Plan(view, spec, float_nodes(model, spec))
     scales = _Scales(view, plan, ranges, spec)
@@ -697,13 +718,7 @@ def correct_biases(
     for errors in _run(probe, inputs, names):
         total = [t + e.ravel() for t, e in zip(total, errors, strict=True)]
         photos += 1
-    corrected = type(model)()
-    corrected.CopyFrom(model)
-    new = {n.input[2]: view.array(n.input[2]) - t / photos for n, t in zip(convs, total, strict=True)}
-    for tensor in corrected.graph.initializer:
-        if tensor.name in new:
-            tensor.CopyFrom(numpy_helper.from_array(new[tensor.name].astype(np.float32), tensor.name))
-    return corrected
+    return {conv.name: t / photos for conv, t in zip(convs, total, strict=True)}
 
 
 def _probe(
