@@ -72,7 +72,7 @@ def load_reference(path: Path, photos: Sequence[str], contract: Contract, into: 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with np.load(path) as found:
+        with path.open("rb") as file, np.load(file) as found:
             yield found
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", HINT) from None

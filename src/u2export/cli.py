@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from u2export import __version__
-from u2export.commands import bench, console, export, golden, predict, targets, weights
+from u2export.commands import bench, calib, console, export, golden, predict, table, targets, weights
 from u2export.errors import UserError
 
 app = typer.Typer(
@@ -51,9 +51,11 @@ app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)
+app.command(rich_help_panel=MEASURE)(table.table)
 app.command(rich_help_panel=HELP)(targets.targets)
 app.command(rich_help_panel=HELP)(golden.golden)
 app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
+app.add_typer(calib.app, name="calib", rich_help_panel=HELP)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from u2export.commands.console import stderr
 from u2export.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def bench(
         raise typer.Exit(INTERRUPTED) from None
     report = latest[0]
     console().print(terminal(report))
-    for name, problem in report.broken.items():
-        typer.echo(f"skipped {name}: {problem}", err=True)
+    for problem in report.broken.values():
+        stderr().print(f"u2export: skipped {problem}")
     for path in filter(None, (json, contact_sheet, save_reference)):
         typer.echo(path)
 
@@ -135,14 +136,18 @@ class _Bars:
     """One progress bar on standard error, for the stage at hand; silent where that is no terminal."""
 
     def __enter__(self) -> _Bars:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
+        console = stderr()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Two redraws a second: more would take time from what is being measured.
+        hidden = not console.is_terminal or console.quiet
         self.progress = Progress(
-            *columns, console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2
+            *columns,
+            console=console,
+            disable=hidden,
+            transient=True,
+            refresh_per_second=2,
         )
         self.stage, self.task = "", self.progress.add_task("", visible=False)
         self.progress.start()

@@ -1,0 +1,73 @@
+"""A real worker with one more target, whose artifacts do what broken runtimes do. Not a test module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from u2export.benchmarks import worker
+from u2export.exporters import EXPORTERS
+from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner
+from u2export.reference.image import Floats
+from u2export.reference.source import Source
+
+from u2export.errors import Unavailable, UserError
+
+
+class Hostile(Exporter):
+    """Runs the first channel of the input as d0 until its mode says otherwise; the mode is the file's stem."""
+
+    name: ClassVar[str] = "hostile"
+    title: ClassVar[str] = "Hostile"
+    suffix: ClassVar[str] = ".hostile"
+
+    def modes(self, artifact: Artifact) -> Sequence[str]:
+        if artifact.path.stem == "missing":
+            raise Unavailable("no such device here", "buy one")
+        return (artifact.path.stem,)
+
+    def _export(self, source: Source, path: Path, request: Request) -> Made:
+        raise NotImplementedError
+
+    @contextmanager
+    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
+        if mode == "refuse":
+            raise UserError(f"{artifact.path} is of a newer version", "export it again")
+        print("native libraries print on standard output", flush=True)
+        os.write(1, b"from C as well\n")
+        calls = 0
+
+        def predict(batch: Floats) -> Floats:
+            nonlocal calls
+            calls += 1
+            if calls > 2 and mode in ACTIONS:
+                ACTIONS[mode]()
+            if mode == "shape":
+                return np.zeros((1, 1, 7, 7), np.float32)
+            d0 = batch[:, :1].copy()
+            return np.full_like(d0, np.nan) if mode == "nan" else d0
+
+        yield Runner(predict, {"runtime": "Hostile 1", "arithmetic": mode, "threads": str(threads)})
+
+
+def _fail() -> None:
+    raise ValueError("a bug in a runtime")
+
+
+ACTIONS = {
+    "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "oom": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(3),
+    "hang": lambda: time.sleep(600),
+    "raise": _fail,
+}
+
+if __name__ == "__main__":
+    EXPORTERS["hostile"] = Hostile()
+    worker.main()

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Cli, two_lines
+from PIL import Image
+from u2export.benchmarks.child import Child, Failed
+from u2export.benchmarks.measure import TIERS, Plan, measure, photos_in, settings
+from u2export.benchmarks.report import Measurement, Report, Settings
+from u2export.benchmarks.subjects import Choice, named
+from u2export.benchmarks.worker import STEADY, steady
+from u2export.exporters.base import Artifact, hashes
+from u2export.reference.image import Contract, read_photo
+from u2export.reference.weights import Identity
+
+from u2export.errors import UserError
+from u2export.files import write_json
+
+HOSTILE = (sys.executable, str(Path(__file__).with_name("hostile_worker.py")))
+SMALL = Contract(height=24, width=32)
+WEIGHTS = Identity("toy", "a" * 64)
+QUICK = Settings("custom", samples=10, seconds=0.0, rounds=5)
+Make = Callable[..., Artifact]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Make:
+    """An artifact of the test's own target; its name says how it behaves."""
+
+    def make(mode: str, weights: Identity = WEIGHTS, contract: Contract = SMALL) -> Artifact:
+        path = tmp_path / f"{mode}.hostile"
+        path.write_text(f"model {mode}")
+        artifact = Artifact("hostile", "fp32", "toy", weights, contract, path, hashes(path))
+        write_json(artifact.to_json(), artifact.record)
+        return Artifact.open(path)
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> dict[str, Path]:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(random.integers(0, 255, (30 + i, 41, 3), np.uint8)).save(folder / f"p{i}.png")
+    return photos_in(folder)
+
+
+def run(artifacts: list[Artifact], photos: dict[str, Path], **changes: Any) -> Report:
+    extra = {k: changes.pop(k) for k in ("earlier", "saved") if k in changes}
+    plan = Plan(artifacts, photos, settings=QUICK, reference=str(artifacts[0].path), worker=HOSTILE, timeout=60)
+    return measure(replace(plan, **changes), **extra)
+
+
+def row(report: Report, name: str) -> Measurement:
+    found = report.row(name)
+    assert found is not None, [r.name for r in report.rows]
+    return found
+
+
+def test_rows_are_measured_in_full(hostile: Make, photos: dict[str, Path]) -> None:
+    seen: list[Report] = []
+    report = run([hostile("one"), hostile("two")], photos, saved=seen.append)
+    one, two = row(report, "one.hostile"), row(report, "two.hostile")
+    assert report.complete and not seen[-2].complete and report.baseline == "one.hostile"
+    assert [len(turn) for turn in two.latency.rounds] == [2] * 5 and min(two.latency.ns) > 0
+    assert two.reference == "one.hostile" and not one.images and list(two.images) == list(photos)
+    assert two.fidelity and two.fidelity.mae == 0.0 and two.fidelity.iou == 1.0
+    assert len(two.load_ns) == 2 and two.first_ns > 0 and len(two.warmup_ns) > 0
+    assert two.memory["peak"] >= two.memory["start"] > 2**20
+    assert two.runtime["arithmetic"] == "two" and two.runtime["runtime"] == "Hostile 1"
+    assert len(two.preprocess_ns) == len(two.postprocess_ns) == 3
+    ratio = report.speedup(two)
+    assert ratio and ratio.low <= ratio.value <= ratio.high
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason", "says"),
+    [
+        ("segfault", "crashed", "SIGSEGV"),
+        ("oom", "crashed", "killed, perhaps for want of memory"),
+        ("exit", "crashed", "exit code 3"),
+        ("raise", "failed", "ValueError: a bug in a runtime"),
+        ("shape", "refused", "d0 has shape (1, 1, 7, 7)"),
+        ("missing", "unavailable", "no such device here (buy one)"),
+        ("refuse", "refused", "refuse.hostile is of a newer version"),
+    ],
+)
+def test_a_row_that_fails_says_why_and_the_others_go_on(
+    hostile: Make, photos: dict[str, Path], mode: str, reason: str, says: str, tmp_path: Path
+) -> None:
+    report = run([hostile("good"), hostile(mode), hostile("fine")], photos, latency=False)
+    bad, fine = row(report, f"{mode}.hostile"), row(report, "fine.hostile")
+    assert (bad.reason, bad.images) == (reason, {}) and says in bad.problem
+    assert str(tmp_path) not in bad.problem
+    assert fine.fidelity and fine.fidelity.mae == 0.0 and not fine.reason and report.complete
+
+
+def test_a_row_that_hangs_is_given_up(hostile: Make, photos: dict[str, Path]) -> None:
+    start = time.monotonic()
+    report = run([hostile("good"), hostile("hang")], photos, latency=False, timeout=8)
+    assert row(report, "hang.hostile").reason == "timeout" and time.monotonic() - start < 120
+    assert row(report, "good.hostile").runtime
+
+
+def test_a_row_that_dies_while_it_is_timed_keeps_its_fidelity(hostile: Make, photos: dict[str, Path]) -> None:
+    two = {name: path for name, path in photos.items() if name != "p2.png"}
+    report = run([hostile("good"), hostile("segfault")], two)
+    bad = row(report, "segfault.hostile")
+    assert bad.reason == "crashed" and bad.fidelity and bad.fidelity.mae == 0.0 and not bad.latency.ns
+    assert len(row(report, "good.hostile").latency.ns) == 10
+
+
+def test_nan_is_seen(hostile: Make, photos: dict[str, Path]) -> None:
+    bad = row(run([hostile("good"), hostile("nan")], photos, latency=False), "nan.hostile")
+    assert bad.fidelity and not bad.fidelity.finite and bad.fidelity.mae > 0.1
+
+
+def test_a_broken_photo_is_counted_or_fatal(hostile: Make, photos: dict[str, Path]) -> None:
+    photos["p1.png"].write_bytes(photos["p1.png"].read_bytes()[:60])
+    report = run([hostile("a"), hostile("b")], photos, latency=False)
+    assert list(report.broken) == ["p1.png"] and report.photos == ("p0.png", "p2.png")
+    assert len(row(report, "b.hostile").images) == 2
+    assert "/" not in report.broken["p1.png"]
+    with pytest.raises(UserError, match=r"p1\.png"):
+        run([hostile("a"), hostile("b")], photos, latency=False, strict=True)
+
+
+def test_all_photos_broken(hostile: Make, photos: dict[str, Path]) -> None:
+    for path in photos.values():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of 3 photos can be read"):
+        run([hostile("a")], photos)
+
+
+def test_groups_have_references_of_their_own(hostile: Make, photos: dict[str, Path], tmp_path: Path) -> None:
+    other = Identity("other", "b" * 64)
+    artifacts = [hostile("a"), hostile("b"), hostile("c", other), hostile("d", contract=Contract(height=16, width=16))]
+    report = run(artifacts, photos, latency=False)
+    assert row(report, "b.hostile").fidelity and row(report, "b.hostile").reference == "a.hostile"
+    for name in ("c.hostile", "d.hostile"):
+        assert row(report, name).reference == "" and not row(report, name).images and not row(report, name).reason
+    with pytest.raises(UserError, match="other weights than the artifacts"):
+        run([hostile("a")], photos, reference=str(artifacts[2].path))
+
+
+def test_reference_maps_travel_as_npz(hostile: Make, photos: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "maps.npz"
+    run([hostile("a")], photos, latency=False, save_reference=file)
+    with np.load(file) as maps:
+        d0 = maps[next(k for k in maps if k != "about")]
+    assert np.array_equal(d0, SMALL.tensor(read_photo(photos["p0.png"]))[0, 0])
+    report = run([hostile("b")], photos, latency=False, reference=str(file))
+    b = row(report, "b.hostile")
+    assert b.reference == "maps.npz" and b.fidelity and b.fidelity.mae == 0.0
+    more = dict(photos)
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "new.png")
+    more["new.png"] = tmp_path / "new.png"
+    with pytest.raises(UserError, match="has no map of photo 4"):
+        run([hostile("b")], more, latency=False, reference=str(file))
+    with pytest.raises(UserError, match="other weights"):
+        run([hostile("c", Identity("other", "b" * 64))], photos, reference=str(file))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="no reference maps"):
+        run([hostile("b")], photos, reference=str(file))
+
+
+def test_resume_continues_where_it_stopped(hostile: Make, photos: dict[str, Path]) -> None:
+    artifacts = [hostile("a"), hostile("b")]
+
+    class Stop(Exception):
+        pass
+
+    kept: list[Report] = []
+
+    def until_round_two(report: Report) -> None:
+        kept.append(report)
+        if min((len(r.latency.rounds) for r in report.rows), default=0) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(artifacts, photos, saved=until_round_two)
+    half = kept[-1]
+    assert not half.complete
+    full = run(artifacts, photos, earlier=half)
+    for name in ("a.hostile", "b.hostile"):
+        before, after = row(half, name), row(full, name)
+        assert after.latency.rounds[:2] == before.latency.rounds and len(after.latency.rounds) == 5
+        assert after.images == before.images and after.preprocess_ns == before.preprocess_ns
+    assert full.complete
+
+    changed = hostile("b", replace(WEIGHTS, name="renamed"))
+    changed.path.write_text("another model")
+    write_json(replace(changed, files=hashes(changed.path)).to_json(), changed.record)
+    again = run([artifacts[0], Artifact.open(changed.path)], photos, earlier=full)
+    assert row(again, "b.hostile").preprocess_ns != row(full, "b.hostile").preprocess_ns
+    assert not set(row(again, "a.hostile").latency.ns) & set(row(full, "a.hostile").latency.ns)
+
+
+def test_resume_refuses_what_is_not_the_same(hostile: Make, photos: dict[str, Path]) -> None:
+    report = run([hostile("a")], photos, latency=False)
+    with pytest.raises(UserError, match="other settings"):
+        run([hostile("a")], photos, earlier=report, settings=replace(QUICK, samples=11))
+    with pytest.raises(UserError, match="another device"):
+        run([hostile("a")], photos, earlier=replace(report, device=replace(report.device, cpu="Z80")))
+    with pytest.raises(UserError, match="other photos"):
+        run([hostile("a")], {"p0.png": photos["p0.png"]}, earlier=report)
+
+
+def test_baseline_must_be_a_row(hostile: Make, photos: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="no row named"):
+        run([hostile("a")], photos, baseline="b.hostile")
+    assert run([hostile("a"), hostile("b")], photos, baseline="b.hostile", latency=False).baseline == "b.hostile"
+
+
+def test_same_names_get_their_folder(hostile: Make, tmp_path: Path) -> None:
+    first = hostile("a")
+    (tmp_path / "x").mkdir()
+    for file in (first.path, first.record):
+        shutil.copy(file, tmp_path / "x")
+    second = Artifact.open(tmp_path / "x" / "a.hostile")
+    assert list(named([first, second])) == [f"{tmp_path.name}/a.hostile", "x/a.hostile"]
+    with pytest.raises(UserError, match="given twice"):
+        named([first, first])
+
+
+def test_settings() -> None:
+    assert settings("normal") == Settings("normal", 128, 10.0)
+    assert settings("quick", samples=8).tier == "custom" and settings("quick", samples=64).tier == "quick"
+    assert set(TIERS) == {"quick", "normal", "official"}
+    for wrong in ({"tier": "rapid"}, {"tier": "quick", "samples": 0}, {"tier": "quick", "seconds": float("inf")}):
+        with pytest.raises(UserError):
+            settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_photos_are_spread_evenly(photos: dict[str, Path]) -> None:
+    folder = next(iter(photos.values())).parent
+    assert list(photos_in(folder, 2)) == ["p0.png", "p1.png"] and list(photos_in(folder, 99)) == list(photos)
+    assert list(photos_in(folder / "p1.png")) == ["p1.png"]
+
+
+def test_steady() -> None:
+    assert not steady([10] * 9) and steady([10] * 10)
+    assert not steady([20, 18, 16, 15, 14, 13, 12, 12, 11, 10]) and steady([99, *[10] * 9])
+    limit = round(1000 * (1 + STEADY))
+    assert not steady([1000] * 5 + [limit] * 5) and steady([1000] * 5 + [limit - 1] * 5)
+
+
+def test_kinds_of_reference() -> None:
+    kinds = {"auto": "auto", "pytorch": "pytorch", "w.pth": "weights", "m.NPZ": "maps", "a.onnx": "artifact"}
+    assert {text: Choice(text).kind for text in kinds} == kinds
+
+
+def test_child_answers_in_time_or_is_killed(tmp_path: Path) -> None:
+    with Child(tmp_path / "log", 60, HOSTILE) as child:
+        with pytest.raises(Failed) as failure:
+            child.ask("describe", artifact=str(tmp_path / "nothing.onnx"))
+        assert failure.value.reason == "refused" and "no such artifact" in failure.value.problem
+        os.kill(child.process.pid, signal.SIGTERM)
+        with pytest.raises(Failed, match="SIGTERM"):
+            child.ask("memory")
+    assert child.process.returncode == -signal.SIGTERM
+
+
+def test_child_that_cannot_start(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "raise SystemExit('no such module')")
+    with Child(tmp_path / "log", 60, command) as child, pytest.raises(Failed, match="exit code 1: no such module"):
+        child.ask("memory")
+
+
+# With the real runtimes
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float], Path]:
+    """A real ONNX file without a record: sigmoid of a weighted sum of the channels, 32 x 48."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def make(name: str, weight: float) -> Path:
+        helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+        weights = helper.make_tensor("w", kind, (1, 3, 1, 1), [weight, 0.5, -0.25])
+        nodes = [helper.make_node("Conv", ["image", "w"], ["sum"]), helper.make_node("Sigmoid", ["sum"], ["mask"])]
+        shapes = [helper.make_tensor_value_info(n, kind, (1, c, 32, 48)) for n, c in (("image", 3), ("mask", 1))]
+        graph = helper.make_graph(nodes, "tiny", shapes[:1], shapes[1:], [weights])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, folder / name)
+        return folder / name
+
+    return make
+
+
+def test_bench_on_the_command_line(cli: Cli, tiny: Callable[[str, float], Path], photos: dict[str, Path]) -> None:
+    folder = photos["p0.png"].parent
+    first, second, out = tiny("first.onnx", 1.0), tiny("second.onnx", 1.01), folder.parent / "out"
+    (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ("bench", first, second, "--images", folder, "--reference", first, "--samples", 5, "--seconds", 0,
+             "--rounds", 5, "--json", out / "r.json", "--contact-sheet", out / "s.png")  # fmt: skip
+    result = cli(*words)
+    assert result.returncode == 0, result.stderr
+    assert "second.onnx" in result.stdout and "no record" in result.stdout and "bad.jpg" in result.stderr
+    assert result.stdout.splitlines()[-2:] == [str(out / "r.json"), str(out / "s.png")]
+    report = Report.load(out / "r.json")
+    other = row(report, "second.onnx")
+    assert other.reference == "first.onnx" and other.fidelity and 1e-5 < other.fidelity.mae < 0.02
+    assert other.runtime["runtime"].startswith("ONNX Runtime") and len(other.latency.ns) == 5
+    assert "user" not in (out / "r.json").read_text().lower() and str(folder.parent) not in (out / "r.json").read_text()
+    with Image.open(out / "s.png") as sheet:
+        assert sheet.width > 500 and len(set(sheet.convert("RGB").getdata())) > 100
+    assert cli("table", out / "r.json", "--format", "md").stdout.count("| second.onnx |") == 1
+
+
+def test_an_interrupted_bench_leaves_a_file_that_resumes(
+    cli: Cli, tiny: Callable[[str, float], Path], photos: dict[str, Path]
+) -> None:
+    model, out = tiny("first.onnx", 1.0), photos["p0.png"].parent.parent / "r.json"
+    words = ["bench", str(model), "--images", str(photos["p0.png"]), "--json", str(out), "--samples", "1",
+             "--seconds", "6", "--rounds", "30", "--reference", str(model)]  # fmt: skip
+    command = [sys.executable, "-m", "u2export", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if out.exists() and any(r["latency_ns"] for r in json.loads(out.read_text())["rows"]):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    half = Report.load(out)
+    done = len(half.rows[0].latency.rounds)
+    assert not half.complete and 0 < done < 30 and "interrupted" in stdout and "Traceback" not in stderr
+    assert cli(*words, "--resume").returncode == 0
+    full = Report.load(out)
+    assert full.complete and full.rows[0].latency.rounds[:done] == half.rows[0].latency.rounds
+
+
+def test_bench_errors(cli: Cli, tiny: Callable[[str, float], Path], photos: dict[str, Path], tmp_path: Path) -> None:
+    model, folder = tiny("first.onnx", 1.0), photos["p0.png"].parent
+    two_lines(cli("bench", model, "--images", tmp_path / "nowhere"), "no such file or folder")
+    two_lines(cli("bench", model, "--images", folder, "--resume"), "--resume needs the results")
+    two_lines(cli("bench", model, "--images", folder, "--masks", folder / "p0.png"), "no such folder")
+    (tmp_path / "file").write_text("")
+    two_lines(cli("bench", model, "--images", folder, "--json", tmp_path / "file" / "r.json"), "cannot write")
+
+
+@pytest.mark.slow
+def test_published_weights_against_pytorch(u2netp: Path) -> None:
+    """The published file in ONNX Runtime and PyTorch's reference of the same weights: the same masks."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    from u2export.reference.source import verification_photos
+
+    photos = {p.name: p for p in verification_photos()[:2]}
+    plan = Plan([Artifact.open(u2netp)], photos, settings=Settings("custom", 5, 0.0, 5), modes="default")
+    report = measure(plan)
+    torch, ort = report.rows
+    assert torch.name == "u2netp-320-pytorch-fp32" and torch.runtime["arithmetic"] == "fp32" == ort.mode
+    assert ort.reference == torch.name and ort.fidelity and ort.fidelity.mae < 1e-5 and ort.fidelity.iou_worst > 0.9999
+    assert report.baseline == torch.name and report.speedup(ort) is not None
