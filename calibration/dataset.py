@@ -35,6 +35,7 @@ UNRELATED = (0.2, 0.35)  # correlation of neighbours at full size and in the thu
 TWINS = 0.98  # correlation of thumbnails; copies at half size or JPEG quality 30 >= .99, video frames ten apart <= .96
 THUMB = 32
 _WORKERS = 4
+_LUMA = (0.299, 0.587, 0.114)  # what Pillow's grey is made of
 
 T = TypeVar("T")
 
@@ -199,6 +200,8 @@ def _find(path: Path, contract: Contract) -> Found:
         raise UserError(
             f"{path} is a single file, not a set of photos", "give a folder of photos, a manifest.json or a .npy"
         )
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"{path}: permission denied", "check the folder's permissions")
     if (path / MANIFEST).is_file() and (path / "images").is_dir():
         return "bundled" if _same(path, _package()) else path.resolve().name, _listed(path / MANIFEST), ()
     return _in_folder(path)
@@ -220,8 +223,6 @@ def _same(a: Path, b: Path) -> bool:
 
 
 def _in_folder(path: Path) -> Found:
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise UserError(f"{path}: permission denied", "check the folder's permissions")
     closed: list[OSError] = []
     for _ in os.walk(path, onerror=closed.append):
         pass
@@ -296,7 +297,7 @@ def _rows(path: Path, contract: Contract) -> list[_Candidate]:
 def _array(path: Path) -> NDArray[Any]:
     """The mapped array of a .npy file: rows are read as they are used."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     except PermissionError:
         raise UserError(f"{path}: permission denied", "check the file's permissions") from None
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
@@ -350,11 +351,12 @@ def _input(path: Path, row: int | None, contract: Contract) -> Floats:
 
 
 def _grey(array: NDArray[Any], contract: Contract) -> Floats:
-    """Mean of the channels (H, W) on a scale of 0..255, of photos and network inputs alike."""
+    """Brightness (H, W) on a scale of 0..255, of photos and network inputs alike: luma, or the mean of odd channels."""
+    weights = np.array(_LUMA if contract.channels == 3 else [1 / contract.channels] * contract.channels, np.float32)
     if array.dtype == np.uint8:
-        return np.asarray(array.mean(axis=2, dtype=np.float32), np.float32)
+        return np.asarray(array @ weights, np.float32)
     mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (contract.mean, contract.std))
-    return np.asarray(((array * std + mean) * 255).mean(axis=0), np.float32)
+    return np.asarray(np.tensordot(weights, (array * std + mean) * 255, 1), np.float32)
 
 
 def _colourless(array: NDArray[Any]) -> bool:
@@ -370,7 +372,7 @@ def _not_a_photo(grey: Floats, thumb: Floats, colourless: bool) -> tuple[str, bo
     near, far = _correlation(grey), _correlation(thumb)
     if near < UNRELATED[0] or far < UNRELATED[1]:
         return f"noise: neighbouring pixels hardly relate (correlation {min(near, far):.2f})", True
-    if ((grey <= 8) | (grey >= 247)).mean() > (COLOURLESS_MASK if colourless else BLACK_AND_WHITE):
+    if ((abs(grey) <= 8) | (abs(grey - 255) <= 8)).mean() > (COLOURLESS_MASK if colourless else BLACK_AND_WHITE):
         return "a mask: hardly anything but black and white", False
     return "", False
 
@@ -419,7 +421,8 @@ def _own_evaluation(contract: Contract) -> list[_Checked]:
     """The bundled photos that exports are verified on; none for models that cannot take photos."""
     if contract.channels not in (1, 3):
         return []
-    return [_check(_Candidate(p.name, p), contract) for p in verification_photos()]
+    checked = [_check(_Candidate(p.name, p), contract) for p in verification_photos()]
+    return [c for c in checked if len(c.thumb)]
 
 
 def _overlap(kept: Sequence[_Checked], avoid: Sequence[Path], contract: Contract) -> list[str]:
