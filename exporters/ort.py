@@ -58,10 +58,18 @@ class Ort(OnnxRuntimeRunner):
         """Files in ONNX Runtime's own format; .onnx is the other target's."""
         return path.suffix == ".ort"
 
+    def check(self, request: Request, calibrated: bool) -> None:
+        """As `Exporter.check`; options of int8 mean nothing beside another precision."""
+        super().check(request, calibrated)
+        if request.precision != "int8" and (self.mixed or self.keep_float or self.weight_bits != 7):
+            raise UserError("--mixed, --keep-float and --weight-bits are options of int8", "add --int8")
+        if self.weight_bits not in (7, 8):
+            raise UserError(f"{self.weight_bits}-bit weights are not supported", "choose 7 or 8")
+
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         import onnx
 
-        kept = self._kept(source, request)
+        kept = (*self.keep_float, *(preset(source.variant) if self.mixed else ()))
         tools = versions(*TOOLS)
         module, report = source.prepared(request)
         model = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
@@ -75,11 +83,6 @@ class Ort(OnnxRuntimeRunner):
         else:
             onnx.save(model, path)
         return Made(tools=tools, condition=report, notes=notes)
-
-    def _kept(self, source: Source, request: Request) -> tuple[str, ...]:
-        if request.precision != "int8" and (self.mixed or self.keep_float):
-            raise UserError("layers can be kept in float only beside int8", "add --int8")
-        return (*self.keep_float, *(preset(source.variant) if self.mixed else ()))
 
 
 def preset(variant: str) -> tuple[str, ...]:

@@ -53,14 +53,22 @@ def ort(
     size: o.Size = "320",
     resize: o.Resize = "bilinear",
     fp32: o.Fp32 = False,
+    int8: o.Int8 = False,
+    mixed: o.Mixed = False,
+    keep_float: o.KeepFloat = None,
+    weight_bits: Annotated[
+        int, typer.Option(help="Of int8 weights: 7 is right on every processor, 8 saturates on x86 without VNNI.")
+    ] = 7,
+    mobile: Annotated[bool, typer.Option("--mobile", help="ONNX Runtime's own format (.ort), for phones.")] = False,
     calib: o.Calib = None,
     no_condition: o.NoCondition = False,
     budget: o.Budget = "",
     as_json: o.AsJson = False,
 ) -> None:
     """Export for ONNX Runtime on CPUs and phones."""
-    precision = o.chosen({"fp32": fp32}, "fp32")
-    run(Ort(), weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
+    precision = o.chosen({"fp32": fp32, "int8": int8}, "fp32")
+    exporter = Ort(mobile, mixed, o.kept(keep_float), weight_bits)
+    run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
 
 
 def openvino(

@@ -28,6 +28,14 @@ Int8 = Annotated[bool, typer.Option("--int8", help="8-bit integers; needs --cali
 NoCondition = Annotated[
     bool, typer.Option("--no-condition", help="Leave the network as it is; masks of lower precisions suffer badly.")
 ]
+Mixed = Annotated[
+    bool,
+    typer.Option("--mixed", help="Beside --int8: keep the layers in float that matter most; published u2netp only."),
+]
+KeepFloat = Annotated[
+    Path | None,
+    typer.Option(help="Beside --int8: layers to keep in float, a file of u2export sensitivity.", show_default=False),
+]
 Budget = Annotated[
     str, typer.Option(help="Fidelity limits in place of the default ones, such as mae=0.003,iou_worst=0.97.")
 ]
@@ -56,6 +64,19 @@ def chosen(flags: dict[str, bool], default: str) -> str:
     if len(given) > 1:
         raise UserError(f"--{' and --'.join(given)} exclude each other", "give one precision")
     return given[0] if given else default
+
+
+def kept(path: Path | None) -> tuple[str, ...]:
+    """The layers that `--keep-float` lists; none without it.
+
+    Raises:
+        UserError: unreadable, or of another form.
+    """
+    if path is None:
+        return ()
+    from u2export.calibration.sensitivity import read_keep_float
+
+    return read_keep_float(path)
 
 
 def shown(data: Any) -> str:
