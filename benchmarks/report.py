@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from u2export.benchmarks.device import Device
@@ -21,6 +21,9 @@ from u2export.reference.weights import Identity
 from u2export import __version__
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = 1
 # Why a cell is empty. Every row without a number carries one of these and a sentence.
@@ -35,6 +38,10 @@ REASONS = {
 # Fewer samples or less time than the quick tier: good for a first look only.
 INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
 RESAMPLES = 2000
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str, "int": int, "float": (int, float), "bool": bool, "Mapping": dict
+}  # fmt: skip
+Made = TypeVar("Made", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -194,17 +201,17 @@ class Measurement:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:
         """The row in plain data; raises TypeError, KeyError, ValueError or AttributeError where it is none."""
-        fields = dict(data)
-        fields["weights"] = Identity(**fields["weights"])
-        fields["images"] = {photo: _image(image) for photo, image in fields["images"].items()}
-        fields["latency"] = Latency(tuple(_ints(turn) for turn in fields.pop("latency_ns")))
+        values = dict(data)
+        values["weights"] = checked(Identity(**values["weights"]))
+        values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
+        values["latency"] = Latency(tuple(_ints(turn) for turn in values.pop("latency_ns")))
         for name in ("load_ns", "warmup_ns", "preprocess_ns", "postprocess_ns"):
-            fields[name] = _ints(fields[name])
-        fields["notes"] = tuple(str(note) for note in fields["notes"])
-        fields["accuracy"] = {str(k): float(v) for k, v in fields["accuracy"].items()}
-        fields["memory"] = {str(k): int(v) for k, v in fields["memory"].items()}
-        fields["runtime"] = {str(k): str(v) for k, v in fields["runtime"].items()}
-        return cls(**fields)
+            values[name] = _ints(values[name])
+        values["notes"] = tuple(str(note) for note in values["notes"])
+        values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
+        values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
+        values["runtime"] = {str(k): str(v) for k, v in values["runtime"].items()}
+        return checked(cls(**values))
 
 
 def _ints(values: Sequence[Any]) -> tuple[int, ...]:
@@ -214,8 +221,17 @@ def _ints(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _image(data: Mapping[str, Any]) -> ImageFidelity:
-    fields: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
-    return ImageFidelity(**fields)
+    values: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
+    return checked(ImageFidelity(**values))
+
+
+def checked(made: Made) -> Made:
+    """A dataclass read from JSON, its plain fields of the types they are declared with; else TypeError."""
+    for f in fields(made):
+        kind = KINDS.get(str(f.type).partition("[")[0])
+        if kind and not isinstance(getattr(made, f.name), kind):
+            raise TypeError(f"{f.name} is {getattr(made, f.name)!r:.40}, expected {f.type}")
+    return made
 
 
 @dataclass(frozen=True)
@@ -316,11 +332,11 @@ class Report:
             raise UserError(f"{path} has schema {data['schema']}, this u2export reads {SCHEMA}", hint)
         data.pop("u2export", None)
         try:
-            data["device"] = Device.from_json(data["device"])
-            data["settings"] = Settings(**data["settings"])
+            data["device"] = checked(Device.from_json(data["device"]))
+            data["settings"] = checked(Settings(**data["settings"]))
             data["rows"] = tuple(Measurement.from_json(row) for row in data["rows"])
             data["photos"], data["without_mask"] = tuple(data["photos"]), tuple(data["without_mask"])
-            return cls(**data)
+            return checked(cls(**data))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: damaged results ({type(error).__name__}: {error})", hint) from None
 

@@ -154,7 +154,7 @@ def about(report: Report) -> list[str]:
         if timed
         else ""
     )
-    masks = next((int(row.accuracy["images"]) for row in report.rows if row.accuracy), 0)
+    masks = next((int(row.accuracy.get("images", 0)) for row in report.rows if row.accuracy), 0)
     counts = [f"{len(report.photos)} photos", f"{masks} with ground truth" if masks else ""]
     counts += [f"{len(report.broken)} could not be read" if report.broken else ""]
     counts += [f"{len(report.without_mask)} without a mask" if report.without_mask else ""]
@@ -163,8 +163,9 @@ def about(report: Report) -> list[str]:
         lines.append("~ unstable: deviation of 10 % or more, or an extreme 50 % off the mean; trust the ratio")
     if timed and any(row.latency.ns and row.latency.indicative for row in report.rows):
         lines.append("? indicative: fewer samples or less time than the quick tier")
-    load = versions.get("before", {}).get("load", 0)
-    if timed and load > report.device.cores / 2:
+    before = versions.get("before")
+    load = before.get("load") if isinstance(before, dict) else None
+    if timed and isinstance(load, float) and load > report.device.cores / 2:
         lines.append(f"the machine was busy: load {load:g} on {report.device.cores} cores before the start")
     lines.append("" if report.complete else "incomplete: the run was interrupted; continue it with --resume")
     return list(filter(None, lines))
