@@ -330,7 +330,7 @@ def _check(candidate: _Candidate, contract: Contract) -> _Checked:
         return _Checked(photo, "holds NaN or infinite values")
     grey = _grey(array, contract)
     thumb = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX))
-    reason, noise = _not_a_photo(grey, thumb, _colourless(array))
+    reason, noise = _not_a_photo(grey, thumb, array)
     span = (float(array.min()), float(array.max())) if array.dtype == np.float32 else None
     centred = thumb - thumb.mean()
     unit = np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32).ravel()
@@ -363,7 +363,7 @@ def _colourless(array: NDArray[Any]) -> bool:
     return array.dtype == np.uint8 and array.shape[2] > 1 and bool((array == array[..., :1]).all())
 
 
-def _not_a_photo(grey: Floats, thumb: Floats, colourless: bool) -> tuple[str, bool]:
+def _not_a_photo(grey: Floats, thumb: Floats, array: NDArray[Any]) -> tuple[str, bool]:
     """Why a picture is no photo (empty if it may be one), and whether it is noise."""
     if min(grey.shape) < SMALLEST:
         return f"only {grey.shape[1]}x{grey.shape[0]} pixels", False
@@ -372,7 +372,8 @@ def _not_a_photo(grey: Floats, thumb: Floats, colourless: bool) -> tuple[str, bo
     near, far = _correlation(grey), _correlation(thumb)
     if near < UNRELATED[0] or far < UNRELATED[1]:
         return f"noise: neighbouring pixels hardly relate (correlation {min(near, far):.2f})", True
-    if ((abs(grey) <= 8) | (abs(grey - 255) <= 8)).mean() > (COLOURLESS_MASK if colourless else BLACK_AND_WHITE):
+    ends = ((abs(grey) <= 8) | (abs(grey - 255) <= 8)).mean()
+    if ends > BLACK_AND_WHITE or (ends > COLOURLESS_MASK and _colourless(array)):
         return "a mask: hardly anything but black and white", False
     return "", False
 
