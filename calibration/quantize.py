@@ -296,15 +296,19 @@ def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequenc
     for name in set(names) & constants:
         seen[name].add(_View(model).array(name))
 
+    def take(name: str, value: Floats) -> None:
+        _check_finite([name], np.array([[value.min(), value.max()]]))
+        seen[name].add(value)
+
     def tap(x: Floats) -> Floats:
         for name in set(fed) & set(watched):
-            seen[name].add(x)
+            take(name, x)
         return x
 
-    for values in _run(_with_outputs(model, (), made), map(tap, inputs), made):
-        for name, value in zip(made, values, strict=True):
-            _check_finite([name], np.array([[value.min(), value.max()]]))
-            seen[name].add(value)
+    outputs = made or [o.name for o in model.graph.output]
+    for values in _run(_with_outputs(model, (), outputs), map(tap, inputs), outputs):
+        for name, value in zip(made, values, strict=False):
+            take(name, value)
     return seen
 
 
@@ -336,7 +340,6 @@ def _least_mse(seen: _Histogram, levels: int, signed: bool) -> float:
         width = limit if signed else min(seen.high, limit) - max(min(seen.low, 0.0), -limit)
         step = width / levels
         rounded = np.minimum(np.rint(centres / step) * step, limit)
-        # Within a bin values are spread evenly, which adds its variance wherever nothing is rounded to a coarser step.
         return float((seen.counts * (centres - rounded) ** 2).sum())
 
     return float(limits[int(np.argmin([error(t) for t in limits]))])
@@ -348,11 +351,13 @@ def _least_entropy(seen: _Histogram, levels: int) -> float:
     Migacz, "8-bit inference with TensorRT", GTC 2017.
     """
     stops = range(levels, BINS + 1, max(1, levels // 8))
+    counts = seen.counts.copy()
+    counts[0] = counts[1]  # the zeros of a ReLU are exact in any scale and would drown the rest
 
     def divergence(stop: int) -> float:
-        inside = seen.counts[:stop]
+        inside = counts[:stop]
         true = inside.copy()
-        true[-1] += seen.counts[stop:].sum()
+        true[-1] += counts[stop:].sum()
         group = np.arange(stop) * levels // stop
         used = inside > 0
         totals, members = np.bincount(group, inside, levels), np.bincount(group, used, levels)
