@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from u2export.benchmarks.measure import Judged
 from u2export.benchmarks.report import Measurement, Report
 from u2export.benchmarks.table import small
@@ -60,8 +60,7 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 def _block(rows: Sequence[Measurement], group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """All columns of one photo."""
-    photo = Image.fromarray(read_photo(path))
-    photo.thumbnail((CELL, CELL))
+    photo = ImageOps.contain(Image.fromarray(read_photo(path)), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
     _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli, two_lines
+from PIL import Image
+from u2export.benchmarks.device import Device
+from u2export.benchmarks.fidelity import ImageFidelity
+from u2export.benchmarks.measure import Judged
+from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.benchmarks.sheet import LESS, MORE, draw, worst
+from u2export.benchmarks.table import WIDTH, about, render, small
+from u2export.reference.image import Contract
+from u2export.reference.weights import Identity
+
+MS = 1_000_000
+CALM = Latency(tuple((200 * MS + i, 202 * MS) * 4 for i in range(10)))
+FAST = Latency(tuple((100 * MS + i, 101 * MS) * 4 for i in range(10)))
+
+
+def row(name: str, mode: str = "fp32", **changes: object) -> Measurement:
+    fields: dict[str, object] = {
+        "reference": "u2netp-320-pytorch-fp32", "size": 4_600_000, "load_ns": (300 * MS, 200 * MS),
+        "first_ns": 250 * MS, "memory": {"start": 2**25, "peak": 2**28}, "latency": CALM,
+        "images": {"a.png": ImageFidelity(0.0021, 0.3, 0.991, 0.98, 1.01, 0.002),
+                   "b.png": ImageFidelity(0.0108, 0.4, 0.973, 0.9, 0.9, 0.002)},
+        "runtime": {"runtime": "ONNX Runtime 1.32.0", "arithmetic": mode}, **changes,
+    }  # fmt: skip
+    weights = Identity("random-u2net" if "random" in name else "u2netp", "0" * 64, "random" in name)
+    return Measurement(name, "onnx", "fp32", mode, "u2netp", weights, Contract().to_json(), **fields)  # type: ignore[arg-type]
+
+
+def report() -> Report:
+    rows = (
+        row("u2netp-320-pytorch-fp32", reference="", images={}, size=0, runtime={"runtime": "PyTorch 2.13.0"}),
+        row("u2netp-320-openvino-fp16.xml", "f32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
+        row("random-u2net-320-onnx-fp32.onnx", latency=Latency(((5 * MS, 50 * MS),))),
+        row("u2netp-320-trt-fp16.engine", "fp16", latency=Latency(), images={}, runtime={}, first_ns=0, memory={},
+            load_ns=(), reason="unavailable", problem="no NVIDIA GPU | here"),
+    )  # fmt: skip
+    device = Device("", "AMD EPYC", "x86_64", 2, (), 23.5, "Debian")
+    return Report(device, Settings(), {"onnxruntime": "1.32.0", "before": {"load": 1.75}}, ("a.png", "b.png"),
+                  "2" * 64, {"c.png": "c.png: empty"}, (), rows[0].name, rows, complete=True)  # fmt: skip
+
+
+def test_markdown_is_a_table_of_all_rows() -> None:
+    lines = render([report()], "md").splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 6 and len({line.replace("\\|", "").count("|") for line in table}) == 1
+    cells = dict(zip(*([c.strip() for c in table[i].split(" | ")] for i in (0, 3)), strict=True))
+    assert cells["MAE"] == "0.00645" and cells["MAE worst"] == "0.01080" and cells["IoU worst"] == "0.9730"
+    assert cells["p50 ms"] == "101" and cells["speed-up"] == "2.00x" and cells["95 % interval"] == "2.00–2.00"
+    assert (cells["MB"], cells["load ms"], cells["first ms"], cells["peak MB"]) == ("4.6", "200", "250", "256")
+    assert cells["runs as"] == "ONNX Runtime 1.32.0 f32" and cells["S"] == "0.932"
+    assert "unavailable: no NVIDIA GPU \\| here" in table[5]
+    assert "random-u2net-320-onnx-fp32.onnx (random weights)" in table[4] and "27.5~?" in table[4]
+    assert "| ref |" in table[2] and "| base |" in table[2]
+
+
+def test_columns_that_nobody_fills_are_left_out() -> None:
+    bare = replace(report(), rows=tuple(replace(r, latency=Latency(), accuracy={}) for r in report().rows))
+    text = render([bare], "md")
+    assert "p50 ms" not in text and "maxF" not in text and "IoU worst" in text and "timed:" not in text
+
+
+def test_what_a_reader_must_know() -> None:
+    text = "\n".join(about(report()))
+    assert "reference of the masks: PyTorch 2.13.0 fp32 (u2netp-320-pytorch-fp32)" in text
+    assert "2 photos, 1 could not be read" in text and "onnxruntime 1.32.0" in text
+    assert "~ unstable" in text and "? indicative" in text and "busy: load 1.75 on 2 cores" in text
+    alone = replace(report(), rows=(row("x.onnx", reference="", images={}),), complete=False)
+    text = "\n".join(about(alone))
+    assert "reference of the masks: none" in text and "interrupted" in text and "indicative" not in text
+
+
+def test_terminal_fits_120_columns_and_shows_every_name() -> None:
+    text = render([report()], "term")
+    assert max(map(len, text.splitlines())) <= WIDTH == 120
+    for r in report().rows:
+        assert r.title.split(" ")[0] in text and r.ran_as in text
+    assert "no NVIDIA GPU | here" in text and "this machine cannot run it" in text
+
+
+def test_csv_is_complete_and_unrounded() -> None:
+    records = list(csv.DictReader(io.StringIO(render([report(), report()], "csv"))))
+    assert len(records) == 8 and {r["device"] for r in records} == {report().device.fingerprint}
+    second, last = records[1], records[3]
+    assert float(second["mae"]) == pytest.approx(0.00645) and float(second["speedup"]) == pytest.approx(2, abs=1e-6)
+    assert (second["samples"], second["truth_maxf"], second["unstable"]) == ("80", "0.951", "False")
+    assert records[2]["random_weights"] == "True" and records[2]["truth_maxf"] == ""
+    assert (last["reason"], last["p50_ms"], last["mae"]) == ("unavailable", "", "")
+
+
+def test_small_numbers() -> None:
+    shown = {0.0: "0", 3.2e-7: "3e-7", 1e-5: "0.00001", 0.00217: "0.00217", 0.5: "0.50000", 4e-12: "4e-12"}
+    assert {value: small(value) for value in shown} == shown
+
+
+def test_table_command(cli: Cli, tmp_path: Path) -> None:
+    file, out = tmp_path / "r.json", tmp_path / "t.md"
+    report().save(file)
+    assert cli("table", file).stdout == render([report()], "term")
+    assert cli("table", file, file, "--format", "csv").stdout.count("openvino-fp16.xml") == 2
+    assert cli("table", file, "--format", "md", "--out", out).stdout.strip() == str(out)
+    assert out.read_text(encoding="utf-8") == render([report()], "md")
+    file.write_text("{")
+    two_lines(cli("table", file), "is not JSON")
+    two_lines(cli("table", tmp_path / "none.json"), "no such file")
+
+
+def test_contact_sheet_shows_where_masks_differ(tmp_path: Path) -> None:
+    photos = {}
+    for name, size in (("a.png", (60, 40)), ("b.png", (30, 50))):
+        Image.new("RGB", size, (10, 200, 30)).save(tmp_path / name)
+        photos[name] = tmp_path / name
+    want = np.zeros((2, 32, 32), np.float32)
+    want[:, 8:24, 8:24] = 1
+    more, less = want.copy(), want.copy()
+    more[1, 0:8], less[1, 16:24, 8:24] = 1, 0
+    rows = {"ref": want, "more": more, "less": less}
+    made = replace(report(), rows=tuple(row(name, reference="ref") for name in rows))
+    draw(made, photos, [Judged("ref", want, rows)], tmp_path / "out" / "s.png", 2)
+    with Image.open(tmp_path / "out" / "s.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    columns = np.array_split(pixels[:, 24 : pixels.shape[1] - 24], 3, axis=1)
+    red, blue = ([(np.abs(c - np.int64(colour)).max(-1) < 3).sum() for c in columns] for colour in (MORE, LESS))
+    assert red[1] > 1000 and red[0] == red[2] == 0 and blue[2] > 1000 and blue[0] == blue[1] == 0
+    green = [(np.abs(c - [10, 200, 30]).max(-1) < 3).sum() for c in columns]
+    assert green[0] > 5000 and green[1] == green[2] == 0
+    draw(made, photos, [Judged("", None, {"more": more})], tmp_path / "no.png", 1)
+    assert (tmp_path / "no.png").exists()
+
+
+def test_worst_photos_come_first() -> None:
+    one, other = row("x"), row("y", images={"c.png": ImageFidelity(0.9, 1, 0, 0, 0, 0.9)})
+    assert worst([one, other], ["a.png", "b.png", "c.png", "d.png"], 3) == ["c.png", "b.png", "a.png"]
