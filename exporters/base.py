@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from u2export.benchmarks.fidelity import Fidelity
 from u2export.reference.image import Contract, Floats
@@ -193,12 +193,15 @@ class Request:
         calibration: photos, for the precisions that need them and for conditioning.
         condition: re-parametrise the network exactly before lowering its precision (the default).
         budget: fidelity limits that replace the precision's default ones, by `Fidelity` field.
+        held_back: photos of the caller's own that were not calibrated on, to judge the masks on beside the
+            verification photos.
     """
 
     precision: str
     calibration: Calibration | None = None
     condition: bool = True
     budget: Mapping[str, float] = field(default_factory=dict)
+    held_back: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,8 @@ class Exporter(ABC):
 
         Raises:
             UserError: the precision is not one of the target's, photos are needed and missing, the folder cannot be
-                written, or the masks differ from the reference by more than the budget. Nothing is left behind then.
+                written, or the masks differ from the reference by more than the budget. Nothing is left behind then,
+                except that a calibrated artifact over budget is kept in `folder`/refused with its report.
             Unavailable: this machine lacks a package.
         """
         self.check(request, request.calibration is not None)
@@ -299,7 +303,9 @@ class Exporter(ABC):
                 notes=made.notes,
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             )
-            artifact = self._verified(artifact, source, request)
+            artifact, broken = self._judged(artifact, source, request)
+            if broken:
+                self._refuse(artifact, folder, broken, keep=request.precision in self.calibrated)
             return self._publish(artifact, folder)
 
     def check(self, request: Request, calibrated: bool) -> None:
@@ -315,23 +321,27 @@ class Exporter(ABC):
         if problem := self.missing():
             raise problem
 
-    def _verified(self, artifact: Artifact, source: Source, request: Request) -> Artifact:
-        """The artifact with its fidelity on the verification photos in the record."""
+    def _judged(self, artifact: Artifact, source: Source, request: Request) -> tuple[Artifact, str]:
+        """The artifact with its measured fidelity in the record, and the limits it breaks, in words."""
         if self.missing_runtime():
-            return replace(artifact, notes=(*artifact.notes, "not run on this machine"))
-        limits = {**self.limits.get(request.precision, {}), **request.budget}
+            return replace(artifact, notes=(*artifact.notes, "not run on this machine")), ""
         with self._load(artifact, self.modes(artifact)[0], processors()) as runner:
-            fidelity = source.compare(runner)
-        if broken := fidelity.broken(limits):
-            raise UserError(
-                f"{artifact.name}: masks differ from PyTorch's by more than allowed: {broken}",
-                "nothing was written; relax it with --budget, or choose another precision",
-            )
-        return replace(artifact, fidelity=fidelity.to_json())
+            fidelity = source.compare(runner, request.held_back or ())
+        limits = {**self.limits.get(request.precision, {}), **request.budget}
+        return replace(artifact, fidelity=fidelity.to_json()), fidelity.broken(limits)
+
+    def _refuse(self, artifact: Artifact, folder: Path, broken: str, keep: bool) -> NoReturn:
+        """Say what is wrong; what took a calibration to make is kept, apart, for whoever wants to look into it."""
+        problem = f"{artifact.name}: masks differ from PyTorch's by more than allowed: {broken}"
+        if not keep:
+            raise UserError(problem, "nothing was written; relax it with --budget, or choose another precision")
+        kept = self._publish(replace(artifact, notes=(*artifact.notes, f"refused: {broken}")), folder / "refused")
+        raise UserError(problem, f"kept with its report at {kept.record}; calibrate on other photos, or relax --budget")
 
     def _publish(self, artifact: Artifact, folder: Path) -> Artifact:
         scratch = artifact.path.parent
         tops = sorted({Path(name).parts[0] for name in artifact.files})
+        make_folder(folder)
         final = replace(artifact, path=folder / artifact.path.name)
         final.record.unlink(missing_ok=True)  # a record must never describe files it does not belong to
         for name in tops:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from u2export.benchmarks.fidelity import compare
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.reference.graph import Graph, to_onnx
 from u2export.reference.image import Floats
@@ -19,30 +20,57 @@ from u2export.errors import Unavailable, UserError
 if TYPE_CHECKING:
     from u2export.reference.source import Source
 
+# NNCF keeps statistics of all tensors: about 0.1 GB a photo, and nothing gained beyond these.
+PHOTOS = 32
+# Accuracy control may lose so much mean IoU on the held-back photos.
+MAX_DROP = 0.004
+
 # Reduced arithmetics by the capability a device names it with; f32 is everywhere.
 REDUCED = {"BF16": "bf16", "FP16": "f16"}
 
 
 @dataclass(frozen=True)
 class OpenVINO(Exporter):
-    """OpenVINO IR: fp32, or fp16 weights that the CPU computes with in f32."""
+    """OpenVINO IR: fp32, fp16 weights that the CPU computes with in f32, or int8 through NNCF.
+
+    Attributes:
+        bias_correction: of int8, NNCF's: "slow" (best on the worst photo), "fast" or "none".
+        accuracy_control: of int8, let NNCF put layers back to float until the masks of held-back photos agree.
+    """
 
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO"
     suffix: ClassVar[str] = ".xml"
-    precisions: ClassVar[Sequence[str]] = ("fp32", "fp16")
+    precisions: ClassVar[Sequence[str]] = ("fp32", "fp16", "int8")
+    calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "onnx", "onnxsim", "openvino")
     extra: ClassVar[str] = "openvino"
+
+    bias_correction: str = "slow"
+    accuracy_control: bool = False
+
+    def check(self, request: Request, calibrated: bool) -> None:
+        """As `Exporter.check`; int8 also needs NNCF, and its options mean nothing beside another precision."""
+        super().check(request, calibrated)
+        if request.precision != "int8" and self != OpenVINO():
+            raise UserError("--bias-correction and --accuracy-control are options of int8", "add --int8")
+        if request.precision == "int8" and (problem := missing_modules("OpenVINO int8", ("nncf",), self.extra)):
+            raise problem
 
     def missing_runtime(self) -> Unavailable | None:
         """OpenVINO alone."""
         return missing_modules(self.title, ("openvino",), self.extra)
 
     def modes(self, artifact: Artifact) -> Sequence[str]:
-        """f32, then the reduced arithmetics that this CPU has: each is a row of its own, never a silent default."""
+        """f32, then the reduced arithmetics that this CPU has: each is a row of its own, never a silent default.
+
+        Of int8 there is one: what Q/DQ leaves in float runs in f32, bf16 would gain nothing.
+        """
         import openvino
 
         there = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if artifact.precision == "int8":
+            return ("int8",)
         return ("f32", *(mode for capability, mode in REDUCED.items() if capability in there))
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
@@ -51,6 +79,9 @@ class OpenVINO(Exporter):
         tools = versions("torch", "onnx", "onnxsim", "openvino")
         module, report = source.prepared(request)
         model = self._converted(module, source, request, tools)
+        if request.precision == "int8":
+            tools |= versions("nncf")
+            model = self._quantised(model, source, request)
         for key, value in source.stamp(request.precision, tools).items():
             model.set_rt_info(value if isinstance(value, str) else str(value), ["u2export", key])
         openvino.save_model(model, path, compress_to_fp16=request.precision == "fp16")
@@ -70,13 +101,38 @@ class OpenVINO(Exporter):
             onnx.save(graph, file)
             return openvino.convert_model(file)
 
+    def _quantised(self, model: Any, source: Source, request: Request) -> Any:
+        """MIXED: asymmetric activations measured better on the worst photo than symmetric ones."""
+        import nncf
+
+        assert request.calibration
+        photos = request.calibration.subset(PHOTOS)
+        with _silent():
+            common: dict[str, Any] = {
+                "preset": nncf.QuantizationPreset.MIXED,
+                "subset_size": len(photos),
+                "fast_bias_correction": self.bias_correction == "fast",
+                "advanced_parameters": nncf.AdvancedQuantizationParameters(
+                    disable_bias_correction=self.bias_correction == "none",
+                    # CPUs without VNNI add products of 8 bits in 16: 7-bit weights are right everywhere.
+                    overflow_fix=nncf.OverflowFix.ENABLE,
+                ),
+            }
+            if not self.accuracy_control:
+                return nncf.quantize(model, nncf.Dataset(photos), **common)
+            judges = list(request.held_back or (x for x, _ in source.verification))
+            return nncf.quantize_with_accuracy_control(
+                model, nncf.Dataset(photos), nncf.Dataset(judges), _mean_iou(source), max_drop=MAX_DROP,
+                drop_type=nncf.DropType.ABSOLUTE, **_controlled(common),
+            )  # fmt: skip
+
     @contextmanager
     def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
         import openvino
 
         hints = {
             # Left alone, a CPU with AVX512-BF16 runs even an FP32 IR in bfloat16: mask MAE .008 to .013.
-            "INFERENCE_PRECISION_HINT": mode,
+            "INFERENCE_PRECISION_HINT": "f32" if mode == "int8" else mode,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(threads),
         }
@@ -87,8 +143,10 @@ class OpenVINO(Exporter):
             raise UserError(f"OpenVINO cannot open {artifact.path}: {last}", "export it again") from None
         arithmetic = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         layers = _layer_types(compiled)
+        if sum(n for kind, n in layers.items() if kind in ("i8", "u8")) > sum(layers.values()) / 2:
+            arithmetic = "int8"
         if arithmetic != mode:
-            raise UserError(f"{artifact.name}: asked for {mode}, OpenVINO runs {arithmetic}", "choose another mode")
+            raise Unavailable(f"{artifact.name}: asked for {mode}, OpenVINO runs {arithmetic}", "choose another mode")
         request = compiled.create_infer_request()
 
         def predict(batch: Floats) -> Floats:
@@ -115,3 +173,33 @@ def _layer_types(compiled: Any) -> Counter[str]:
         if "layerType" in info and info["layerType"].astype(str) == "Convolution":
             found[info["runtimePrecision"].astype(str)] += 1
     return found
+
+
+def _controlled(common: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy control's name for the same parameters."""
+    renamed = {"advanced_parameters": "advanced_quantization_parameters"}
+    return {renamed.get(key, key): value for key, value in common.items()}
+
+
+def _mean_iou(source: Source) -> Callable[[Any, Iterable[Floats]], tuple[float, list[float]]]:
+    """NNCF's validation function: mean IoU with the reference's masks, and each photo's."""
+
+    def validate(compiled: Any, inputs: Iterable[Floats]) -> tuple[float, list[float]]:
+        each = [compare(compiled(x)[0][0, 0], source.predict(x)[0, 0]).iou for x in inputs]
+        return sum(each) / len(each), each
+
+    return validate
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without NNCF's log and progress bars, which it prints to standard output."""
+    import io
+    import logging
+    from contextlib import redirect_stdout
+
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
+        yield

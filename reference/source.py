@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,10 @@ class Source:
             "tools": dict(tools),
         }
 
-    def compare(self, runner: Callable[[Floats], Floats]) -> Fidelity:
-        """A runner's first map against the reference's on the verification photos."""
-        return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in self.verification))
+    def compare(self, runner: Callable[[Floats], Floats], more: Iterable[Floats] = ()) -> Fidelity:
+        """A runner's first map against the reference's on the verification photos and on further inputs."""
+        pairs = chain(self.verification, ((x, self.predict(x)) for x in more))
+        return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in pairs))
 
 
 def verification_photos() -> list[Path]:

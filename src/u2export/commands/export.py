@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,18 @@ from u2export.reference.graph import Graph
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source
+
+
+class BiasCorrection(str, Enum):
+    """NNCF's ways to undo the mean error that rounding leaves in each channel."""
+
+    slow = "slow"
+    fast = "fast"
+    none = "none"
+
+
+# Of a calibration set of at least ENOUGH photos so many are kept for judging the result.
+ENOUGH, HELD_BACK = 16, 4
 
 
 def onnx(
@@ -78,14 +91,22 @@ def openvino(
     resize: o.Resize = "bilinear",
     fp32: o.Fp32 = False,
     fp16: o.Fp16 = False,
+    int8: o.Int8 = False,
+    bias_correction: Annotated[
+        BiasCorrection, typer.Option(help="Of int8: slow helps the worst photo and takes minutes; fast helps nothing.")
+    ] = BiasCorrection.slow,
+    accuracy_control: Annotated[
+        bool, typer.Option("--accuracy-control", help="Of int8: let NNCF put layers back to float; takes long.")
+    ] = False,
     calib: o.Calib = None,
     no_condition: o.NoCondition = False,
     budget: o.Budget = "",
     as_json: o.AsJson = False,
 ) -> None:
     """Export to OpenVINO IR (.xml and .bin)."""
-    precision = o.chosen({"fp32": fp32, "fp16": fp16}, "fp32")
-    run(OpenVINO(), weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
+    precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp32")
+    exporter = OpenVINO(bias_correction.value, accuracy_control)
+    run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
 
 
 def run(
@@ -106,7 +127,11 @@ def run(
     exporter.check(request, calib is not None)
     with stderr().status(f"{exporter.title} {precision}: reading {weights}") as status:
         source = Source.open(weights, contract)
-        request = Request(precision, open_calibration(calib, source), condition, request.budget)
+        calibration = open_calibration(calib, source)
+        held_back = None
+        if calibration and precision in exporter.calibrated and len(calibration) >= ENOUGH:
+            calibration, held_back = calibration.split(HELD_BACK)
+        request = Request(precision, calibration, condition, request.budget, held_back)
         status.update(f"{exporter.title} {precision}: exporting {source.weights.label} and checking its masks")
         artifact = exporter.export(source, out, request)
     print(o.shown({"path": str(artifact.path), **artifact.to_json()}) if as_json else artifact.path)
@@ -118,11 +143,10 @@ def run(
 def open_calibration(calib: Path | None, source: Source) -> Calibration | None:
     """The set that `--calib` names; the photos that exports are verified on may not be in it."""
     from u2export.calibration.dataset import Calibration
-    from u2export.reference.source import verification_photos
 
     if calib is None:
         return None
-    calibration = Calibration.open(calib, source.contract, avoid=verification_photos())
+    calibration = Calibration.open(calib, source.contract)
     for warning in calibration.warnings:
         stderr().print(f"[yellow]warning:[/] {warning}")
     return calibration
