@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, compare
@@ -28,6 +28,9 @@ from u2export.reference.source import Source
 
 from u2export.errors import UserError
 from u2export.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from u2export.reference.model import U2Net
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -75,6 +78,9 @@ class Photo:
     seconds: float
 
 
+Sets = Mapping[str, Sequence[Photo]]
+
+
 def references(source: Source, photos: Sequence[Path]) -> Iterator[Photo]:
     """One at a time: memory does not grow with the folder."""
     for path in photos:
@@ -103,9 +109,7 @@ def summarise(images: Sequence[ImageFidelity]) -> dict[str, Any]:
     return {**Fidelity(tuple(shown)).to_json(), "empty": apart}
 
 
-def rows(
-    artifact: Artifact, variant: Variant, sets: Mapping[str, Sequence[Photo]], few: int
-) -> Iterator[dict[str, Any]]:
+def rows(artifact: Artifact, variant: Variant, sets: Sets, few: int) -> Iterator[dict[str, Any]]:
     """One row for each arithmetic and set of photos; arithmetics other than the one meant get `few` photos."""
     modes = CoreML().modes(artifact)
     for mode in modes:
@@ -125,11 +129,10 @@ def rows(
             }
 
 
-def rounding(source: Source, sets: Mapping[str, Sequence[Path]]) -> Iterator[dict[str, Any]]:
+def rounding(source: Source, sets: Mapping[str, Sequence[Path]], rounded: Sets) -> Iterator[dict[str, Any]]:
     """What a picture of 8 bits costs before any conversion: PyTorch on rounded against unrounded resized photos."""
-    exact, rounded = (replace(source, contract=replace(source.contract, rounded=r)) for r in (False, True))
     for name, photos in sets.items():
-        pairs = zip(references(exact, photos), references(rounded, photos), strict=True)
+        pairs = zip(references(source, photos), rounded[name], strict=True)
         images = [compare(r.d0[0, 0], e.d0[0, 0]) for e, r in pairs]
         yield {
             "variant": "PyTorch on 8-bit pictures",
@@ -198,12 +201,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "calibration": calibration.summary(),
         "photos": {name: [p.name for p in found] for name, found in photos.items()},
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "rows": list(rounding(source, photos)),
     }
     rounded = replace(source, contract=replace(source.contract, rounded=True))
     sets = {name: list(references(rounded, found)) for name, found in photos.items()}
+    data["rows"] = list(rounding(source, photos, sets))
     # Once for all variants; the network is the same, see `condition`.
-    conditioned = replace(source, model=source.prepared(Request("fp16", calibration))[0])
+    conditioned = replace(source, model=cast("U2Net", source.prepared(Request("fp16", calibration))[0]))
     for variant in chosen(given.variants):
         start = conditioned if variant.condition else source
         with TemporaryDirectory() as scratch:

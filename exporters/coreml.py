@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
+from u2export.exporters.onnx import to_pixels
 from u2export.reference.image import Contract, Floats
 from u2export.reference.weights import WEIGHTS
 
@@ -22,7 +23,7 @@ from u2export.errors import Unavailable, UserError
 if TYPE_CHECKING:
     import torch
     from u2export.calibration.dataset import Calibration
-    from u2export.exporters.mil import Package
+    from u2export.exporters.mlpackage import Package
     from u2export.reference.source import Source
 
 INPUT, OUTPUT = "image", "mask"
@@ -111,7 +112,7 @@ class CoreML(Exporter):
         """The contract stamped into a package that u2export wrote."""
         if problem := self.missing_runtime():
             raise problem
-        from u2export.exporters.mil import Package
+        from u2export.exporters.mlpackage import Package
 
         return Contract.from_json(stamp(Package(path), "contract"))
 
@@ -157,7 +158,7 @@ class CoreML(Exporter):
             )
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
-        from u2export.exporters.mil import quiet
+        from u2export.exporters.mlpackage import quiet
 
         tools = versions("torch", "coremltools", *(["scikit-learn"] if request.precision in PALETTES else []))
         module, report = source.prepared(request)
@@ -297,12 +298,14 @@ def _quantized_activations(model: Any, calibration: Calibration, path: Path) -> 
     """
     import coremltools.optimize.coreml as cto
     from coremltools.optimize.coreml import _post_training_quantization as passes
-    from u2export.exporters.mil import Package, Program, ranges
+    from u2export.exporters.mil import Program, ranges
+    from u2export.exporters.mlpackage import Package
 
     scratch = path.with_name("float" + path.suffix)
     model.save(str(scratch))
     program = Program(Package(scratch))
-    found = ranges(program, ({INPUT: picture(x, calibration.contract)} for x in calibration))
+    photos = replace(calibration, contract=replace(calibration.contract, rounded=True))
+    found = ranges(program, ({INPUT: picture(x, photos.contract)} for x in photos))
     statistics = {name: {"rmin": low, "rmax": high} for name, (low, high) in found.items()}
     op = cto.OpLinearQuantizerConfig(mode="linear")
     own = passes._get_activation_calibration_stats
@@ -314,12 +317,9 @@ def _quantized_activations(model: Any, calibration: Calibration, path: Path) -> 
 
 
 def picture(x: Floats, contract: Contract) -> Floats:
-    """The picture (N, C, H, W), 0..255, that a package makes the network input x of.
-
-    Scaled so that its largest value is 255, whatever that of the photo was: x / max(x) gives the same of both.
-    """
-    mean, std = (np.reshape(v, (1, -1, 1, 1)) for v in (contract.mean, contract.std))
-    return np.asarray((x.astype(np.float64) * std + mean).clip(0, 1) * 255, np.float32)
+    """The pictures (N, C, H, W), 0..255, that a package makes the network inputs x of."""
+    pixels = np.concatenate([to_pixels(one[None], contract) for one in x])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
 
 
 def stamp(package: Package, key: str) -> str:
@@ -336,7 +336,7 @@ def stamp(package: Package, key: str) -> str:
 
 def _notes(path: Path, precision: str) -> Iterator[str]:
     """What the converter left as it was, which it says in a log line at most."""
-    from u2export.exporters.mil import Package
+    from u2export.exporters.mlpackage import Package
 
     if precision in ("fp32", "fp16"):
         return
@@ -352,7 +352,8 @@ def _notes(path: Path, precision: str) -> Iterator[str]:
 def _simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
     """The package executed with PyTorch on this CPU."""
     import torch
-    from u2export.exporters.mil import Package, Program
+    from u2export.exporters.mil import Program
+    from u2export.exporters.mlpackage import Package
 
     package = Package(artifact.path)
     output = stamp(package, "output")
@@ -410,7 +411,7 @@ def _on_a_mac(artifact: Artifact, mode: str) -> Runner:
     output = model.user_defined_metadata.get("u2export.output", "tensor")
 
     def prepare(x: Floats) -> list[Image.Image]:
-        pixels = np.rint(picture(x, artifact.contract)).astype(np.uint8).transpose(0, 2, 3, 1)
+        pixels = picture(x, artifact.contract).astype(np.uint8).transpose(0, 2, 3, 1)
         return [Image.fromarray(p if p.shape[2] == 3 else p[..., 0]) for p in pixels]
 
     def predict(pictures: list[Image.Image]) -> Floats:

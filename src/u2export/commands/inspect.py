@@ -1,0 +1,78 @@
+"""`u2export inspect`: what is inside an exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from u2export.commands.options import AsJson, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from u2export.exporters.inspection import Inspection, Port
+
+LONGEST = 100  # characters of a metadata value that are shown
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A model file or folder, or the .json record beside one.")],
+    layers: Annotated[bool, typer.Option("--layers", help="List every convolution.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show operations, weights as stored, precision per layer, inputs, outputs and metadata of a model file."""
+    from u2export.exporters.base import Artifact
+    from u2export.exporters.inspection import inspect as look
+
+    recorded = Artifact.open(file) if _has_record(file) else None  # a file its record does not describe is refused
+    path = recorded.path if recorded else file
+    found = look(path)
+    record: dict[str, Any] = recorded.to_json() if recorded else {}
+    if as_json:
+        print(shown({"path": str(path), **found.to_json(), "record": record}))
+        return
+    print("\n".join(_lines(path, found, record)))
+    if layers:
+        _print_layers(found)
+
+
+def _has_record(file: Path) -> bool:
+    return file.suffix == ".json" or file.with_name(file.name + ".json").is_file()
+
+
+def _lines(path: Path, found: Inspection, record: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{path}: {found.kind}, {found.bytes / 1e6:.2f} MB"
+    yield f"inputs: {_ports(found.inputs)}"
+    yield f"outputs: {_ports(found.outputs)}"
+    yield f"operations: {sum(found.operations.values())}: {_counts(found.operations)}"
+    yield f"convolutions: {len(found.layers)}; weights: {_counts(found.weights)}; read: {_counts(found.activations)}"
+    if kept := found.kept:
+        yield f"left in floating point: {len(kept)}: {', '.join(layer.name for layer in kept)}"
+    for key, value in found.metadata.items():
+        text = " ".join(value.split())
+        yield f"{key}: {text if len(text) <= LONGEST else text[:LONGEST] + ' …'}"
+    if record:
+        yield f"record: {record['exporter']} {record['precision']}, made {record['created']}, its files unchanged"
+        yield from (f"note: {note}" for note in record["notes"])
+
+
+def _ports(ports: Sequence[Port]) -> str:
+    return "; ".join(f"{p.name} ({p.kind}, {' x '.join(p.shape)})" for p in ports)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _print_layers(found: Inspection) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("convolution", "weight shape", "stored as", "reads", box=None, header_style="bold", pad_edge=False)
+    table.add_column("bytes", justify="right")
+    for layer in found.layers:
+        shape = "x".join(str(n) for n in layer.shape)
+        table.add_row(layer.name, shape, layer.weight, layer.activation, f"{layer.bytes:,}")
+    Console().print(table)
