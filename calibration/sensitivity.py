@@ -300,16 +300,20 @@ def _joined(units: Sequence[Unit]) -> frozenset[str]:
 def saved_time(model: onnx.ModelProto, quantised: onnx.ModelProto, x: Floats, rounds: int = 5) -> dict[str, float]:
     """Nanoseconds that 8 bit saves in each convolution on this machine, from ONNX Runtime's own profile of both.
 
-    Medians over rounds, the graphs in turn; at least 1 each, so that a layer that gains nothing costs nothing.
+    Medians over rounds; at least 1 each, so that a layer that gains nothing costs next to nothing.
+
+    Raises:
+        UserError: the profile does not tell the layers apart.
     """
+    before, after = (_profile(m, x, rounds) for m in (model, quantised))
     names = [n.name for n in conv_nodes(model)]
-    before, after = (_profile(m, x, rounds, names) for m in (model, quantised))
-    if not any(before.values()) or not any(after.values()):
-        raise UserError("ONNX Runtime's profile names no convolution of the graph", "search by multiply-accumulates")
+    if lost := [n for n in names if n not in before or n not in after]:
+        raise UserError(f"ONNX Runtime's profile does not show {lost[0]}", "search by multiply-accumulates")
     return {name: max(1.0, before[name] - after[name]) for name in names}
 
 
-def _profile(model: onnx.ModelProto, x: Floats, rounds: int, names: Sequence[str]) -> dict[str, float]:
+def _profile(model: onnx.ModelProto, x: Floats, rounds: int) -> dict[str, float]:
+    """Median nanoseconds of every convolution's kernel."""
     import json
     from tempfile import TemporaryDirectory
 
@@ -324,14 +328,24 @@ def _profile(model: onnx.ModelProto, x: Floats, rounds: int, names: Sequence[str
         for _ in range(rounds + 1):
             opened.run(None, {opened.get_inputs()[0].name: x})
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
-    times: dict[str, list[float]] = {name: [] for name in names}
+    layers = _kernel_names(model)
+    times: dict[str, list[float]] = {}
     for event in events:
-        # Fused kernels keep the Conv's name with a suffix: `…/Conv_nchwc`, `…/Conv_quant`, `…/Conv_kernel_time`.
-        name = str(event.get("name", "")).removesuffix("_kernel_time")
-        name = name if name in times else name.rpartition("_")[0]
-        if event.get("cat") == "Node" and name in times:
-            times[name].append(1000.0 * event["dur"])
-    return {name: float(np.median(t[1:])) if len(t) > 1 else 0.0 for name, t in times.items()}
+        kernel = re.sub(r"(_nchwc|_token_\d+)*_kernel_time$", "", str(event.get("name")))
+        if event.get("cat") == "Node" and kernel in layers:
+            times.setdefault(layers[kernel], []).append(1000.0 * event["dur"])
+    return {name: float(np.median(t[1:])) for name, t in times.items()}  # the first round is a warm-up
+
+
+def _kernel_names(model: onnx.ModelProto) -> dict[str, str]:
+    """Convolutions by what their kernels are called: the node, or the tensor that it or its fused activation makes."""
+    readers = {name: node for node in model.graph.node for name in node.input}
+    names = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            after = readers.get(node.output[0])
+            names |= dict.fromkeys((node.name, node.output[0], *(after.output if after else ())), node.name)
+    return names
 
 
 def plot(found: Sensitivity, path: Path) -> None:
