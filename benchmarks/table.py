@@ -176,7 +176,9 @@ def _references(report: Report) -> list[str]:
     lines = []
     for name in dict.fromkeys(row.reference for row in report.rows if row.reference):
         row = report.row(name)
-        lines.append(f"reference of the masks: {row.ran_as} ({name})" if row else f"reference of the masks: {name}")
+        what = f"{row.ran_as} ({name})" if row else name
+        plainly = "" if row and row.exporter == "pytorch" else ", not PyTorch on this machine"
+        lines.append(f"reference of the masks: {what}{plainly}")
     return lines or ["reference of the masks: none; neither PyTorch with the weights nor an fp32 ONNX was there"]
 
 

@@ -36,8 +36,9 @@ def row(name: str, mode: str = "fp32", **changes: object) -> Measurement:
 
 
 def report() -> Report:
+    torch = row("u2netp-320-pytorch-fp32", reference="", images={}, size=0, runtime={"runtime": "PyTorch 2.13.0"})
     rows = (
-        row("u2netp-320-pytorch-fp32", reference="", images={}, size=0, runtime={"runtime": "PyTorch 2.13.0"}),
+        replace(torch, exporter="pytorch"),
         row("u2netp-320-openvino-fp16.xml", "f32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
         row("random-u2net-320-onnx-fp32.onnx", latency=Latency(((5 * MS, 50 * MS),))),
         row("u2netp-320-trt-fp16.engine", "fp16", latency=Latency(), images={}, runtime={}, first_ns=0, memory={},
@@ -70,7 +71,9 @@ def test_columns_that_nobody_fills_are_left_out() -> None:
 
 def test_what_a_reader_must_know() -> None:
     text = "\n".join(about(report()))
-    assert "reference of the masks: PyTorch 2.13.0 fp32 (u2netp-320-pytorch-fp32)" in text
+    assert "reference of the masks: PyTorch 2.13.0 fp32 (u2netp-320-pytorch-fp32)\n" in text
+    onnx = replace(report(), rows=(replace(report().rows[0], exporter="onnx"), report().rows[1]))
+    assert "(u2netp-320-pytorch-fp32), not PyTorch on this machine\n" in "\n".join(about(onnx))
     assert "2 photos, 1 could not be read" in text and "onnxruntime 1.32.0" in text
     assert "~ unstable" in text and "? indicative" in text and "busy: load 1.75 on 2 cores" in text
     alone = replace(report(), rows=(row("x.onnx", reference="", images={}),), complete=False)
