@@ -365,7 +365,7 @@ def test_published_weights_against_pytorch(u2netp: Path) -> None:
     from u2export.reference.source import verification_photos
 
     photos = {p.name: p for p in verification_photos()[:2]}
-    plan = Plan([Artifact.open(u2netp)], photos, settings=Settings("custom", 5, 0.0, 5), modes="default")
+    plan = Plan([Artifact.open(u2netp)], photos, settings=Settings("custom", 5, 0.0, 5, threads=1), modes="default")
     report = measure(plan)
     torch, ort = report.rows
     assert torch.name == "u2netp-320-pytorch-fp32" and torch.runtime["arithmetic"] == "fp32" == ort.mode
