@@ -67,7 +67,7 @@ def _conv_accumulating(a: Arguments) -> Tensor:
         for column in range(weight.shape[3]):
             tap = x[:, :, row * dilations[0] :, column * dilations[1] :][:, :, :height, :width].contiguous()
             for c in range(weight.shape[1]):
-                # PyTorch computes this in float32 and rounds once: what a hardware FMA does.
+                # PyTorch computes this in float32, where the product is exact, and rounds the sum.
                 total.addcmul_(tap[:, c : c + 1], weight[:, c, row, column].view(1, -1, 1, 1))
     bias = _vector(a.get("bias"))
     return total.float() if bias is None else total.float() + bias.view(1, -1, 1, 1)
