@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from u2export import __version__
-from u2export.commands import bench, calib, console, export, golden, predict, table, targets, weights
+from u2export.commands import (
+    bench,
+    calib,
+    console,
+    coreml,
+    export,
+    golden,
+    inspect,
+    lint,
+    predict,
+    sensitivity,
+    table,
+    targets,
+    weights,
+)
 from u2export.errors import UserError
 
 app = typer.Typer(
@@ -45,17 +59,21 @@ def options(
         console.silence()
 
 
-EXPORT, MEASURE, HELP = "Export", "Run and measure", "Look"
+EXPORT, MEASURE, INT8, HELP = "Export", "Run and measure", "Lower precision", "Look"
 app.command(rich_help_panel=EXPORT)(export.onnx)
 app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
+app.command(rich_help_panel=EXPORT)(coreml.coreml)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=MEASURE)(table.table)
+app.command(rich_help_panel=INT8)(lint.lint)
+app.command(rich_help_panel=INT8)(sensitivity.sensitivity)
+app.add_typer(calib.app, name="calib", rich_help_panel=INT8)
 app.command(rich_help_panel=HELP)(targets.targets)
+app.command(rich_help_panel=HELP)(inspect.inspect)
 app.command(rich_help_panel=HELP)(golden.golden)
 app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
-app.add_typer(calib.app, name="calib", rich_help_panel=HELP)
 
 
 def main() -> int:
