@@ -81,8 +81,13 @@ class Range:
     @classmethod
     def of(cls, values: Any) -> Range:
         """Of one array (N, C, H, W)."""
-        flat = np.moveaxis(np.asarray(values, np.float64), 1, 0).reshape(values.shape[1], -1)
-        return cls(flat.min(1), flat.max(1), flat.sum(1), (flat**2).sum(1), flat.shape[1])
+        values = np.asarray(values)
+        axes, pixels = (0, 2, 3), values.size // values.shape[1]
+        mean = values.mean(axes, dtype=np.float64)
+        # Two passes: in one, the squares of a channel near 228 would drown its variance.
+        variance = values.var(axes).astype(np.float64)
+        low, high = (f(axes).astype(np.float64) for f in (values.min, values.max))
+        return cls(low, high, mean * pixels, (variance + mean**2) * pixels, pixels)
 
     def __add__(self, other: Range) -> Range:
         return Range(
@@ -216,7 +221,7 @@ def condition(model: U2Net, inputs: Iterable[Floats], criteria: Criteria = Crite
     routes = network.routes()
     ranges, report = measure(module_probe(folded, _needed(routes)), inputs, criteria)
     changes, refused = choose(network, routes, ranges, criteria)
-    changes = _apply(network, routes, changes)
+    changes = rewrite(network, routes, changes)
     for conv in network.convs.values():
         _write_module(folded, conv)
     return folded, replace(report, changes=changes, refused=refused)
@@ -244,7 +249,7 @@ def condition_onnx(
     else:
         ranges, report = measure(onnx_probe(model, _needed(routes)), how, criteria)
         changes, refused = choose(network, routes, ranges, criteria)
-    changes = _apply(network, routes, changes)
+    changes = rewrite(network, routes, changes)
     _write_onnx(result, network, changes)
     return result, replace(report, changes=changes, refused=refused)
 
@@ -316,7 +321,7 @@ def module_probe(model: nn.Module, names: Sequence[str], sources: bool = False) 
         hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
             with torch.no_grad():
-                model(torch.from_numpy(batch))
+                model(torch.from_numpy(batch).to(next(model.parameters()).dtype))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -365,12 +370,12 @@ def choose(
         chosen: list[Change] = []
         for channel in np.flatnonzero(seen.low > 0).tolist():
             low, high = float(seen.low[channel]), float(seen.high[channel])
-            shift = _shift(low, high, criteria.margin)
+            shift = shift_below(low, high, criteria.margin)
             sqnr = min((_sqnr(network, route, i, channel, ranges) for i in range(len(route.readers))), default=math.inf)
             if high < criteria.gain * (high - shift) or sqnr > criteria.sqnr:
                 continue
             if route.blocked:
-                refused.append(Refused(route.producer, channel, low, high, sqnr, route.blocked.lstrip(":")))
+                refused.append(Refused(route.producer, channel, low, high, sqnr, route.blocked))
                 continue
             names = tuple(reader.conv for reader in route.readers)
             chosen.append(
@@ -382,7 +387,7 @@ def choose(
     return tuple(changes), tuple(refused)
 
 
-def _shift(low: float, high: float, margin: float) -> float:
+def shift_below(low: float, high: float, margin: float) -> float:
     """A number with few binary digits below `low`, so that every float format holds it."""
     spread = max(high - low, low * 2.0**-10)
     grid = 2.0 ** (math.floor(math.log2(spread)) - 2)
@@ -435,7 +440,7 @@ def _translated(report: ConditionReport, network: Network, routes: Sequence[Rout
     return tuple(changes)
 
 
-def _apply(network: Network, routes: Sequence[Route], changes: Sequence[Change]) -> tuple[Change, ...]:
+def rewrite(network: Network, routes: Sequence[Route], changes: Sequence[Change]) -> tuple[Change, ...]:
     """Rewrite the network's weights, producers in execution order; the changes with the biases they led to."""
     before = {name: _peak(conv) for name, conv in network.convs.items()}
     inserted: dict[str, list[tuple[int, int]]] = {}  # into each reader: original input channel, how many before it
@@ -514,8 +519,9 @@ def _write_module(model: nn.Module, conv: Conv) -> None:
     module = model.get_submodule(conv.name)
     assert isinstance(module, nn.Conv2d)
     module.out_channels, module.in_channels = conv.weight.shape[:2]
-    module.weight = nn.Parameter(torch.from_numpy(conv.weight).float())
-    module.bias = nn.Parameter(torch.from_numpy(conv.bias).float())
+    dtype = module.weight.dtype
+    module.weight = nn.Parameter(torch.from_numpy(conv.weight).to(dtype))
+    module.bias = nn.Parameter(torch.from_numpy(conv.bias).to(dtype))
 
 
 def _write_onnx(model: onnx.ModelProto, network: Network, changes: Sequence[Change]) -> None:

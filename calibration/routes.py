@@ -44,7 +44,7 @@ class Op:
 
     Attributes:
         kind: "conv", "relu", "linear" (a resize, or nothing at all: maps a constant plane to itself and sums to sums),
-            "pool" (max pooling), "concat" (along channels), "input", or "other".
+            "max pool", "add", "concat" (along channels), "input", or "other".
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Route:
     Attributes:
         producer: the convolution's name.
         readers: in the order found.
-        blocked: what else reads it, that a shift would not pass ("max pool", "add" …); empty when nothing does.
+        blocked: what else reads it, that a shift would not pass ("max pool", "add", "output" …); empty if nothing.
     """
 
     producer: str
@@ -94,8 +94,12 @@ class Network:
         op = self.ops[name]
         if op.kind == "conv":
             return len(self.convs[name].bias)
+        if op.kind in ("input", "other"):
+            return 0
         widths = [self.channels(source) for source in op.inputs]
-        return sum(widths) if op.kind == "concat" and all(widths) else next(iter(widths), 0)
+        if op.kind == "concat":
+            return sum(widths) if all(widths) else 0
+        return max(widths, default=0)
 
     def routes(self) -> list[Route]:
         """One route for every convolution that is followed by a ReLU and nothing but it."""
@@ -120,19 +124,22 @@ class Network:
                 readers.append(Reader(user, offset))
             elif op.kind in ("linear", "concat"):
                 for start in self._starts(op, name):
-                    more, stop = self._readers(user, offset + start)
+                    more, stop = self._readers(user, offset + start) if start >= 0 else ([], "concat of unknown width")
                     readers += more
                     blocked = blocked or stop
             else:
-                blocked = blocked or ("max pool" if op.kind == "pool" else op.name)
+                blocked = blocked or (op.name if op.kind == "other" else op.kind)
         return readers, blocked if self.users[name] else "output"
 
     def _starts(self, op: Op, source: str) -> Iterable[int]:
-        start = 0
-        for name in op.inputs:
+        """At which of an operator's channels the source's begin, each time it is read; -1 where nothing says."""
+        if op.kind == "linear":
+            yield 0
+            return
+        widths = [self.channels(name) for name in op.inputs]
+        for position, name in enumerate(op.inputs):
             if name == source:
-                yield start
-            start += self.channels(name) if op.kind == "concat" else 0
+                yield sum(widths[:position]) if all(widths[:position]) else -1
 
 
 def border(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Sequence[int]) -> str:
@@ -149,13 +156,20 @@ def from_module(model: nn.Module) -> Network:
     from torch import fx, nn
 
     graph = fx.symbolic_trace(model).graph
-    convs = {n: module_conv(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
     modules = dict(model.named_modules())
+    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    convs = {
+        name: module_conv(name, module)
+        for name in called
+        if isinstance(module := modules[name], nn.Conv2d) and module.groups == 1 and called.count(name) == 1
+    }
     ops: dict[str, Op] = {}
     label: dict[fx.Node, str] = {}
+    shapes: set[fx.Node] = set()
     for node in graph.nodes:
         kind = _module_kind(node, modules, convs)
-        if kind == "shape":
+        if kind == "shape" or (kind == "part" and node.args[0] in shapes):
+            shapes.add(node)
             continue
         label[node] = str(node.target) if kind == "conv" else f":{node.name}"
         data = node.all_input_nodes
@@ -163,8 +177,9 @@ def from_module(model: nn.Module) -> Network:
             data = data[:1]  # the target size, where it was computed from another tensor, carries no channels
         if kind == "concat":
             data = list(node.args[0])  # all_input_nodes would name a tensor that is there twice once
+        kind = "other" if kind == "part" else kind
         ops[label[node]] = Op(kind, label[node], tuple(label[n] for n in data if n in label))
-    return Network(ops, {name: convs[name] for name in ops if name in convs})
+    return Network(ops, convs)
 
 
 def module_conv(name: str, module: nn.Conv2d) -> Conv:
@@ -188,17 +203,19 @@ def _module_kind(node: fx.Node, modules: Mapping[str, nn.Module], convs: Mapping
     if node.op == "call_module":
         module = modules[str(node.target)]
         known: dict[type[nn.Module], str] = {
-            nn.ReLU: "relu", nn.Identity: "linear", nn.Upsample: "linear", nn.MaxPool2d: "pool",
+            nn.ReLU: "relu", nn.Identity: "linear", nn.Upsample: "linear", nn.MaxPool2d: "max pool",
         }  # fmt: skip
         return "conv" if str(node.target) in convs else known.get(type(module), "other")
     if node.op == "call_function":
+        if node.target is getattr:
+            return "shape" if node.args[1] == "shape" else "other"
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         functions: dict[Any, str] = {
-            F.relu: "relu", F.interpolate: "linear", F.max_pool2d: "pool",
-            torch.cat: "concat" if dim == 1 else "other", getattr: "shape", operator.getitem: "shape",
+            F.relu: "relu", F.interpolate: "linear", F.max_pool2d: "max pool", operator.add: "add",
+            operator.getitem: "part", torch.cat: "concat" if dim == 1 else "other",
         }  # fmt: skip
         return functions.get(node.target, "other")
-    return "other"
+    return "shape" if node.op == "call_method" and node.target == "size" else "other"
 
 
 def from_onnx(model: onnx.ModelProto) -> Network:
@@ -218,7 +235,7 @@ def from_onnx(model: onnx.ModelProto) -> Network:
         name = conv_name(node) if kind == "conv" else f":{node.output[0]}"
         if kind == "conv":
             convs[name] = _onnx_conv(name, node, constants)
-        data = node.input[:1] if kind in ("conv", "linear", "relu", "pool") else node.input
+        data = node.input[:1] if kind in ("conv", "linear", "relu", "max pool") else node.input
         ops[name] = Op(kind, name, tuple(made[i] for i in data if i in made))
         made.update(dict.fromkeys(node.output, name))
     for output in model.graph.output:
@@ -256,7 +273,7 @@ def _onnx_kind(node: onnx.NodeProto) -> str:
         # Of a crop, what lies outside is another constant.
         crop = attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
         return "other" if crop else "linear"
-    known = {"Relu": "relu", "MaxPool": "pool", "Upsample": "linear", "Identity": "linear"}
+    known = {"Relu": "relu", "MaxPool": "max pool", "Add": "add", "Upsample": "linear", "Identity": "linear"}
     return known.get(node.op_type, "shape" if node.op_type in ("Shape", "Constant") else "other")
 
 
