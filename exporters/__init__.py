@@ -5,7 +5,8 @@ from u2export.exporters.coreml import CoreML
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
+from u2export.exporters.trt import TensorRT
 
-EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), CoreML())}
+EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), TensorRT(), CoreML())}
 
 __all__ = ["EXPORTERS", "Artifact", "Exporter", "Runner"]

@@ -54,11 +54,11 @@ class OnnxRuntimeRunner(Exporter):
             "arithmetic": artifact.precision,
             "threads": str(threads),
         }
-        yield _runner(session, artifact.contract, info)
+        yield runner_of(session, artifact.contract, info)
 
 
-def open_session(path: Path, provider: str = "CPUExecutionProvider", threads: int = 0) -> Any:
-    """An ONNX Runtime session of a file, all optimisations on.
+def open_session(path: Path, provider: str = "CPUExecutionProvider", threads: int = 0, optimise: bool = True) -> Any:
+    """An ONNX Runtime session of a file, all optimisations on or all off.
 
     Raises:
         UserError: the file cannot be opened by this ONNX Runtime.
@@ -68,6 +68,8 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider", threads: in
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:
@@ -90,7 +92,8 @@ def to_pixels(batch: Floats, contract: Contract) -> NDArray[np.uint8]:
     return np.asarray(np.rint(scaled * (fits[0] if fits else 255)), np.uint8)
 
 
-def _runner(session: Any, contract: Contract, info: dict[str, str]) -> Runner:
+def runner_of(session: Any, contract: Contract, info: dict[str, str]) -> Runner:
+    """A runner of an ONNX Runtime session, fed with pixels where the graph takes uint8."""
     entry, output = session.get_inputs()[0], session.get_outputs()[0].name
 
     def predict(fed: Any) -> Floats:

@@ -63,6 +63,7 @@ EXPORT, MEASURE, INT8, HELP = "Export", "Run and measure", "Lower precision", "L
 app.command(rich_help_panel=EXPORT)(export.onnx)
 app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
+app.command(rich_help_panel=EXPORT)(export.trt)
 app.command(rich_help_panel=EXPORT)(coreml.coreml)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)

@@ -1,4 +1,4 @@
-"""`u2export onnx|ort|openvino`: one artifact and its record, checked before either appears."""
+"""`u2export onnx|ort|openvino|trt`: one artifact and its record, checked before either appears."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from u2export.exporters.base import Artifact, Exporter, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
+from u2export.exporters.trt import TensorRT
 from u2export.reference.graph import Graph
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ class BiasCorrection(str, Enum):
     slow = "slow"
     fast = "fast"
     none = "none"
+
+
+class Placement(str, Enum):
+    """Where TensorRT's Q/DQ pairs stand."""
+
+    producer = "producer"
+    conv_input = "conv-input"
 
 
 # Of a calibration set of at least ENOUGH photos so many are kept for judging the result.
@@ -106,6 +114,29 @@ def openvino(
     """Export to OpenVINO IR (.xml and .bin)."""
     precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp32")
     exporter = OpenVINO(bias_correction.value, accuracy_control)
+    run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
+
+
+def trt(
+    weights: o.Weights = "u2netp",
+    out: o.Out = Path("artifacts"),
+    size: o.Size = "320",
+    resize: o.Resize = "bilinear",
+    fp32: o.Fp32 = False,
+    fp16: o.Fp16 = False,
+    int8: o.Int8 = False,
+    placement: Annotated[
+        Placement, typer.Option(help="Of int8's Q/DQ pairs: producer moves the least memory.")
+    ] = Placement.producer,
+    keep_float: o.KeepFloat = None,
+    calib: o.Calib = None,
+    no_condition: o.NoCondition = False,
+    budget: o.Budget = "",
+    as_json: o.AsJson = False,
+) -> None:
+    """Export typed ONNX for TensorRT (fp16 by default); the engine itself is built on the device, with trtexec."""
+    precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp16")
+    exporter = TensorRT(placement.value, o.kept(keep_float))
     run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
 
 
