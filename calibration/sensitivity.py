@@ -264,14 +264,16 @@ class Search:
                 yield Unit(block, sum(self.work[n] for n in block), gain)
 
     def _gathered(self, units: Sequence[Unit]) -> list[Unit]:
-        """The shortest run of the best units that meets the budget; those that gain if none does."""
+        """A shortest run of the best units that meets the budget, found by doubling and halving; else all that gain."""
         useful = [u for u in units if u.gain > 0]
-        taken: list[Unit] = []
-        for unit in useful:
-            if self.load(_joined(taken)) <= 1:
-                break
-            taken.append(unit)
-        return taken
+        low, high = 0, 1  # of the run's length: too short, and to be tried
+        while high < len(useful) and self.load(_joined(useful[:high])) > 1:
+            low, high = high, 2 * high
+        high = min(high, len(useful))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.load(_joined(useful[:middle])) <= 1 else (middle, high)
+        return useful[:high]
 
     def _pruned(self, taken: list[Unit]) -> frozenset[str]:
         """The same without the units that turn out not to be needed, the most work first."""

@@ -124,17 +124,19 @@ def ort_int8(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec) 
 
 
 def to_ort_format(model: onnx.ModelProto, path: Path) -> None:
-    """Write ONNX Runtime's own format, optimised once for all ARM processors, to `path` (….ort)."""
-    import os
-    from contextlib import redirect_stdout
-    from tempfile import TemporaryDirectory
+    """Write ONNX Runtime's own format, its optimisations done once, to `path` (….ort).
 
-    import onnx
-    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+    What onnxruntime.tools.convert_onnx_models_to_ort does for ARM, without its temporary files left open.
+    """
+    import onnxruntime
 
-    with TemporaryDirectory() as scratch, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        onnx.save(model, Path(scratch) / "model.onnx")
-        convert_onnx_models_to_ort(
-            Path(scratch) / "model.onnx", optimization_styles=[OptimizationStyle.Fixed], target_platform="arm"
-        )
-        path.write_bytes((Path(scratch) / "model.ort").read_bytes())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["NchwcTransformer"],  # its blocked layout is for x86 alone
+    )
