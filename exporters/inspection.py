@@ -231,20 +231,22 @@ def _openvino(path: Path) -> Inspection:
     for name in ("Constant", "Parameter", "Result"):
         counted.pop(name, None)
     info = model.get_rt_info()
-    stamped = info["u2export"].value if "u2export" in info else {}
+    stamped = _plain(info["u2export"]) if "u2export" in info else {}
+    version = _plain(info["Runtime_version"]) if "Runtime_version" in info else "an unknown version"
     return Inspection(
-        kind=f"OpenVINO IR, made by {_rt_text(info, 'Runtime_version')}",
+        kind=f"OpenVINO IR, made by {version}",
         bytes=_size(path, path.with_suffix(".bin")),
         inputs=tuple(_openvino_port(p) for p in model.inputs),
         outputs=tuple(_openvino_port(p) for p in model.outputs),
         operations=dict(counted.most_common()),
         layers=tuple(_openvino_layer(op) for op in ops if op.get_type_name() in ("Convolution", "GroupConvolution")),
-        metadata=_stamped({key: value.value if hasattr(value, "value") else value for key, value in stamped.items()}),
+        metadata=_stamped({key: _plain(value) for key, value in stamped.items()}),
     )
 
 
-def _rt_text(info: Mapping[str, Any], key: str) -> str:
-    return str(info[key].value) if key in info else "an unknown version"
+def _plain(entry: Any) -> Any:
+    """Runtime info comes as plain values or wrapped ones, by OpenVINO's version and by kind."""
+    return getattr(entry, "value", entry)
 
 
 def _openvino_type(element: Any) -> str:
@@ -270,7 +272,8 @@ def _openvino_layer(op: Any) -> Layer:
         kind = f"{kind} {_granularity(scale.get_data())}" if scale.get_type_name() == "Constant" else kind
     entry = op.input_value(0).get_node().get_type_name()
     activation = "int8" if entry == "FakeQuantize" else "float32"
-    return Layer(op.get_friendly_name(), tuple(node.get_output_shape(0)), kind, activation, node.get_byte_size())
+    name = op.get_friendly_name().strip("/").removesuffix("/WithoutBiases")
+    return Layer(name, tuple(node.get_output_shape(0)), kind, activation, node.get_byte_size())
 
 
 # Core ML
