@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from u2export.reference.source import Source
 
 
+class Quantizer(str, Enum):
+    """Who makes OpenVINO's 8-bit graph."""
+
+    qdq = "qdq"
+    nncf = "nncf"
+
+
 class BiasCorrection(str, Enum):
     """NNCF's ways to undo the mean error that rounding leaves in each channel."""
 
@@ -100,11 +107,14 @@ def openvino(
     fp32: o.Fp32 = False,
     fp16: o.Fp16 = False,
     int8: o.Int8 = False,
+    quantizer: Annotated[
+        Quantizer, typer.Option(help="Of int8: qdq, the graph that ONNX Runtime gets too, or NNCF.")
+    ] = Quantizer.qdq,
     bias_correction: Annotated[
-        BiasCorrection, typer.Option(help="Of int8: slow helps the worst photo and takes minutes; fast helps nothing.")
+        BiasCorrection, typer.Option(help="Of NNCF: slow helps the worst photo and takes minutes.")
     ] = BiasCorrection.slow,
     accuracy_control: Annotated[
-        bool, typer.Option("--accuracy-control", help="Of int8: let NNCF put layers back to float; takes long.")
+        bool, typer.Option("--accuracy-control", help="Let NNCF put layers back to float; takes long.")
     ] = False,
     calib: o.Calib = None,
     no_condition: o.NoCondition = False,
@@ -113,7 +123,7 @@ def openvino(
 ) -> None:
     """Export to OpenVINO IR (.xml and .bin)."""
     precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp32")
-    exporter = OpenVINO(bias_correction.value, accuracy_control)
+    exporter = OpenVINO(quantizer.value, bias_correction.value, accuracy_control)
     run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
 
 
