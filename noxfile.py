@@ -70,13 +70,23 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Real weights, real photos: export for four runtimes, measure, print the table. Results go to artifacts/."""
+    """Real weights, real photos: export, check, measure, print the table. Everything lands in artifacts/."""
     install(session, ("onnx", "openvino", "eval"))
-    out, photos = Path("artifacts"), Path("reference", "photos")
-    made = [
-        session.run("u2export", *words, "--out", str(out), silent=True)
-        for words in (("onnx",), ("openvino", "--fp32"), ("openvino", "--fp16"))
-    ]
-    session.log("artifacts: %s", made)
-    session.run("u2export", "bench", *_paths(out), "--images", str(photos), "--tier", "quick",
-                "--json", str(out / "results.json"), "--contact-sheet", str(out / "masks.png"))  # fmt: skip
+    out = Path("artifacts")
+    shutil.rmtree(out, ignore_errors=True)
+    calib = ("--calib", "calibration/")
+    for words in (
+        ("onnx",),
+        ("ort", "--int8", *calib),
+        ("openvino", "--fp32"),
+        ("openvino", "--fp16", *calib),
+        ("openvino", "--int8", *calib),
+    ):
+        session.run("u2export", *words, "--out", str(out))
+    records = sorted(str(path) for path in out.glob("*.json"))
+    sheet, results = str(out / "masks.png"), str(out / "results.json")
+    session.run(
+        "u2export", "bench", *records, "--images", "reference/photos", "--json", results, "--contact-sheet", sheet
+    )  # fmt: skip
+    session.run("u2export", "table", results, "--format", "md", "--out", str(out / "results.md"))
+    session.log("artifacts: %s", ", ".join(sorted(str(p) for p in out.iterdir())))
