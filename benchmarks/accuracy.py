@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from u2export.reference.image import Floats, find_photos, mask_for, read_photo
 
 from u2export.errors import Unavailable, UserError
+from u2export.reference.image import Floats, find_photos, mask_for, read_photo
 
 BETA2 = 0.3
 

@@ -19,15 +19,15 @@ from time import process_time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+
 from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, compare
 from u2export.calibration.dataset import Calibration
+from u2export.errors import UserError
 from u2export.exporters.base import Artifact, Request, versions
 from u2export.exporters.coreml import CoreML
+from u2export.files import write_json, write_text
 from u2export.reference.image import Contract, Floats, find_photos
 from u2export.reference.source import Source
-
-from u2export.errors import UserError
-from u2export.files import write_json, write_text
 
 if TYPE_CHECKING:
     from u2export.reference.model import U2Net

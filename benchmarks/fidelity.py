@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from u2export.reference.image import Floats, saliency
 
 from u2export.errors import UserError
+from u2export.reference.image import Floats, saliency
 
 # d0 never reaches this where the network sees no object; stretching then shows noise, so IoU says nothing.
 EMPTY = 0.2

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from u2export.reference.image import Contract, Floats
 
 from u2export.errors import UserError
 from u2export.files import staged
+from u2export.reference.image import Contract, Floats
 
 HINT = "make it with `u2export bench --save-reference` from the same weights, image contract and photos"
 

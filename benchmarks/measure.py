@@ -21,6 +21,7 @@ from time import sleep
 from typing import Any
 
 import numpy as np
+
 from u2export.benchmarks import maps
 from u2export.benchmarks.accuracy import Accuracy, read_truth
 from u2export.benchmarks.child import WORKER, Child, Failed
@@ -28,11 +29,10 @@ from u2export.benchmarks.device import environment, state, this_device
 from u2export.benchmarks.fidelity import compare
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings
 from u2export.benchmarks.subjects import Choice, Subject, artifact_subject, groups, named
+from u2export.errors import UserError
 from u2export.exporters.base import Artifact
 from u2export.reference.image import Floats, find_photos, read_photo
 from u2export.reference.weights import file_digest
-
-from u2export.errors import UserError
 
 # After the rules of MLPerf Mobile (samples and seconds are both minima), a quick look included.
 TIERS = {"quick": (64, 6.0), "normal": (128, 10.0), "official": (1024, 60.0)}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
 from u2export.benchmarks.measure import Judged
 from u2export.benchmarks.report import Measurement, Report
 from u2export.benchmarks.table import small
-from u2export.reference.image import Floats, mask_for, read_photo, saliency
-
 from u2export.files import staged
+from u2export.reference.image import Floats, mask_for, read_photo, saliency
 
 # Differences of good exports are invisible; this makes .05 of the mask's range the strongest colour.
 GAIN = 20

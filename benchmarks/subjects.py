@@ -15,11 +15,10 @@ from typing import Any
 
 from u2export.benchmarks import maps
 from u2export.benchmarks.report import Measurement
+from u2export.errors import UserError
 from u2export.exporters.base import Artifact
 from u2export.reference.image import Contract
 from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
-
-from u2export.errors import UserError
 
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 UNKNOWN = "unknown"  # variant of a model file without a record: nobody knows what weights are in it

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
 from u2export.benchmarks.fidelity import Fidelity
 from u2export.benchmarks.report import REASONS, Latency, Measurement, Ratio, Report
 

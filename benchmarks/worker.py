@@ -36,11 +36,11 @@ from time import perf_counter_ns
 from typing import Any, TextIO
 
 import numpy as np
+
+from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.base import Artifact, Runner, processors
 from u2export.reference.image import Contract, Floats, mask_for, read_photo
-
-from u2export.errors import Unavailable, UserError
 
 Request = dict[str, Any]
 # Steady: the medians of the last two windows of so many runs differ by less than this share.

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from u2export.calibration.routes import (
     Conv,
     Doubles,
@@ -37,13 +38,13 @@ from u2export.calibration.routes import (
     module_conv,
     onnx_constants,
 )
-from u2export.reference.image import Floats, digest
-
 from u2export.errors import UserError
+from u2export.reference.image import Floats, digest
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
+
     from u2export.reference.model import U2Net
 
 SCHEMA = 1
@@ -261,6 +262,7 @@ def fold_batch_norm(model: U2Net) -> U2Net:
     """
     import torch
     from torch import nn
+
     from u2export.reference.model import ConvBnRelu
 
     folded = copy.deepcopy(model).eval()

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from u2export.reference.image import Contract, Floats, digest, find_photos, read_photo
-from u2export.reference.source import verification_photos
-from u2export.reference.weights import file_digest
 
 from u2export.errors import UserError
 from u2export.files import read_json, write_json
+from u2export.reference.image import Contract, Floats, digest, find_photos, read_photo
+from u2export.reference.source import verification_photos
+from u2export.reference.weights import file_digest
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from u2export.calibration.condition import (
     Criteria,
     Probe,
@@ -32,6 +33,7 @@ from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
     import onnx
+
     from u2export.reference.model import U2Net
 
 STEPS = 127  # of a symmetric 8-bit weight on each side of zero

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from u2export.calibration.dataset import MANIFEST, add_to_manifest
-from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
+from u2export.calibration.dataset import MANIFEST, add_to_manifest
 from u2export.errors import Unavailable, UserError
 from u2export.files import make_folder, staged
+from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from u2export.reference.image import Floats
 
 from u2export.errors import UserError
+from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
     import onnx

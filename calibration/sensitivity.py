@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from u2export.benchmarks.fidelity import UPPER, Fidelity, compare
 from u2export.calibration.quantize import QuantSpec, Ranges, conv_nodes, quantize, session
-from u2export.reference.image import Floats
-
 from u2export.errors import UserError
 from u2export.files import read_json, staged, write_json
+from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
     import onnx

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from u2export.reference.image import Floats, Pixels
 
 from u2export.errors import UserError
+from u2export.reference.image import Floats, Pixels
 
 SMALLEST = 64
 _FINE = 4  # shapes are drawn so many times larger and averaged down: their edge is exact to 1/16 pixel

@@ -17,13 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from u2export.benchmarks.fidelity import Fidelity
-from u2export.reference.image import Contract, Floats
-from u2export.reference.weights import Identity, file_digest
-
 from u2export import __version__
+from u2export.benchmarks.fidelity import Fidelity
 from u2export.errors import Unavailable, UserError
 from u2export.files import make_folder, publish, read_json, staging, write_json
+from u2export.reference.image import Contract, Floats
+from u2export.reference.weights import Identity, file_digest
 
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration

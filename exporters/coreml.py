@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+
+from u2export.errors import Unavailable, UserError
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.exporters.onnx import to_pixels
 from u2export.reference.image import Contract, Floats
 from u2export.reference.weights import WEIGHTS
 
-from u2export.errors import Unavailable, UserError
-
 if TYPE_CHECKING:
     import torch
+
     from u2export.calibration.dataset import Calibration
     from u2export.exporters.mlpackage import Package
     from u2export.reference.source import Source
@@ -99,7 +100,7 @@ class CoreML(Exporter):
         return missing_modules(self.title, needs, self.extra)
 
     def modes(self, artifact: Artifact) -> Sequence[str]:
-        """Compute units on a Mac; elsewhere simulations, the last two of fp16 as a band around the first."""
+        """Compute units on a Mac; elsewhere simulations, of which the first two are a band."""
         if sys.platform == "darwin":
             return tuple(UNITS)
         return ("simulated fp32",) if artifact.precision == "fp32" else tuple(SIMULATED)
@@ -121,7 +122,7 @@ class CoreML(Exporter):
         marks = [self.output] if self.output != "tensor" else []
         marks += [self.target] if self.target != "ios16" else []
         marks += [f"group{self.group}"] if self.group else []
-        marks += ["sizes"] if self.sizes else []
+        marks += [f"{height}x{width}" for height, width in self.sizes]
         stem = super().filename(source, precision).removesuffix(self.suffix)
         return "-".join((stem, *marks)) + self.suffix
 
@@ -141,6 +142,8 @@ class CoreML(Exporter):
             raise UserError(f"8-bit activations need iOS 17, the target is {self.target}", "add --target ios17")
         if self.group and request.precision not in PALETTES:
             raise UserError(f"{request.precision} has no palettes to group", "leave out --group, or add --palette")
+        if request.precision in PALETTES and (problem := missing_modules("k-means", ("sklearn",), self.extra)):
+            raise problem
 
     def _check_source(self, source: Source) -> None:
         if source.contract.channels not in (1, 3):
@@ -149,8 +152,8 @@ class CoreML(Exporter):
                 "export it to another target",
             )
         if self.output == "image" and source.model.out_channels != 1:
-            raise UserError(f"a grey picture holds one map, the network gives {source.model.out_channels}",
-                            "choose --output tensor")  # fmt: skip
+            maps = source.model.out_channels
+            raise UserError(f"a grey picture holds one map, the network gives {maps}", "choose --output tensor")
         if self.sizes and (source.contract.height % 32 or source.contract.width % 32):
             raise UserError(
                 f"{source.contract.height}x{source.contract.width} cannot be one of several sizes",
@@ -242,6 +245,7 @@ class CoreML(Exporter):
 def _traced(module: torch.nn.Module, contract: Contract, output: str) -> torch.jit.ScriptModule:
     """TorchScript of picture (1, C, H, W), 0..255, to the output asked for."""
     import torch
+
     from u2export.calibration.condition import fold_batch_norm
     from u2export.reference import model as network
 
@@ -298,6 +302,7 @@ def _quantized_activations(model: Any, calibration: Calibration, path: Path) -> 
     """
     import coremltools.optimize.coreml as cto
     from coremltools.optimize.coreml import _post_training_quantization as passes
+
     from u2export.exporters.mil import Program, ranges
     from u2export.exporters.mlpackage import Package
 
@@ -352,6 +357,7 @@ def _notes(path: Path, precision: str) -> Iterator[str]:
 def _simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
     """The package executed with PyTorch on this CPU."""
     import torch
+
     from u2export.exporters.mil import Program
     from u2export.exporters.mlpackage import Package
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from u2export.exporters.mlpackage import AGAIN, COMPRESSED, STORED, Arguments, Name, Operation, Package, Type
 
 from u2export.errors import UserError
+from u2export.exporters.mlpackage import AGAIN, COMPRESSED, STORED, Arguments, Name, Operation, Package, Type
 
 # fp32: types are ignored, the weights stay rounded as stored. fp16: computed in fp32, every tensor declared fp16
 # rounded. fp16-accumulate: each partial sum inside a convolution rounded too, the most pessimistic order there is of

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from u2export.exporters.inspection import Layer
 
 from u2export.errors import UserError
+from u2export.exporters.inspection import Layer
 
 Arguments = Mapping[str, Any]
 SENTINEL = 0xDEADBEEF

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
 from u2export.benchmarks.fidelity import compare
+from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.exporters.ort import int8_spec, ort_int8
 from u2export.reference.graph import Graph, to_onnx
 from u2export.reference.image import Floats
-
-from u2export.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source

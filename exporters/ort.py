@@ -8,15 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from u2export.errors import UserError
 from u2export.exporters.base import Made, Request, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner
 from u2export.reference.graph import Graph, to_onnx
 from u2export.reference.image import Floats
 
-from u2export.errors import UserError
-
 if TYPE_CHECKING:
     import onnx
+
     from u2export.calibration.quantize import QuantSpec
     from u2export.reference.source import Source
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from u2export.errors import UserError
 from u2export.exporters.base import Artifact, Made, Request, Runner, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runner_of, to_fp16
 from u2export.reference.graph import Graph, to_onnx
 
-from u2export.errors import UserError
-
 if TYPE_CHECKING:
     import onnx
+
     from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source
 

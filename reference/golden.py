@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from u2export.reference.image import Contract, Floats, Pixels, digest, mask_for, saliency, write_mask
 
 from u2export.files import publish, staging, write_json
+from u2export.reference.image import Contract, Floats, Pixels, digest, mask_for, saliency, write_mask
 
 GRID = 8
 HEIGHT, WIDTH = 210, 280

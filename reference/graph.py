@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from u2export.reference.image import FLAT, Contract
-
 from u2export.errors import UserError
+from u2export.reference.image import FLAT, Contract
 
 if TYPE_CHECKING:
     import onnx

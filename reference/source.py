@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from u2export.benchmarks.fidelity import Fidelity, compare
 from u2export.reference import weights
 from u2export.reference.image import Contract, Floats, find_photos
 
 if TYPE_CHECKING:
     import torch
+
     from u2export.exporters.base import Request
     from u2export.reference.model import U2Net
     from u2export.reference.weights import Identity

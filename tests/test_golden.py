@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from u2export.reference import golden
 from u2export.reference.image import Contract, digest, read_photo, saliency
 

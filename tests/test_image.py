@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+
+from u2export.errors import UserError
 from u2export.reference.image import (
     Contract,
     bilinear,
@@ -18,8 +20,6 @@ from u2export.reference.image import (
     read_photo,
     saliency,
 )
-
-from u2export.errors import UserError
 
 small = st.integers(1, 24)
 pictures = hnp.arrays(np.uint8, st.tuples(small, small, st.just(3)))

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 from PIL import Image
+
 from u2export.benchmarks.child import Child, Failed
 from u2export.benchmarks.measure import TIERS, Plan, measure, photos_in, settings
 from u2export.benchmarks.report import Measurement, Report, Settings
 from u2export.benchmarks.subjects import Choice, named
 from u2export.benchmarks.worker import STEADY, steady
+from u2export.errors import UserError
 from u2export.exporters.base import Artifact, hashes
+from u2export.files import write_json
 from u2export.reference.image import Contract, read_photo
 from u2export.reference.weights import Identity
-
-from u2export.errors import UserError
-from u2export.files import write_json
 
 HOSTILE = (sys.executable, str(Path(__file__).with_name("hostile_worker.py")))
 SMALL = Contract(height=24, width=32)

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 
 from torch.nn import functional as F  # noqa: E402
+
 from u2export.exporters.mil import ARITHMETICS, Program, half, ranges  # noqa: E402
 from u2export.exporters.mlpackage import COMPRESSED, Name, Package, _unpack, quiet  # noqa: E402
 

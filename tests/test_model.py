@@ -4,9 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from u2export.reference.model import VARIANTS, U2Net, Variant, Width, conv_names, recognise  # noqa: E402
-
 from u2export.errors import UserError  # noqa: E402
+from u2export.reference.model import VARIANTS, U2Net, Variant, Width, conv_names, recognise  # noqa: E402
 
 
 def shapes(model: U2Net) -> dict[str, tuple[int, ...]]:

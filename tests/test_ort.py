@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from u2export.calibration.dataset import Calibration
+from u2export.errors import UserError
 from u2export.exporters.base import Artifact, Request
 from u2export.exporters.ort import Ort, preset
 from u2export.reference.image import Contract
 from u2export.reference.source import Source
-
-from u2export.errors import UserError
 
 CONTRACT = Contract(64, 64)
 ANY = {"mae": 1.0, "mae_worst": 1.0}  # random weights show structure, not fidelity

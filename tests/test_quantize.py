@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
+
 from u2export.calibration.quantize import (
     METHODS,
     ONNX_RUNTIME,
@@ -28,9 +29,8 @@ from u2export.calibration.quantize import (
     session,
     weight_scale,
 )
-from u2export.reference.image import Contract, Floats
-
 from u2export.errors import UserError
+from u2export.reference.image import Contract, Floats
 
 SIDE = 24
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from u2export.benchmarks.device import Device, environment, state, this_device
 from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings, compact, speedup
 from u2export.benchmarks.table import FORMATS, render
+from u2export.errors import UserError
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity
-
-from u2export.errors import UserError
 
 DEVICE = Device("Board", "CPU", "x86_64", 4, ("avx2",), 8.0, "Linux")
 MS = 1_000_000

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from u2export.benchmarks.fidelity import Fidelity, ImageFidelity
 from u2export.calibration.quantize import ONNX_RUNTIME, observe, quantize, session
 from u2export.calibration.sensitivity import (
@@ -21,9 +22,8 @@ from u2export.calibration.sensitivity import (
     saved_time,
     stage_of,
 )
-from u2export.reference.image import Floats
-
 from u2export.errors import UserError
+from u2export.reference.image import Floats
 
 SIDE, LAYERS = 32, 12
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import Cli
 from PIL import Image
+
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.synth import scene
-from u2export.reference.image import Contract, mask_for
-
 from u2export.errors import UserError
+from u2export.reference.image import Contract, mask_for
 
 
 def test_a_scene_is_the_same_in_every_process() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 from PIL import Image
+
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.measure import Judged

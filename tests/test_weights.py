@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from u2export.reference import weights
 
 from u2export.errors import Unavailable, UserError
+from u2export.reference import weights
 
 torch = pytest.importorskip("torch")
 
