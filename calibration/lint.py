@@ -1,11 +1,13 @@
 """Which layers will break under 8 bit or fp16, said before anything is exported: from the weights alone, or better
 with calibration inputs.
 
-The measure is what rounding does to a convolution's output. A weight rounded to 8 bit (symmetric, one scale per output
-channel) gets an error of variance step^2 / 12, independent of the others'. With inputs at hand the error is
-predicted from their mean squares and set against the output's variance. Without, one thing is still known: something
-has to cancel the bias, or the output would be all bias. The smallest input with w.x = -b has the length |b| / |w|, and
-rounding w makes step / sqrt(12) * |b| / |w| of it. A bias large against its weights therefore names what breaks.
+The measure is what rounding weights to 8 bit (symmetric, one scale per output channel) does to a convolution's output.
+With inputs at hand the error is predicted from their means and variances and set against the output's variance; on the
+published U²-Net-small at 320x320 this is 1 dB (rms over layers) off what rounding one layer really does, and further
+off, on the safe side, on maps of a few pixels, where taps read padding. Without inputs one thing is still known:
+something has to cancel the bias, or the output would be all bias. The smallest input with w.x = -b has the length
+|b| / |w|, and rounding w (variance step^2 / 12 each) makes step / sqrt(12) * |b| / |w| of it. A bias large against its
+weights therefore names what breaks.
 """
 
 from __future__ import annotations
@@ -206,9 +208,10 @@ def _activations(layer: Layer, conv: Conv, ranges: Mapping[str, Range]) -> Layer
     read, written = ranges[source(conv.name)], ranges[conv.name]
     live = written.high > 0
     signal = float(written.variance[live].sum())
-    taps = conv.weight[0, 0].size
-    step = np.abs(conv.weight).max((1, 2, 3))[live] / STEPS
-    of_weights = float((step**2 / 12).sum() * taps * (read.squares / read.pixels).sum())
+    error = conv.weight - rounded(conv.weight)
+    # Inputs behind a ReLU have means, on which a kernel's errors add up; about them they are taken as independent.
+    steady = (error.sum((2, 3)) @ read.mean) ** 2
+    of_weights = float((steady + (error**2).sum((2, 3)) @ read.variance)[live].sum())
     of_inputs = float(_step(read) ** 2 / 12 * (conv.weight[live] ** 2).sum())
     return Layer(
         **{
@@ -220,6 +223,12 @@ def _activations(layer: Layer, conv: Conv, ranges: Mapping[str, Range]) -> Layer
             "silent": int((~live).sum()),
         }
     )
+
+
+def rounded(weight: Doubles) -> Doubles:
+    """To 8 bit, symmetric, one scale per output channel."""
+    step = np.maximum(np.abs(weight).max((1, 2, 3), keepdims=True), np.finfo(np.float32).tiny) / STEPS
+    return np.asarray(np.round(weight / step) * step, np.float64)
 
 
 def _step(values: Range) -> float:

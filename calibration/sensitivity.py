@@ -342,7 +342,7 @@ def _profile(model: onnx.ModelProto, x: Floats, rounds: int) -> dict[str, float]
 def _kernel_names(model: onnx.ModelProto) -> dict[str, str]:
     """Convolutions by what their kernels are called: the node, or the tensor that it or its fused activation makes."""
     readers = {name: node for node in model.graph.node for name in node.input}
-    names = {}
+    names: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type == "Conv":
             after = readers.get(node.output[0])

@@ -185,7 +185,7 @@ class U2Net(nn.Module):
         Returns:
             Seven tensors (N, out_channels, H, W) with values in 0..1.
         """
-        features = [self.stage1(x)]
+        features: list[Tensor] = [self.get_submodule("stage1")(x)]
         for name in ENCODERS[1:]:
             features.append(self.get_submodule(name)(pool(features[-1])))
         decoded = [features[-1]]

@@ -20,6 +20,7 @@ from u2export.reference.graph import Graph
 
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
+    from u2export.reference.image import Contract
     from u2export.reference.source import Source
 
 
@@ -154,7 +155,7 @@ def run(
     exporter: Exporter,
     weights: str,
     out: Path,
-    contract: o.Contract,
+    contract: Contract,
     precision: str,
     calib: Path | None,
     condition: bool,

@@ -43,13 +43,13 @@ def _lint(model: str, calib: Path | None, photos: int) -> Lint:
         from u2export.exporters.base import Artifact
 
         graph = _read(Path(model))
-        return lint_onnx(graph, calib and _photos(calib, Artifact.open(Path(model)).contract, photos))
+        return lint_onnx(graph, _photos(calib, Artifact.open(Path(model)).contract, photos) if calib else None)
     from u2export.reference.source import Source
 
     source = Source.open(model)  # says so where PyTorch is not installed, before anything imports it
     from u2export.calibration.lint import lint as lint_module
 
-    return lint_module(source.model, calib and _photos(calib, source.contract, photos))
+    return lint_module(source.model, _photos(calib, source.contract, photos) if calib else None)
 
 
 def _photos(calib: Path, contract: Contract, count: int) -> Calibration:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
     from u2export.calibration.quantize import QuantSpec, Ranges
     from u2export.calibration.sensitivity import Point, Search, Sensitivity
-    from u2export.reference.image import Floats
+    from u2export.reference.image import Contract, Floats
     from u2export.reference.source import Source
 
 SCHEMES = ("ort", "trt")
@@ -69,7 +69,7 @@ def _spec(scheme: str, weight_bits: int) -> QuantSpec:
 
 
 def _sets(
-    weights: str, contract: o.Contract, calib: Path, images: Path, photos: int
+    weights: str, contract: Contract, calib: Path, images: Path, photos: int
 ) -> tuple[Source, Calibration, Calibration]:
     from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source

@@ -18,7 +18,7 @@ app = typer.Typer(help="Named weights: list them, fetch them, look into a file, 
 @app.command("list")
 def list_weights(as_json: AsJson = False) -> None:
     """The named weights, where they come from, and which are here already."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": k.name,
             "about": k.about,
