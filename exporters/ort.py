@@ -76,13 +76,21 @@ class Ort(OnnxRuntimeRunner):
         notes: tuple[str, ...] = ()
         if request.precision == "int8":
             assert request.calibration
-            model = ort_int8(model, request.calibration.subset(PHOTOS), int8_spec(self.weight_bits, kept))
-            notes = (f"{len(kept)} layers in float",) if kept else ()
+            spec = int8_spec(self.weight_bits, kept)
+            notes = (_share(model, spec),) if kept else ()
+            model = ort_int8(model, request.calibration.subset(PHOTOS), spec)
         if self.mobile:
             to_ort_format(model, path)
         else:
             onnx.save(model, path)
         return Made(tools=tools, condition=report, notes=notes)
+
+
+def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
+    from u2export.calibration.quantize import conv_nodes, float_nodes
+
+    convs, floats = conv_nodes(model), float_nodes(model, spec)
+    return f"{sum(n.name in floats for n in convs)} of {len(convs)} convolutions in float"
 
 
 def preset(variant: str) -> tuple[str, ...]:

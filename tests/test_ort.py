@@ -77,7 +77,7 @@ def test_kept_layers_have_float_weights_and_a_name_of_their_own(
 ) -> None:
     kept = ("/stage1d/rebnconv1d/conv_s1/Conv", "/stage6/.*")
     artifact = Ort(keep_float=kept).export(source, tmp_path, int8(photos))
-    assert artifact.name.endswith("-int8-mixed.onnx") and "2 layers in float" in " ".join(artifact.notes)
+    assert artifact.name.endswith("-int8-mixed.onnx") and "16 of 119 convolutions in float" in artifact.notes
     dequantised = operators(artifact.path)["DequantizeLinear"]
     assert "stage1d.rebnconv2d.conv_s1.weight/DequantizeLinear" in dequantised
     assert "stage1d.rebnconv1d.conv_s1.weight/DequantizeLinear" not in dequantised
@@ -106,6 +106,18 @@ def test_an_unknown_layer_is_refused_and_nothing_written(source: Source, photos:
     with pytest.raises(UserError, match="no node is named"):
         Ort(keep_float=("/stage9/Conv",)).export(source, tmp_path, int8(photos))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_preset_names_layers_of_the_network(source: Source) -> None:
+    from u2export.calibration.quantize import conv_nodes, float_nodes
+    from u2export.exporters.ort import int8_spec
+    from u2export.reference.graph import Graph, to_onnx
+
+    model = to_onnx(source.model, source.contract, Graph(), {})
+    floats = float_nodes(model, int8_spec(keep_float=preset("u2netp")))
+    kept = [n.name for n in conv_nodes(model) if n.name in floats]
+    assert "/stage1d/rebnconv2d/conv_s1/Conv" in kept and "/stage5/rebnconv1/conv_s1/Conv" in kept
+    assert len(kept) == 60 + 3 + 7
 
 
 def test_no_preset_for_other_networks() -> None:
