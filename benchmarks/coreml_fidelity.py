@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -89,7 +88,7 @@ def measure(artifact: Artifact, mode: str, photos: Sequence[Pair]) -> list[Image
 
 def cpu_ratio(source: Source, artifact: Artifact, mode: str, x: Floats, rounds: int = 3) -> float:
     """CPU time of the evaluation over that of PyTorch, in turns on one thread, the first turn left out."""
-    spent: Counter[str] = Counter()
+    spent = {"torch": 0.0, "mil": 0.0}
     with CoreML().load(artifact, mode, threads=1) as runner:  # holds for PyTorch as well
         for turn in range(rounds + 1):
             for name, predict in (("torch", source.predict), ("mil", runner)):
