@@ -94,7 +94,7 @@ def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
 
 
 def preset(variant: str) -> tuple[str, ...]:
-    """Layers of a published network that are worth keeping in float, found by `u2export sensitivity`.
+    """Layers of a published network that are worth keeping in float; the file says how they were picked.
 
     Raises:
         UserError: there is no preset for the network.

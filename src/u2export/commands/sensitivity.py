@@ -43,9 +43,10 @@ def sensitivity(
     no_condition: o.NoCondition = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Search the layers to keep in float, for use with --keep-float; five to ten minutes on two cores.
+    """Search the layers to keep in float, for use with --keep-float.
 
-    Takes about 60 graphs, each run on every photo. Fewer photos are faster, but the choice may then suit only them.
+    Runs 60 to 90 graphs on every photo: a search on 10 photos took 25 minutes on two busy cores. Fewer photos are
+    faster, but the choice may then suit only them; check it on others.
     """
     if scheme not in SCHEMES:
         raise UserError(f"no scheme named {scheme!r}", f"choose one of {', '.join(SCHEMES)}")
