@@ -45,7 +45,7 @@ def sensitivity(
 ) -> None:
     """Search the layers to keep in float, for use with --keep-float.
 
-    Runs 60 to 90 graphs on every photo: a search on 10 photos took 25 minutes on two busy cores. Fewer photos are
+    Runs many graphs on every photo: 107 on 10 photos took 27 minutes on two busy cores. Fewer photos are
     faster, but the choice may then suit only them; check it on others.
     """
     if scheme not in SCHEMES:
