@@ -176,7 +176,7 @@ def run(
         request = Request(precision, calibration, condition, request.budget, held_back)
         status.update(f"{exporter.title} {precision}: exporting {source.weights.label} and checking its masks")
         artifact = exporter.export(source, out, request)
-    print(o.shown({"path": str(artifact.path), **artifact.to_json()}) if as_json else artifact.path)
+    print(o.shown({**artifact.to_json(), "path": str(artifact.path)}) if as_json else artifact.path)
     if not as_json:
         stderr().print(_summary(artifact))
     return artifact
