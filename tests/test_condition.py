@@ -434,8 +434,9 @@ def check_published(size: tuple[int, int], published: Any, made: Any) -> None:
     for name, x in inputs.items():
         want = exact(x.double())
         error, before = furthest(made(x), want), furthest(published(x), want)
-        # In fp32 the published network itself is off by 1e-4, through the cancellation; both are measured from fp64.
-        assert error < 1e-4, (name, error, before)
+        # In fp32 the published network itself is off by 1e-4 and more, through the cancellation; both are measured from
+        # fp64. On 50 randn at 321x333 it is 1.6e-4, conditioned 1.1e-4.
+        assert error < max(1e-4, before), (name, error, before)
         assert furthest(made(x), published(x)) < 1e-4 + before, name
         if name == "photo":
             assert error < before / 3
