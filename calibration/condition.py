@@ -12,6 +12,10 @@ readers' biases, except for the taps that can fall on zero padding: these read o
 Resizing and concatenation pass sums and constants through; max pooling and additions do not, and a channel that
 reaches one is left alone. The network keeps its operators; two or three convolutions get a few channels more.
 
+Chosen by measurement on the published U²-Net-small (simulated 8 bit): without the rescaling the mask error is four times
+as large; with all taps in the bias, or another constant, up to three times; cross-layer equalisation on top, and
+shifting channels that vary more, gain nothing, so neither is done.
+
 The idea is the bias absorption of Nagel et al., "Data-Free Quantization through Weight Equalization and Bias
 Correction", ICCV 2019, section 4.1.3, here without its approximation: exact for every input and at the border.
 """
