@@ -152,13 +152,14 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_find_photos(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / ".hidden").mkdir()
+    (tmp_path / "bare").mkdir()
     for name in ("sub/b.JPG", ".hidden/c.jpg", "notes.txt"):
         (tmp_path / name).touch()
     assert find_photos([tmp_path]) == [photo, tmp_path / "sub" / "b.JPG"]
     with pytest.raises(UserError, match="no such"):
         find_photos([tmp_path / "gone"])
     with pytest.raises(UserError, match="no pictures"):
-        find_photos([tmp_path / ".hidden"])
+        find_photos([tmp_path / "bare"])
 
 
 def test_digest_sees_values_shape_and_type() -> None:
