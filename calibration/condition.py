@@ -12,9 +12,9 @@ readers' biases, except for the taps that can fall on zero padding: these read o
 Resizing and concatenation pass sums and constants through; max pooling and additions do not, and a channel that
 reaches one is left alone. The network keeps its operators; two or three convolutions get a few channels more.
 
-Chosen by measurement on the published U²-Net-small (simulated 8 bit): without the rescaling the mask error is four times
-as large; with all taps in the bias, or another constant, up to three times; cross-layer equalisation on top, and
-shifting channels that vary more, gain nothing, so neither is done.
+Forms compared on the published U²-Net-small in simulated 8 bit, 8 photos, as mask error relative to this one: without
+the rescaling 4.0, with every tap's share in the bias 2.7, with a constant four times as large or small 1.2, with
+cross-layer equalisation on top 1.2, shifting channels that vary more as well 1.0.
 
 The idea is the bias absorption of Nagel et al., "Data-Free Quantization through Weight Equalization and Bias
 Correction", ICCV 2019, section 4.1.3, here without its approximation: exact for every input and at the border.
