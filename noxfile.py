@@ -14,7 +14,6 @@ nox.needs_version = ">=2024.4"
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = ("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "opencv-python-headless")
 EXTRAS = ("onnx", "openvino", "coreml", "eval")
-PACKAGES = ("src", "reference", "exporters", "calibration", "benchmarks")
 
 
 def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:

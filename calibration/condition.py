@@ -339,7 +339,8 @@ def module_probe(model: nn.Module, names: Sequence[str], sources: bool = False) 
 def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = False) -> Probe:
     """`module_probe` of an ONNX graph, run by ONNX Runtime."""
     import onnx
-    import onnxruntime
+
+    from u2export.calibration.quantize import session
 
     probe = copy.deepcopy(model)
     nodes = {conv_name(node): node for node in probe.graph.node if node.op_type == "Conv"}
@@ -348,12 +349,12 @@ def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = Fal
         tensors |= {source(name): nodes[name].input[0] for name in names}
     present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
     probe.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors.values()) if t not in present)
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed = session.get_inputs()[0].name
+    running = session(probe)
+    feed = running.get_inputs()[0].name
     wanted = {key: tensor for key, tensor in tensors.items() if tensor != feed}
 
     def run(batch: Floats) -> dict[str, Any]:
-        found = dict(zip(wanted, session.run(list(wanted.values()), {feed: batch}), strict=True))
+        found = dict(zip(wanted, running.run(list(wanted.values()), {feed: batch}), strict=True))
         return found | dict.fromkeys(tensors.keys() - wanted.keys(), batch)
 
     return run

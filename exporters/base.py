@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from u2export import __version__
-from u2export.benchmarks.fidelity import Fidelity
 from u2export.errors import Unavailable, UserError
 from u2export.files import make_folder, publish, read_json, staging, write_json
 from u2export.reference.image import Contract, Floats
@@ -281,7 +280,6 @@ class Exporter(ABC):
             Unavailable: this machine lacks a package.
         """
         self.check(request, request.calibration is not None)
-        make_folder(folder)
         with staging(folder) as scratch:
             path = scratch / self.filename(source, request.precision)
             made = self._export(source, path, request)
@@ -391,4 +389,4 @@ def versions(*modules: str) -> dict[str, str]:
     return {name: installed[name] for name in modules if name in installed}
 
 
-__all__ = ["Artifact", "Exporter", "Fidelity", "Made", "Request", "Runner", "adopt", "hashes", "processors", "versions"]
+__all__ = ["Artifact", "Exporter", "Made", "Request", "Runner", "adopt", "hashes", "processors", "versions"]

@@ -15,7 +15,6 @@ from u2export.benchmarks.fidelity import compare
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
 from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
-from u2export.exporters.ort import int8_spec, ort_int8
 from u2export.reference.graph import Graph, to_onnx
 from u2export.reference.image import Floats
 
@@ -55,7 +54,7 @@ class OpenVINO(Exporter):
     accuracy_control: bool = False
 
     def check(self, request: Request, calibrated: bool) -> None:
-        """As `Exporter.check`; int8 also needs NNCF, and its options mean nothing beside another precision."""
+        """As `Exporter.check`; int8's options mean nothing beside another precision, NNCF's without NNCF."""
         super().check(request, calibrated)
         nncf = self.quantizer == "nncf"
         if self.quantizer not in QUANTIZERS:
@@ -76,11 +75,11 @@ class OpenVINO(Exporter):
 
         Of int8 there is one: what Q/DQ leaves in float runs in f32, bf16 would gain nothing.
         """
+        if artifact.precision == "int8":
+            return ("int8",)
         import openvino
 
         there = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if artifact.precision == "int8":
-            return ("int8",)
         return ("f32", *(mode for capability, mode in REDUCED.items() if capability in there))
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
@@ -103,9 +102,11 @@ class OpenVINO(Exporter):
 
         graph = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
         if request.precision == "int8" and self.quantizer == "qdq":
+            from u2export.calibration.quantize import calibrated
+
             assert request.calibration
             # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
-            graph = ort_int8(graph, request.calibration.subset(ort.PHOTOS), int8_spec())
+            graph = calibrated(graph, request.calibration.subset(ort.PHOTOS), ort.int8_spec())
         # Through a file: convert_model reads the names of inputs and outputs from there, and core.read_model, which
         # takes bytes, writes biases in a form that NNCF's bias correction does not see.
         from tempfile import TemporaryDirectory

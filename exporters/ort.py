@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,6 @@ from u2export.errors import UserError
 from u2export.exporters.base import Made, Request, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner
 from u2export.reference.graph import Graph, to_onnx
-from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
     import onnx
@@ -76,9 +75,11 @@ class Ort(OnnxRuntimeRunner):
         notes: tuple[str, ...] = ()
         if request.precision == "int8":
             assert request.calibration
+            from u2export.calibration.quantize import calibrated
+
             spec = int8_spec(self.weight_bits, kept)
             notes = (_share(model, spec),) if kept else ()
-            model = ort_int8(model, request.calibration.subset(PHOTOS), spec)
+            model = calibrated(model, request.calibration.subset(PHOTOS), spec)
         if self.mobile:
             to_ort_format(model, path)
         else:
@@ -118,20 +119,6 @@ def int8_spec(weight_bits: int = 7, keep_float: tuple[str, ...] = ()) -> QuantSp
     from u2export.calibration.quantize import ONNX_RUNTIME
 
     return replace(ONNX_RUNTIME, weight_bits=weight_bits, keep_float=keep_float, heads=not keep_float)
-
-
-def ort_int8(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec) -> onnx.ModelProto:
-    """The 8-bit graph by the best recipe measured: min-max ranges, biases corrected for the mean error.
-
-    Args:
-        model: fp32, conditioned.
-        photos: network inputs, iterated over twice; about 16 varied ones.
-        spec: from `int8_spec`.
-    """
-    from u2export.calibration.quantize import bias_errors, observe, quantize
-
-    ranges = observe(model, photos)
-    return quantize(model, ranges, spec, bias_errors(model, ranges, spec, photos))
 
 
 def to_ort_format(model: onnx.ModelProto, path: Path) -> None:

@@ -18,9 +18,6 @@ from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runn
 from u2export.reference.graph import Graph, to_onnx
 
 if TYPE_CHECKING:
-    import onnx
-
-    from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source
 
 PHOTOS = 32
@@ -54,7 +51,7 @@ class TensorRT(OnnxRuntimeRunner):
         super().check(request, calibrated)
         if self.placement not in PLACEMENTS:
             raise UserError(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
-        if request.precision != "int8" and replace(self) != TensorRT():
+        if request.precision != "int8" and self != TensorRT():
             raise UserError("--placement and --keep-float are options of int8", "add --int8")
 
     def modes(self, artifact: Artifact) -> Sequence[str]:
@@ -68,6 +65,8 @@ class TensorRT(OnnxRuntimeRunner):
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         import onnx
 
+        from u2export.calibration.quantize import TENSORRT, calibrated
+
         tools = versions(*TOOLS)
         module, report = source.prepared(request)
         model = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
@@ -75,19 +74,12 @@ class TensorRT(OnnxRuntimeRunner):
             model = to_fp16(model)
         elif request.precision == "int8":
             assert request.calibration
-            model = self._quantised(model, request.calibration)
+            spec = replace(TENSORRT, placement=self.placement, keep_float=self.keep_float)
+            model = calibrated(model, request.calibration.subset(PHOTOS), spec)
         onnx.save(model, path)
         build = f"trtexec --onnx={path.name}{BUILD[request.precision]} --saveEngine={path.stem}.engine"
         notes = (f"masks judged in ONNX Runtime, not run on hardware; build on the device: {build}",)
         return Made(tools=tools, condition=report, notes=notes)
-
-    def _quantised(self, model: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
-        from u2export.calibration.quantize import TENSORRT, bias_errors, observe, quantize
-
-        spec = replace(TENSORRT, placement=self.placement, keep_float=self.keep_float)
-        photos = calibration.subset(PHOTOS)
-        ranges = observe(model, photos)
-        return quantize(model, ranges, spec, bias_errors(model, ranges, replace(spec, keep_float=()), photos))
 
     @contextmanager
     def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:

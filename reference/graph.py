@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
 def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
     import torch
 
-    deployed = _Deployed.of(module, contract, graph).eval()
+    deployed = _deployed(module, contract, graph).eval()
     dtype = torch.uint8 if graph.embed_preprocess else torch.float32
     _, channels, height, width = contract.shape
     shape = (1, height, width, channels) if graph.embed_preprocess else contract.shape
@@ -102,31 +102,28 @@ def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
     return buffer.getvalue()
 
 
-class _Deployed:
-    """Builds the module that is traced; a class only so that torch is imported when it is needed."""
+def _deployed(module: torch.nn.Module, contract: Contract, graph: Graph) -> torch.nn.Module:
+    """The module that is traced; defined in here so that torch is imported only when it is needed."""
+    import torch
 
-    @staticmethod
-    def of(module: torch.nn.Module, contract: Contract, graph: Graph) -> torch.nn.Module:
-        import torch
+    class Deployed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module
+            self.mean = torch.nn.Buffer(torch.tensor(contract.mean).view(1, -1, 1, 1))
+            self.std = torch.nn.Buffer(torch.tensor(contract.std).view(1, -1, 1, 1))
 
-        class Deployed(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = module
-                self.mean = torch.nn.Buffer(torch.tensor(contract.mean).view(1, -1, 1, 1))
-                self.std = torch.nn.Buffer(torch.tensor(contract.std).view(1, -1, 1, 1))
+        def forward(self, x: torch.Tensor) -> Any:
+            if not graph.embed_preprocess:
+                maps = self.network(x)
+                return maps if graph.all_outputs else maps[0]
+            x = x.permute(0, 3, 1, 2).float()
+            x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=FLAT)
+            d0 = self.network((x - self.mean) / self.std)[0]
+            low, high = d0.amin((1, 2, 3), keepdim=True), d0.amax((1, 2, 3), keepdim=True)
+            return (d0 - low) / (high - low).clamp(min=FLAT)
 
-            def forward(self, x: torch.Tensor) -> Any:
-                if not graph.embed_preprocess:
-                    maps = self.network(x)
-                    return maps if graph.all_outputs else maps[0]
-                x = x.permute(0, 3, 1, 2).float()
-                x = x / x.amax((1, 2, 3), keepdim=True).clamp(min=FLAT)
-                d0 = self.network((x - self.mean) / self.std)[0]
-                low, high = d0.amin((1, 2, 3), keepdim=True), d0.amax((1, 2, 3), keepdim=True)
-                return (d0 - low) / (high - low).clamp(min=FLAT)
-
-        return Deployed()
+    return Deployed()
 
 
 def _tidy(model: onnx.ModelProto) -> None:

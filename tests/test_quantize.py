@@ -20,6 +20,7 @@ from u2export.calibration.quantize import (
     Range,
     activations,
     bias_errors,
+    calibrated,
     conv_nodes,
     float_nodes,
     head_nodes,
@@ -389,7 +390,7 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
 
     from u2export.benchmarks.fidelity import Fidelity, compare
     from u2export.calibration.condition import condition
-    from u2export.exporters.ort import int8_spec, ort_int8
+    from u2export.exporters.ort import int8_spec
     from u2export.reference.graph import Graph, to_onnx
     from u2export.reference.image import find_photos
     from u2export.reference.source import Source
@@ -401,7 +402,7 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     source = Source.open("u2netp")
     calibration, held_back = read("bsds500", 12), read("u2net_official", 6)
     module, _ = condition(source.model, calibration)
-    made = ort_int8(to_onnx(module, source.contract, Graph(), {}), calibration, int8_spec())
+    made = calibrated(to_onnx(module, source.contract, Graph(), {}), calibration, int8_spec())
     opened = session(made)
     masks = [opened.run(None, {"image": x})[0][0, 0] for x in held_back]
     got = Fidelity(tuple(compare(m, source.predict(x)[0, 0]) for m, x in zip(masks, held_back, strict=True)))
