@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,10 @@ def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, the slow ones included. `nox -s tests -- -m "not slow"` for the fast ones."""
     install(session, EXTRAS, *TESTS)
-    session.run("pytest", *(session.posargs or ["--durations=15"]))
+    # One process a core with one thread each: most of a test is single-threaded work between short computations.
+    workers = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    session.run("pytest", *workers, *(session.posargs or ["--durations=15"]), env=one_thread)
 
 
 @nox.session
