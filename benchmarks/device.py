@@ -24,7 +24,8 @@ ROOT = Path("/")
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 AMX = ("amx_tile", "amx_int8", "amx_bf16")
 ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
-PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt", "tensorrt-rtx")
+PACKAGES = ("numpy", "pillow", *RUNTIMES)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Device:
         memory: GiB, rounded to one decimal. os: distribution or system with its version.
         accelerators: GPUs with driver, JetPack's L4T release and the like, by kind.
         virtual: a hypervisor runs it, so neighbours may disturb it.
+        soc: the chip, as the kernel names it; empty where that is the processor's own name.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Device:
     os: str = ""
     accelerators: Mapping[str, str] = field(default_factory=dict)
     virtual: bool = False
+    soc: str = ""
 
     @property
     def fingerprint(self) -> str:

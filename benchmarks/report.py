@@ -5,6 +5,7 @@ A report is of one device. Tables of several devices are made of several reports
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from u2export import __version__
-from u2export.benchmarks.device import Device
+from u2export.benchmarks.device import RUNTIMES, Device
 from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
@@ -25,7 +26,8 @@ from u2export.reference.weights import Identity
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-SCHEMA = 1
+# 2 adds to 1: opening_ns, inference_ns, scenario, batch, streams, spans_ns, energy_uj, sustained, states, device.soc.
+SCHEMA, READABLE = 2, (1, 2)
 # Why a cell is empty. Every row without a number carries one of these and a sentence.
 REASONS = {
     "unavailable": "this machine cannot run it",
@@ -38,6 +40,10 @@ REASONS = {
 # Fewer samples or less time than the quick tier: good for a first look only.
 INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
 RESAMPLES = 2000
+# One picture at a time and how long each takes; or as many as go, and how many that is.
+SCENARIOS = ("latency", "throughput")
+# The knee compares so many seconds at the end of a sustained run with as many at its start.
+KNEE_SECONDS = 30.0
 KINDS: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "Mapping": dict
 }  # fmt: skip
@@ -46,9 +52,16 @@ Made = TypeVar("Made", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock times of single inferences in nanoseconds, by round; every sample counts, none is clipped."""
+    """Wall-clock times of single inferences in nanoseconds, by round; every sample counts, none is clipped.
+
+    Attributes:
+        rounds: the samples. spans: wall-clock ns of each round, where requests overlapped; else empty.
+        batch: pictures in one inference.
+    """
 
     rounds: tuple[tuple[int, ...], ...] = ()
+    spans: tuple[int, ...] = ()
+    batch: int = 1
 
     @cached_property
     def ns(self) -> tuple[int, ...]:
@@ -90,7 +103,23 @@ class Latency:
     @property
     def indicative(self) -> bool:
         """Fewer samples or less time than the quick tier asks for."""
-        return len(self.ns) < INDICATIVE_SAMPLES or sum(self.ns) < INDICATIVE_SECONDS * 1e9
+        return len(self.ns) < INDICATIVE_SAMPLES or sum(self.spans or self.ns) < INDICATIVE_SECONDS * 1e9
+
+    @property
+    def throughput(self) -> float:
+        """Pictures per second over all rounds, pauses between rounds left out."""
+        total = sum(self.spans or self.ns)
+        return len(self.ns) * self.batch / (total / 1e9) if total else float("nan")
+
+    @property
+    def paces(self) -> tuple[float, ...]:
+        """What speed-ups compare, by round: ns per picture of overlapping requests, else the median; nan if empty."""
+        if self.spans:
+            return tuple(
+                span / (len(turn) * self.batch) if turn else float("nan")
+                for turn, span in zip(self.rounds, self.spans, strict=True)
+            )
+        return tuple(float(np.median(turn)) if turn else float("nan") for turn in self.rounds)
 
     def summary(self) -> dict[str, float]:
         """The derived statistics by name, in ms, and the number of samples."""
@@ -108,22 +137,51 @@ class Ratio:
 
 
 def speedup(row: Latency, baseline: Latency, resamples: int = RESAMPLES) -> Ratio | None:
-    """The baseline's time over the row's: median over rounds of the ratio of the two medians of that round.
+    """The baseline's time over the row's: median over rounds of the ratio of the two paces of that round.
 
     The turns of one round lie next to each other in time, so a slow spell of the machine falls on both. The interval
     is the percentile bootstrap over rounds (Efron and Tibshirani, 1993, chapter 13), with a fixed seed; it wants five
     rounds. None where no round has samples of both.
     """
-    pairs = [(a, b) for a, b in zip(row.rounds, baseline.rounds, strict=False) if a and b]
-    if not pairs:
+    ratios = np.array([b / a for a, b in zip(row.paces, baseline.paces, strict=False)])
+    ratios = ratios[np.isfinite(ratios)]
+    if not len(ratios):
         return None
-    ratios = np.array([np.median(b) / np.median(a) for a, b in pairs])
     value = float(np.median(ratios))
     if len(ratios) < 5:
         return Ratio(value)
     draws = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
     low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
     return Ratio(value, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """A row alone, run back to back until the device is as warm as it gets.
+
+    Attributes:
+        slices: the samples in the order taken, in the slices they were asked for.
+        states: what the system told of clocks, temperature and power after each slice.
+    """
+
+    slices: Latency = field(default_factory=Latency)
+    states: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran."""
+        return sum(self.slices.ns) / 1e9
+
+    @property
+    def knee(self) -> float:
+        """Median of the last 30 s over that of the first 30 s (of the halves of a shorter run); nan without samples."""
+        if not self.slices.ns:
+            return float("nan")
+        times = np.asarray(self.slices.ns)
+        ends = np.cumsum(times) / 1e9
+        window = min(KNEE_SECONDS, ends[-1] / 2)
+        first, last = times[ends <= max(window, ends[0])], times[ends > min(ends[-1] - window, ends[-1] - 1e-9)]
+        return float(np.median(last) / np.median(first))
 
 
 @dataclass(frozen=True)
@@ -139,10 +197,18 @@ class Measurement:
         images: fidelity by photo, in the order of `Report.photos`.
         accuracy: maxf, mae, s, images: against ground truth, where masks were given.
         load_ns: from a fresh process to a ready model, the runtime's import included; one for each opening.
+        opening_ns: parts of load_ns as far as the runtime tells: "import" of the runtime, "read" the file, "compile"
+            (optimise, choose kernels, build); as many of each as load_ns.
         first_ns: the first inference. warmup_ns: those after it until the times were steady, `steady` whether so.
+        scenario: one of SCENARIOS; batch: pictures in one inference; streams: inferences at the same time.
         latency: steady state; network input to d0, both in numpy, nothing else running.
-        preprocess_ns, postprocess_ns: file to network input, d0 to 8-bit mask at the photo's size; by photo.
-        memory: bytes resident in the child: "start" before the model was opened, "peak" at the end.
+        sustained: the row alone for minutes, where that was asked for.
+        preprocess_ns, inference_ns, postprocess_ns: file to network input, network input to d0, d0 to 8-bit mask at the
+            photo's size; once per photo, one after the other, as an application does it.
+        memory: bytes: "start" resident in the child before the model was opened, "peak" at most, "device" in the
+            accelerator's own memory at the end.
+        energy_uj: microjoules the system's counters advanced by in each round, where they can be read; of the
+            whole processor package, whatever else it did.
         runtime: what really ran, read back from the runtime.
         reason, problem: a code of REASONS and a sentence, where something is missing; empty otherwise.
         notes: from the artifact's record.
@@ -174,6 +240,13 @@ class Measurement:
     problem: str = ""
     notes: tuple[str, ...] = ()
     provenance: str = "measured"
+    opening_ns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inference_ns: tuple[int, ...] = ()
+    scenario: str = SCENARIOS[0]
+    batch: int = 1
+    streams: int = 1
+    sustained: Sustained = field(default_factory=Sustained)
+    energy_uj: tuple[int, ...] = ()
 
     @property
     def fidelity(self) -> Fidelity | None:
@@ -191,11 +264,26 @@ class Measurement:
         runtime, arithmetic = self.runtime.get("runtime", self.exporter), self.runtime.get("arithmetic", self.mode)
         return f"{runtime} {arithmetic}"
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """Median ms of "import", "read", "compile", "preprocess", "inference", "postprocess"; those that are known."""
+        around = {name: getattr(self, f"{name}_ns") for name in ("preprocess", "inference", "postprocess")}
+        return {name: float(np.median(ns)) / 1e6 for name, ns in {**self.opening_ns, **around}.items() if ns}
+
+    @property
+    def joules(self) -> float | None:
+        """Energy of one picture over all rounds; None where the system does not tell."""
+        pictures = len(self.latency.ns) * self.batch
+        complete = len(self.energy_uj) == len(self.latency.rounds)
+        return sum(self.energy_uj) / 1e6 / pictures if complete and pictures else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         data = asdict(self)
         data["images"] = {photo: image_json(image) for photo, image in self.images.items()}
-        data["latency_ns"] = data.pop("latency")["rounds"]
+        latency = data.pop("latency")
+        data.update(latency_ns=latency["rounds"], spans_ns=latency["spans"])
+        data["sustained"] = {"ns": self.sustained.slices.rounds, "states": self.sustained.states}
         return data
 
     @classmethod
@@ -204,9 +292,17 @@ class Measurement:
         values = dict(data)
         values["weights"] = checked(Identity(**values["weights"]))
         values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
-        values["latency"] = Latency(tuple(_ints(turn) for turn in values.pop("latency_ns")))
+        rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
+        values["latency"] = Latency(rounds, spans, int(values.get("batch", 1)))
+        if spans and len(spans) != len(rounds) or values["latency"].batch < 1:
+            raise ValueError(f"{len(spans)} spans of {len(rounds)} rounds in batches of {values['latency'].batch}")
         for name in ("load_ns", "warmup_ns", "preprocess_ns", "postprocess_ns"):
             values[name] = _ints(values[name])
+        for name in ("inference_ns", "energy_uj"):
+            values[name] = _ints(values.get(name, []))
+        values["opening_ns"] = {str(k): _ints(v) for k, v in values.get("opening_ns", {}).items()}
+        sustained = values.get("sustained", {"ns": [], "states": []})
+        values["sustained"] = Sustained(Latency(_turns(sustained["ns"])), _mappings(sustained["states"]))
         values["notes"] = tuple(str(note) for note in values["notes"])
         values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
         values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
@@ -218,6 +314,14 @@ def _ints(values: Sequence[Any]) -> tuple[int, ...]:
     if not isinstance(values, list):
         raise TypeError(f"expected a list of times, found {values!r:.40}")
     return tuple(int(v) for v in values)
+
+
+def _turns(values: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(_ints(turn) for turn in values)
+
+
+def _mappings(values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(value) for value in values)
 
 
 def _image(data: Mapping[str, Any]) -> ImageFidelity:
@@ -244,6 +348,8 @@ class Settings:
         rounds: turns each row gets, in random order within a round.
         threads: processors asked for; 0 for all.
         seed: of that order.
+        scenario, batch, streams: as in `Measurement`.
+        sustained: seconds each row runs alone after the rounds; cooldown: seconds of rest before it.
     """
 
     tier: str = "quick"
@@ -252,6 +358,11 @@ class Settings:
     rounds: int = 10
     threads: int = 0
     seed: int = 0
+    scenario: str = SCENARIOS[0]
+    batch: int = 1
+    streams: int = 1
+    sustained: float = 0.0
+    cooldown: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -262,6 +373,7 @@ class Report:
         device: where.
         settings: how.
         environment: package versions, and what the system told of clocks, load and temperature before and after.
+        states: the same in short after each round.
         photos: names of the photos, relative to the folder given. photos_digest: sha256 over the photo files.
         broken: photos that could not be read, and why.
         without_mask: photos that had no ground-truth mask, where masks were given.
@@ -283,15 +395,24 @@ class Report:
     complete: bool = False
     created: str = ""
     schema: int = SCHEMA
+    states: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of the device and the runtimes on it: what rows of one table or baseline must share."""
+        runtimes = {name: v for name, v in self.environment.items() if name in RUNTIMES}
+        return hashlib.sha256(f"{self.device.fingerprint} {sorted(runtimes.items())}".encode()).hexdigest()[:12]
 
     def row(self, name: str) -> Measurement | None:
         """The row of that name."""
         return next((r for r in self.rows if r.name == name), None)
 
     def speedup(self, row: Measurement) -> Ratio | None:
-        """The row against the baseline row; None for the baseline itself and where one of them was not timed."""
+        """The row against the baseline row; None for the baseline itself and where one of them was not timed so."""
         base = self.row(self.baseline)
-        return None if base is None or base.name == row.name else speedup(row.latency, base.latency)
+        if base is None or base.name == row.name or base.scenario != row.scenario:
+            return None
+        return speedup(row.latency, base.latency)
 
     def with_row(self, row: Measurement) -> Report:
         """The report with this row in place of the one of the same name, or at the end."""
@@ -328,14 +449,17 @@ class Report:
         data = read_json(path, what)
         if not isinstance(data, dict) or not {"schema", "device", "rows"} <= data.keys():
             raise UserError(f"{path} holds no bench results", f"give {what}")
-        if data["schema"] != SCHEMA:
-            raise UserError(f"{path} has schema {data['schema']}, this u2export reads {SCHEMA}", hint)
+        if data["schema"] not in READABLE:
+            reads = " and ".join(map(str, READABLE))
+            raise UserError(f"{path} has schema {data['schema']}, this u2export reads {reads}", hint)
+        data["schema"] = SCHEMA
         data.pop("u2export", None)
         try:
             data["device"] = checked(Device.from_json(data["device"]))
             data["settings"] = checked(Settings(**data["settings"]))
             data["rows"] = tuple(Measurement.from_json(row) for row in data["rows"])
             data["photos"], data["without_mask"] = tuple(data["photos"]), tuple(data["without_mask"])
+            data["states"] = _mappings(data.get("states", []))
             return checked(cls(**data))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: damaged results ({type(error).__name__}: {error})", hint) from None

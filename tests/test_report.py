@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device, environment, state, this_device
 from u2export.benchmarks.fidelity import ImageFidelity
-from u2export.benchmarks.report import Latency, Measurement, Report, Settings, compact, speedup
+from u2export.benchmarks.report import Latency, Measurement, Report, Settings, Sustained, compact, speedup
 from u2export.benchmarks.table import FORMATS, render
 from u2export.errors import UserError
 from u2export.reference.image import Contract
@@ -31,7 +31,9 @@ def row(name: str = "a.onnx", rounds: tuple[tuple[int, ...], ...] = ((5 * MS, 7 
         accuracy={"maxf": 0.95, "mae": 0.04, "s": 0.93, "images": 2}, load_ns=(3 * MS, 2 * MS), first_ns=9 * MS,
         warmup_ns=(8 * MS,), steady=True, latency=Latency(rounds), preprocess_ns=(1, 2), postprocess_ns=(3, 4),
         memory={"start": 1, "peak": 2}, runtime={"runtime": "ONNX Runtime 1", "arithmetic": "fp32"},
-        notes=("simulated",),
+        notes=("simulated",), opening_ns={"import": (1 * MS, 2 * MS), "compile": (1 * MS,)}, inference_ns=(5, 6),
+        sustained=Sustained(Latency(((4 * MS,), (5 * MS,))), ({"load": 1.5}, {"celsius": {"cpu": 60.5}})),
+        energy_uj=(20_000, 40_000),
     )  # fmt: skip
 
 
@@ -46,6 +48,61 @@ def test_round_trip(tmp_path: Path) -> None:
     assert Report.load(file) == report()
     text = file.read_text()
     assert "[5000000, 7000000]" in text and "Infinity" not in text and "NaN" not in text
+
+
+def test_results_of_the_first_schema_are_read(tmp_path: Path) -> None:
+    data = json.loads(compact(report().to_json()))
+    new = ("opening_ns", "inference_ns", "scenario", "batch", "streams", "spans_ns", "energy_uj", "sustained")
+    for old in data["rows"]:
+        for name in new:
+            del old[name]
+    for name in ("scenario", "batch", "streams", "sustained", "cooldown"):
+        del data["settings"][name]
+    del data["states"], data["device"]["soc"]
+    (tmp_path / "r.json").write_text(json.dumps({**data, "schema": 1}))
+    loaded = Report.load(tmp_path / "r.json")
+    one = loaded.rows[0]
+    assert (one.scenario, one.batch, one.sustained.slices.ns, one.latency) == ("latency", 1, (), row().latency)
+    assert loaded.settings == Settings() and loaded.device == DEVICE and loaded.schema == 2
+
+
+def test_throughput_counts_pictures_over_the_wall_clock() -> None:
+    """Two streams, 4 requests of 2 s in 4 s: 1 a second, and with a batch of 3 pictures 3 a second."""
+    turn = (2000 * MS,) * 4
+    latency = Latency((turn, turn), spans=(4000 * MS, 4000 * MS), batch=3)
+    assert latency.throughput == 3 and latency.paces == (4000 * MS / 12,) * 2
+    assert Latency(((250 * MS,) * 8,)).throughput == 4
+    half = Latency((turn, turn), spans=(8000 * MS, 8000 * MS), batch=3)
+    ratio = speedup(latency, half)
+    assert ratio and ratio.value == 2
+
+
+def test_different_scenarios_are_not_compared() -> None:
+    made = report(row(), replace(row("b.onnx"), scenario="throughput"))
+    assert made.speedup(made.rows[1]) is None
+
+
+def test_knee() -> None:
+    """100 s that slow down from 10 to 15 ms after 50: the last 30 s are half as slow again as the first."""
+    cool, hot = (10 * MS,) * 5000, (15 * MS,) * 3333
+    run = Sustained(Latency((cool[:2500], cool[2500:], hot)))
+    assert run.knee == 1.5 and abs(run.seconds - 100) < 0.1
+    assert Sustained(Latency(((10 * MS,) * 10 + (20 * MS,) * 5,))).knee == 2  # halves of 0.2 s
+    assert Sustained(Latency(((10 * MS,),))).knee == 1 and np.isnan(Sustained().knee)
+
+
+def test_stages_and_energy() -> None:
+    stages = row().stages
+    assert stages == {"import": 1.5, "compile": 1.0, "preprocess": 1.5e-6, "inference": 5.5e-6, "postprocess": 3.5e-6}
+    assert row().joules == pytest.approx(0.06 / 3)
+    assert replace(row(), energy_uj=()).joules is None and replace(row(), energy_uj=(1,)).joules is None
+
+
+def test_setup_is_the_device_and_its_runtimes() -> None:
+    made = report()
+    assert made.fingerprint == replace(made, environment={"python": "4", "numpy": "1"}).fingerprint
+    assert made.fingerprint != replace(made, environment={"onnxruntime": "1.20"}).fingerprint
+    assert made.fingerprint != replace(made, device=replace(DEVICE, soc="T234")).fingerprint
 
 
 def test_statistics_are_derived() -> None:
@@ -123,7 +180,7 @@ def test_other_schema(tmp_path: Path) -> None:
     report().save(file)
     data = json.loads(file.read_text())
     file.write_text(json.dumps({**data, "schema": 99}))
-    with pytest.raises(UserError, match="schema 99, this u2export reads 1"):
+    with pytest.raises(UserError, match="schema 99, this u2export reads 1 and 2"):
         Report.load(file)
     for text, says in (("", "not JSON"), ("[1]", "holds no bench results"), ("{}", "holds no bench results")):
         file.write_text(text)
