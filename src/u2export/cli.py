@@ -13,6 +13,7 @@ from u2export import __version__
 from u2export.commands import (
     bench,
     calib,
+    check,
     console,
     coreml,
     export,
@@ -59,7 +60,7 @@ def options(
         console.silence()
 
 
-EXPORT, MEASURE, INT8, HELP = "Export", "Run and measure", "Lower precision", "Look"
+EXPORT, MEASURE, GATE, INT8, HELP = "Export", "Run and measure", "Guard", "Lower precision", "Look"
 app.command(rich_help_panel=EXPORT)(export.onnx)
 app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
@@ -68,6 +69,9 @@ app.command(rich_help_panel=EXPORT)(coreml.coreml)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=MEASURE)(table.table)
+app.command(rich_help_panel=GATE)(check.check)
+app.add_typer(check.baseline, name="baseline", rich_help_panel=GATE)
+app.command(rich_help_panel=GATE)(check.trend)
 app.command(rich_help_panel=INT8)(lint.lint)
 app.command(rich_help_panel=INT8)(sensitivity.sensitivity)
 app.add_typer(calib.app, name="calib", rich_help_panel=INT8)
@@ -82,7 +86,7 @@ def main() -> int:
     try:
         app()
     except UserError as error:
-        return _fail(error.problem, error.hint)
+        return _fail(error.problem, error.hint, error.code)
     except MemoryError:
         return _fail("out of memory", "use a smaller --size, fewer photos, or a machine with more memory")
     except OSError as error:
@@ -102,6 +106,6 @@ _ADVICE = {
 }
 
 
-def _fail(problem: str, hint: str) -> int:
+def _fail(problem: str, hint: str, code: int = 1) -> int:
     print(f"u2export: {problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
-    return 1
+    return code

@@ -10,6 +10,7 @@ class UserError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+        self.code = 1  # what the command line exits with
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
         return type(self), (self.problem, self.hint)

@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import ROOT, Cli, two_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from u2export.benchmarks import verdicts
+from u2export.benchmarks.baseline import Baseline, bare, differences, pairs, updated
+from u2export.benchmarks.check import Check, check
+from u2export.benchmarks.device import Device
+from u2export.benchmarks.fidelity import ImageFidelity
+from u2export.benchmarks.policy import DEFAULTS, Policy
+from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.benchmarks.stats import Interval, mean_interval, time_ratio
+from u2export.benchmarks.trend import drawn, label, trend
+from u2export.errors import UserError
+from u2export.reference.image import Contract
+from u2export.reference.weights import Identity
+
+DEVICE = Device("Board", "CPU", "x86_64", 4, ("avx2",), 8.0, "Linux")
+PHOTOS = tuple(f"p{i}.png" for i in range(8))
+GOOD = ImageFidelity(mae=0.001, max_abs=0.1, iou=0.98, boundary_f=0.97, area=1.01, raw_mae=0.001)
+
+
+def row(name: str = "a.onnx", digest: str = "1" * 64, **changes: Any) -> Measurement:
+    made = Measurement(
+        name, "onnx", "fp32", "fp32", "u2netp", Identity("u2netp", "0" * 64), Contract().to_json(), digest, 4_600_000,
+        reference="ref", images=dict.fromkeys(PHOTOS, GOOD), runtime={"arithmetic": "fp32"},
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def report(*rows: Measurement, **changes: Any) -> Report:
+    made = Report(DEVICE, Settings(), {}, PHOTOS, "2" * 64, rows=rows or (row(),), complete=True, created="2026-01-01")
+    return replace(made, **changes)
+
+
+def accepted(*rows: Measurement) -> Baseline:
+    return updated(report(*rows), None, True, "")
+
+
+def worse(count: int = len(PHOTOS), **changes: Any) -> dict[str, ImageFidelity]:
+    """Photos of which the first few have other values."""
+    return {p: replace(GOOD, **changes) if i < count else GOOD for i, p in enumerate(PHOTOS)}
+
+
+def verdict(found: Check, measure: str) -> str:
+    return next((f.verdict for j in found.judgements for f in j.findings if f.measure == measure), "not judged")
+
+
+def rounds(times: list[float], ratio: float = 1.0) -> Latency:
+    return Latency(tuple((int(t * ratio * 1e6),) * 3 for t in times))
+
+
+# Masks
+
+
+def test_the_same_masks_pass() -> None:
+    found = check(report(), accepted())
+    assert (found.outcome, found.exit_code) == ("pass", 0)
+    assert {f.verdict for f in found.judgements[0].findings} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("images", "measure"),
+    [
+        (worse(mae=0.0016), "mean mae"),  # a small loss, on every photo
+        (worse(1, mae=0.0045), "worst mae"),
+        (worse(iou=0.975), "mean iou"),
+        (worse(1, iou=0.96), "worst iou"),
+        (worse(boundary_f=0.96), "mean boundary_f"),
+        (worse(1, boundary_f=0.9), "worst boundary_f"),
+        (worse(1, area=0.3), "collapse"),
+        (worse(1, area=3.0), "collapse"),
+        (worse(1, area=float("inf")), "collapse"),
+        (worse(1, finite=False), "finite"),
+    ],
+)
+def test_each_kind_of_loss_fails_by_its_own_measure(images: dict[str, ImageFidelity], measure: str) -> None:
+    found = check(report(row(images=images)), accepted())
+    assert verdict(found, measure) == "fail" and found.exit_code == 1
+
+
+def test_what_got_better_passes() -> None:
+    assert check(report(row(images=worse(mae=0.0, iou=1.0, boundary_f=1.0, area=1.0))), accepted()).outcome == "pass"
+
+
+def test_a_loss_on_some_photos_only_is_inconclusive_and_says_what_would_decide() -> None:
+    found = check(report(row(images=worse(2, mae=0.0025))), accepted())  # 0.0015 on two of eight
+    open_ = next(f for f in found.judgements[0].findings if f.measure == "mean mae")
+    assert open_.verdict == "inconclusive" and (found.outcome, found.exit_code) == ("inconclusive", 3)
+    assert open_.more and f"about {open_.more} more photos would decide" in open_.text
+    assert open_.low is not None and open_.high is not None and open_.low <= 0.0003 < open_.high
+
+
+def test_empty_photos_count_for_mae_only() -> None:
+    images = {p: replace(GOOD, empty=True) for p in PHOTOS}
+    worse_there = {p: replace(i, iou=0.0, boundary_f=0.0, area=float("inf")) for p, i in images.items()}
+    found = check(report(row(images=worse_there)), accepted(row(images=images)))
+    assert found.outcome == "pass" and verdict(found, "mean iou") == verdict(found, "collapse") == "not judged"
+
+
+def test_truth_drops() -> None:
+    then = {"maxf": 0.95, "mae": 0.04, "s": 0.93, "images": 8.0}
+    base = accepted(row(accuracy=then))
+    for key, value in (("maxf", 0.944), ("mae", 0.0421), ("s", 0.924)):
+        found = check(report(row(accuracy={**then, key: value})), base)
+        assert [f.measure for f in found.judgements[0].reasons] == [f"truth {key}"]
+    assert check(report(row(accuracy={**then, "maxf": 0.946, "mae": 0.03})), base).outcome == "pass"
+    with pytest.raises(UserError, match="7 ground-truth masks, 8 in the baseline"):
+        check(report(row(accuracy={**then, "images": 7.0})), base)
+
+
+def test_size_missing_new_and_crashed() -> None:
+    base = accepted(row(), row("b.onnx"))
+    found = check(report(row(size=5_000_000), row("c.onnx"), row("b.onnx", reason="crashed", problem="died")), base)
+    assert {j.artifact: j.verdict for j in found.judgements} == {"a.onnx": "fail", "c.onnx": "new", "b.onnx": "fail"}
+    assert verdict(found, "size") == verdict(found, "ran") == "fail"
+    found = check(report(row(), row("c.onnx")), base)
+    assert [j.verdict for j in found.judgements] == ["pass", "new", "missing"] and found.exit_code == 1
+    lenient = Policy.from_toml({"verdicts": {"missing": "pass"}})
+    assert check(report(row(), row("c.onnx")), base, lenient).exit_code == 0
+    strict = Policy.from_toml({"verdicts": {"new": "fail", "missing": "pass"}})
+    assert check(report(row(), row("c.onnx")), base, strict).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (report(row(weights=Identity("u2netp", "9" * 64))), "weights 999999999999, not 000000000000"),
+        (report(row(contract=Contract(height=256).to_json())), "contract's height 256, not 320"),
+        (report(row(runtime={"arithmetic": "bf16"})), "arithmetic bf16, not fp32"),
+        (report(row(precision="fp16")), "precision fp16, not fp32"),
+        (report(photos_digest="3" * 64, photos=PHOTOS[:7]), r"other photos than the baseline's: 1 missing \(p7.png"),
+        (report(photos_digest="3" * 64), "the same names in other files"),
+        (report(device=replace(DEVICE, cpu="Z80", cores=1)), r"cpu 'Z80', not 'CPU', cores 1, not 4"),
+        (report(row(images={})), "compared with no reference"),
+        (report(complete=False), "interrupted"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(changed: Report, says: str) -> None:
+    base = updated(report(), None, False, "")
+    assert check(report(), base).outcome == "pass"
+    with pytest.raises(UserError, match=says) as error:
+        check(changed, base)
+    assert error.value.hint
+
+
+def test_masks_in_a_pinned_arithmetic_are_compared_on_any_device() -> None:
+    assert check(report(device=replace(DEVICE, cpu="Z80")), accepted()).outcome == "pass"
+
+
+# Times
+
+
+def test_latency_is_a_ratio_against_the_accepted_artifact_of_the_same_run() -> None:
+    random = np.random.default_rng(0)
+    pace = list(50 * np.exp(np.cumsum(random.normal(0, 0.3, 10))))  # the machine's speed wanders
+    base = accepted(row(digest="1" * 64))
+
+    def of(ratio: float, digest: str = "5" * 64) -> Check:
+        now = row("new/a.onnx", digest, latency=rounds(pace, ratio))
+        return check(report(row("old/a.onnx", "1" * 64, latency=rounds(pace)), now), base)
+
+    slow = of(1.10)
+    assert verdict(slow, "latency") == "fail" and slow.exit_code == 1
+    (only,) = slow.judgements
+    assert only.artifact == "a.onnx" and "1.100 times the accepted artifact's" in only.reasons[0].text
+    assert verdict(of(1.02), "latency") == verdict(of(0.5), "latency") == "pass"
+    assert verdict(of(1.0, "1" * 64), "latency") == "pass"  # built anew, byte by byte the same
+    alone = check(report(row(digest="5" * 64, latency=rounds(pace, 9))), base)
+    assert verdict(alone, "latency") == "not judged" and alone.outcome == "pass"
+    strict = Policy.from_toml({"latency_required": True})
+    assert check(report(row(latency=rounds(pace))), base, strict).outcome == "inconclusive"
+
+
+def test_noisy_times_are_inconclusive_and_say_how_many_rounds_would_decide() -> None:
+    random = np.random.default_rng(1)
+    old, new = (rounds(list(50 * random.lognormal(0, 0.2, 10))) for _ in range(2))
+    found = check(
+        report(row("new/a.onnx", "5" * 64, latency=new), row("old/a.onnx", latency=old)),
+        accepted(), Policy.from_toml({"latency": {"ratio": 1.0}}),
+    )  # fmt: skip
+    finding = next(f for f in found.judgements[0].findings if f.measure == "latency")
+    assert finding.verdict == "inconclusive" and finding.more and "more rounds" in finding.text
+    few = row("new/a.onnx", "5" * 64, latency=Latency(new.rounds[:4])), row("old/a.onnx", latency=old)
+    assert verdict(check(report(*few), accepted()), "latency") == "inconclusive"
+
+
+def test_two_rows_of_one_name_need_an_accepted_one() -> None:
+    with pytest.raises(UserError, match=r"2 rows are called a\.onnx"):
+        pairs(report(row("x/a.onnx", "5" * 64), row("y/a.onnx", "6" * 64)), accepted().artifacts)
+    assert bare("x/a.onnx bf16") == "a.onnx bf16"
+    pytorch = row("u2netp-320-pytorch-fp32", exporter="pytorch", images={})
+    assert list(pairs(report(pytorch, row()), {})) == ["a.onnx"]
+
+
+# Statistics
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
+def test_an_interval_holds_its_mean(values: list[float]) -> None:
+    found = mean_interval(values, 0.95)
+    assert (
+        min(values) - 1e-9 <= found.low <= found.value + 1e-9 and found.value - 1e-9 <= found.high <= max(values) + 1e-9
+    )
+    assert mean_interval(values, 0.5).high <= found.high + 1e-12
+
+
+def test_mean_interval_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(2).normal(0.3, 1, 40)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    ours = mean_interval(list(values), 0.95)
+    assert abs(ours.low - theirs.low) < 0.02 and abs(ours.high - theirs.high) < 0.02
+
+
+def test_samples_needed() -> None:
+    assert Interval(1.0, 0.5, 1.5, 10).needed(0.75) == 30  # twice too wide: four times the samples
+    assert Interval(1.0, 0.5, 1.5, 10).needed(1.0) is None
+    assert Interval(1.0, 0.5, 1.5, 10).needed(1.5) == 1
+
+
+def test_time_ratio_wants_rounds_of_both() -> None:
+    ratio = time_ratio(rounds([2.0] * 6), rounds([1.0] * 6), 0.95)
+    assert ratio and ratio.value == pytest.approx(2) and ratio.low == pytest.approx(2) and ratio.samples == 6
+    assert time_ratio(rounds([1.0] * 4), rounds([1.0] * 9), 0.95) is None
+
+
+# Policy
+
+
+def test_policy_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(
+        'confidence = 0.99\n[mean]\nmae = 0.01\n[verdicts]\ninconclusive = "fail"\n'
+        '[artifact."*int8*".mean]\nmae = 0.1\n[artifact."*".latency]\nratio = 1.5\n'
+    )
+    policy = Policy.load(file)
+    assert policy.of("a-int8.onnx")["mean"] == {**DEFAULTS["mean"], "mae": 0.1}
+    assert policy.of("a.onnx")["mean"]["mae"] == 0.01 and policy.of("a.onnx")["latency"]["ratio"] == 1.5
+    assert policy.confidence == 0.99 and DEFAULTS["mean"]["mae"] != 0.01
+    found = check(report(row(images=worse(2, mae=0.04))), accepted(), Policy.from_toml({"worst": {"mae": 1}}))
+    assert found.exit_code == 3
+    found = check(report(row(images=worse(2, mae=0.04))), accepted(), replace(policy, limits=DEFAULTS, overrides=()))
+    assert found.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = ", "is not TOML"),
+        ("schema = 2", "schema 2"),
+        ("[masks]", "no setting named 'masks'"),
+        ("[mean]\nmea = 1", "no setting named 'mea'"),
+        ("mean = 3", "is no table"),
+        ("[mean]\nmae = '1'", "not a number"),
+        ("[mean]\nmae = nan", "not a number"),
+        ("[mean]\nmae = true", "not a number"),
+        ("[worst]\niou = -0.1", "below 0"),
+        ("[latency]\nratio = 0.9", "below 1"),
+        ("confidence = 1.0", "out of range"),
+        ("latency_required = 1", "latency_required is 1"),
+        ("[verdicts]\nnew = 'maybe'", "is 'maybe'"),
+        ("[verdicts]\nold = 'pass'", "no setting named 'old'"),
+        ("artifact = 1", "is no table"),
+        ("[artifact]\n'*' = 1", "is no table"),
+        ("[artifact.'*'.mean]\nx = 1", "no setting named 'x'"),
+    ],
+)
+def test_a_wrong_policy_is_an_error(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        Policy.load(file)
+    assert error.value.hint
+    with pytest.raises(UserError, match="no such file"):
+        Policy.load(tmp_path / "none.toml")
+
+
+# Baseline
+
+
+def test_baseline_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "b.json"
+    images = worse(1, area=float("inf"), mae=0.00123456789)
+    made = updated(report(row(images=images, accuracy={"maxf": 0.9, "images": 8.0})), None, False, "because")
+    made.save(file)
+    loaded = Baseline.load(file)
+    assert loaded.artifacts["a.onnx"].images["p0.png"] == replace(images["p0.png"], mae=0.001235)
+    assert loaded.device == DEVICE and loaded.why == "because" and loaded.photos == PHOTOS
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == file.read_text() and "Infinity" not in file.read_text()
+    assert len(file.read_text().splitlines()) < 80
+
+
+def test_update_keeps_other_artifacts_and_refuses_what_does_not_fit() -> None:
+    old = accepted(row(), row("b.onnx"))
+    new = updated(report(row(size=1)), old, True, "")
+    assert set(new.artifacts) == {"a.onnx", "b.onnx"} and new.artifacts["a.onnx"].size == 1
+    assert list(differences(old, new)) == [("a.onnx", "bytes", "4600000", "1")]
+    assert list(differences(accepted(), old)) == [("b.onnx", "artifact", "", "there")]
+    for wrong, says in (
+        (report(complete=False), "interrupted"),
+        (report(row(reason="crashed", problem="died")), "was not measured: crashed: died"),
+        (report(row(images={})), "compared with no reference"),
+        (report(photos_digest="3" * 64), "other photos"),
+    ):
+        with pytest.raises(UserError, match=says):
+            updated(wrong, old, True, "")
+    with pytest.raises(UserError, match="another device"):
+        updated(report(), old, False, "")
+
+
+PLAIN = updated(report(row(images=worse(1, area=float("inf")))), None, False, "")
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_damaged_baselines_are_user_errors(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    file = tmp_path_factory.getbasetemp() / "damaged.json"
+    PLAIN.save(file)
+    plain = json.loads(file.read_text())
+    holder, key = plain, data.draw(st.sampled_from(sorted(plain)))
+    while isinstance(holder[key], (dict, list)) and holder[key] and data.draw(st.booleans()):
+        holder = holder[key]
+        key = data.draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
+    holder[key] = data.draw(st.sampled_from([None, 3, "x", [], ["y"], {}, {"z": 1}, True]))
+    file.write_text(json.dumps(plain))
+    try:
+        loaded = Baseline.load(file)
+        check(report(), loaded)
+    except UserError as error:
+        assert error.problem and error.hint
+
+
+# Formats
+
+
+def mixed() -> Check:
+    rows = row(images=worse(1, iou=0.5)), row("b.onnx", images=worse(2, mae=0.0025)), row("d|x,y:%.onnx")
+    return check(report(*rows), accepted(row(), row("b.onnx"), row("c.onnx")))
+
+
+def test_junit() -> None:
+    suite = ElementTree.fromstring(verdicts.junit(mixed()))
+    failed = [c.get("classname") for c in suite.iter("testcase") if c.find("failure") is not None]
+    assert set(failed) == {"a.onnx", "c.onnx"} and suite.get("failures") == str(len(failed))
+    skipped = {c.get("classname") for c in suite.iter("testcase") if c.find("skipped") is not None}
+    assert skipped == {"a.onnx", "b.onnx", "d|x,y:%.onnx"}  # of a.onnx the mean is open, one photo fails
+    assert suite.get("tests") == str(len(list(suite.iter("testcase"))))
+
+
+def test_other_formats() -> None:
+    found = mixed()
+    data = json.loads(verdicts.as_json(found))
+    assert data["outcome"] == "fail" and data["exit_code"] == 1
+    assert {r["artifact"]: r["verdict"] for r in data["rows"]}["b.onnx"] == "inconclusive"
+    lines = verdicts.github(found).splitlines()
+    assert lines[0].startswith("::error title=a.onnx%3A ") and any(
+        line.startswith("::warning title=b.") for line in lines
+    )
+    assert any(line.startswith("::notice title=d|x%2Cy%3A%25.onnx") for line in lines)
+    assert "| a.onnx | fail |" in verdicts.markdown(found) and "d\\|x" in verdicts.markdown(found)
+    assert all(verdicts.render(found, form) for form in verdicts.FORMATS[1:])
+
+
+# History
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ("....", "steady"), ("...x", "new"), ("..xx", "sustained"), ("x", "new"), ("xx", "sustained"),
+        (".xx.", "recovered"), ("x...", "recovered"), (".x.x", "flaky"), ("x.x.", "flaky"), ("x.x", "flaky"),
+    ],
+)  # fmt: skip
+def test_labels(outcomes: str, expected: str) -> None:
+    assert label([o == "x" for o in outcomes]) == expected
+
+
+def test_trend_draws_a_line() -> None:
+    runs = [
+        report(row(images=worse(mae=mae)), created=f"2026-01-0{i}")
+        for i, mae in enumerate((0.001, 0.001, 0.005, 0.009), start=1)
+    ]
+    (line,) = trend(runs[::-1])
+    assert line.label == "sustained" and line.verdicts == ("pass", "pass", "fail", "fail")
+    assert drawn(line.mae) == "▁▁▅█" and drawn([None, 1.0]) == "·▁" and drawn([]) == ""
+    gone = trend([runs[0], report(row("b.onnx"), created="2026-01-09")])
+    assert {g.artifact: (g.label, g.verdicts) for g in gone} == {
+        "a.onnx": ("new", ("pass", "missing")),
+        "b.onnx": ("steady", ("absent", "new")),
+    }
+
+
+# The command line
+
+
+def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
+    good, bad, base = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "base.json"
+    report(created="2026-01-01").save(good)
+    report(row(images=worse(iou=0.5)), created="2026-01-02").save(bad)
+    made = cli("baseline", "update", good, "--baseline", base, "--why", "first")
+    assert made.returncode == 0 and made.stdout.strip() == str(base)
+    passed = cli("check", good, "--baseline", base)
+    assert passed.returncode == 0 and "pass: 1 pass (8 photos)" in passed.stdout
+    summary = tmp_path / "summary.md"
+    failed = cli("check", bad, "--baseline", base, "--format", "github", env={"GITHUB_STEP_SUMMARY": str(summary)})
+    assert failed.returncode == 1 and failed.stdout.startswith("::error title=a.onnx%3A ")
+    assert "| a.onnx | fail |" in summary.read_text()
+    two = cli("check", bad, "--baseline", base, "--format", "term", "--format", "junit", "--out", tmp_path / "j.xml")
+    assert two.returncode == 1 and "fail: 1 fail" in two.stdout and ElementTree.parse(tmp_path / "j.xml").getroot().tag
+    assert cli("check", tmp_path / "none.json", "--baseline", base).returncode == 2
+    assert "no such file" in cli("check", good, "--baseline", tmp_path / "none.json").stderr
+    report(row(images=worse(2, mae=0.0025))).save(good)
+    assert cli("check", good, "--baseline", base).returncode == 3
+    assert cli("check", good, "--baseline", base, "--allow-inconclusive").returncode == 0
+    trended = cli("trend", bad, good, "--baseline", base)
+    assert trended.returncode == 0 and "new" in trended.stdout
+
+
+def test_baseline_show_and_diff(cli: Cli, tmp_path: Path) -> None:
+    accepted().save(tmp_path / "old.json")
+    accepted(row(digest="7" * 64)).save(tmp_path / "new.json")
+    shown = cli("baseline", "show", tmp_path / "old.json")
+    assert "a.onnx" in shown.stdout and "device: any" in shown.stdout
+    assert json.loads(cli("baseline", "show", tmp_path / "old.json", "--json").stdout)["photos"] == list(PHOTOS)
+    told = cli("baseline", "diff", tmp_path / "old.json", tmp_path / "new.json")
+    assert told.stdout.strip() == "a.onnx  digest  111111111111 -> 777777777777"
+    missing = cli("baseline", "show", tmp_path / "none.json")
+    assert missing.returncode == 2
+    two_lines(cli("table", tmp_path / "none.json"), "no such file")
+
+
+def test_committed_baselines_load() -> None:
+    found = sorted((ROOT / "benchmarks" / "baselines").glob("*.json"))
+    assert found
+    for path in found:
+        baseline = Baseline.load(path)
+        assert baseline.artifacts and all(len(a.images) == len(baseline.photos) for a in baseline.artifacts.values())
