@@ -46,14 +46,14 @@ class ImageFidelity:
     finite: bool = True
 
 
-def compare(d0: Floats, reference: Floats) -> ImageFidelity:
-    """One fused map d0 (H, W) against the reference's (H, W)."""
+def compare(d0: Floats, reference: Floats, threshold: float = 0.5) -> ImageFidelity:
+    """One fused map d0 (H, W) against the reference's (H, W), both stretched and cut at the threshold."""
     finite = bool(np.isfinite(d0).all())
     if not finite:
         d0 = np.zeros_like(reference)
     got, want = saliency(d0), saliency(reference)
     difference = np.abs(got - want)
-    a, b = got > 0.5, want > 0.5
+    a, b = got > threshold, want > threshold
     return ImageFidelity(
         mae=float(difference.mean()),
         max_abs=float(difference.max()),

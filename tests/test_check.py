@@ -16,7 +16,9 @@ from u2export.benchmarks import verdicts
 from u2export.benchmarks.baseline import Baseline, bare, differences, pairs, updated
 from u2export.benchmarks.check import Check, check
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.fidelity import ImageFidelity
+from u2export.benchmarks.fidelity import ImageFidelity, compare
+from u2export.benchmarks.kept import Kept, rejudged, rejudged_baseline
+from u2export.benchmarks.measure import Judged
 from u2export.benchmarks.policy import DEFAULTS, Policy
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings
 from u2export.benchmarks.stats import Interval, mean_interval, time_ratio
@@ -403,7 +405,76 @@ def test_trend_draws_a_line() -> None:
     }
 
 
+# Masks that were kept
+
+
+def blobs(shift: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Eight soft discs, 48 x 40, their radius by photo."""
+    yy, xx = np.mgrid[0:48, 0:40]
+    radii = np.arange(len(PHOTOS))[:, None, None] + 9 + shift
+    return np.asarray(1 / (1 + np.exp(np.hypot(yy - 24, xx - 20) - radii)), np.float32)
+
+
+def kept_of(made: Report, shift: float, reference: bool = True) -> Kept:
+    rows = {r.name: blobs(shift) for r in made.rows}
+    return Kept.of(made, [Judged("ref", blobs(0) if reference else None, rows)])
+
+
+def test_kept_masks_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "m.npz"
+    maps = np.stack([blobs(0)[0] * 30 - 7, np.full((48, 40), np.nan, np.float32), np.full((48, 40), 3, np.float32)])
+    Kept(PHOTOS[:3], "2", {"a": maps}, {"k": blobs(0)}, {"a": "k"}).save(file)
+    back = Kept.load(file)
+    assert np.abs(back.rows["a"][0] - maps[0]).max() < 30 * 1e-5 and np.isnan(back.rows["a"][1]).all()
+    assert (back.rows["a"][2] == 3).all() and back.keys == {"a": "k"} and back.photos == PHOTOS[:3]
+    assert file.stat().st_size < blobs(0).nbytes
+    file.write_bytes(file.read_bytes()[:99])
+    for path, says in ((file, "no kept masks"), (tmp_path / "none.npz", "no such file")):
+        with pytest.raises(UserError, match=says):
+            Kept.load(path)
+
+
+def test_kept_masks_are_judged_again_under_another_threshold(tmp_path: Path) -> None:
+    made = report()
+    for threshold in (0.5, 0.9):
+        again = rejudged(made, kept_of(made, 0.4), None, threshold).rows[0].images
+        assert again["p3.png"] == compare(blobs(0.4)[3], blobs(0)[3], threshold)
+    base = updated(rejudged(made, kept_of(made, 0.4), None, 0.5), None, True, "")
+    other = rejudged_baseline(base, kept_of(made, 0.4), 0.9)
+    assert other.artifacts["a.onnx"].images["p3.png"] == compare(blobs(0.4)[3], blobs(0)[3], 0.9)
+    assert check(rejudged(made, kept_of(made, 0.4), None, 0.9), other).outcome == "pass"
+    assert check(rejudged(made, kept_of(made, 1.9), None, 0.9), other).outcome == "fail"
+
+
+def test_masks_of_a_device_without_a_reference_are_judged_by_the_baselines() -> None:
+    made = report()
+    device = kept_of(made, 0.4, reference=False)
+    with pytest.raises(UserError, match=r"no reference was kept for a\.onnx"):
+        rejudged(made, device, None, 0.5)
+    images = rejudged(made, device, kept_of(made, 0.0), 0.5).rows[0].images
+    assert images["p0.png"] == compare(blobs(0.4)[0], blobs(0)[0])
+    with pytest.raises(UserError, match="other photos than the results"):
+        rejudged(replace(made, photos_digest="9"), device, None, 0.5)
+    with pytest.raises(UserError, match="have none of a"):
+        rejudged_baseline(accepted(), replace(device, photos_digest=made.photos_digest), 0.5)
+
+
 # The command line
+
+
+def test_kept_masks_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    results, base, masks, bad = (tmp_path / n for n in ("r.json", "b.json", "m.npz", "bad.npz"))
+    report().save(results)
+    kept_of(report(), 0.4).save(masks)
+    kept_of(report(), 1.9).save(bad)
+    assert cli("baseline", "update", results, "--baseline", base, "--keep-masks", masks).returncode == 0
+    assert (tmp_path / "b.masks.npz").is_file()
+    assert cli("check", results, "--baseline", base, "--masks", masks, "--threshold", 0.3).returncode == 0
+    assert cli("check", results, "--baseline", base, "--masks", bad, "--threshold", 0.3).returncode == 1
+    assert "add --masks" in cli("check", results, "--baseline", base, "--threshold", 0.3).stderr
+    (tmp_path / "b.masks.npz").unlink()
+    lost = cli("check", results, "--baseline", base, "--masks", masks, "--threshold", 0.3)
+    assert lost.returncode == 2 and "were not kept" in lost.stderr
 
 
 def test_exit_codes(cli: Cli, tmp_path: Path) -> None:

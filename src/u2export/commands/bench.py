@@ -71,6 +71,9 @@ def bench(
     save_reference: Annotated[
         Path | None, typer.Option(help="Write the reference's maps to this .npz, for a device without PyTorch.")
     ] = None,
+    keep_masks: Annotated[
+        Path | None, typer.Option(help="Write all rows' masks to this .npz, for `u2export check --masks`.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Use so many photos, spread evenly; 0 for all.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="A photo that cannot be read is an error.")] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time the rows.")] = True,
@@ -101,7 +104,7 @@ def bench(
         latency=latency,
         strict=strict,
         save_reference=save_reference,
-        all_maps=contact_sheet is not None,
+        all_maps=bool(contact_sheet or keep_masks),
     )
     earlier = Report.load(json) if resume and json and json.exists() else None
     latest: list[Report] = []
@@ -112,8 +115,11 @@ def bench(
             report.save(json)
 
     def look(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
+        from u2export.benchmarks.kept import Kept
         from u2export.benchmarks.sheet import draw
 
+        if keep_masks:
+            Kept.of(report, judged).save(keep_masks)
         if contact_sheet:
             draw(report, photos, judged, contact_sheet, sheet_photos)
 
@@ -128,7 +134,7 @@ def bench(
     console().print(terminal(report))
     for problem in report.broken.values():
         stderr().print(f"u2export: skipped {problem}")
-    for path in filter(None, (json, contact_sheet, save_reference)):
+    for path in filter(None, (json, contact_sheet, save_reference, keep_masks)):
         typer.echo(path)
 
 

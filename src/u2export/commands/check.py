@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,11 @@ from u2export.commands.console import stderr
 from u2export.errors import UserError
 from u2export.files import write_text
 
+if TYPE_CHECKING:
+    from u2export.benchmarks.baseline import Baseline
+    from u2export.benchmarks.report import Report
+
+CUT = 0.5  # where masks are cut in the results' own numbers
 USAGE = 2  # 1 says that something got worse; an error of any kind must not look like that
 Results = Annotated[Path, typer.Argument(help="JSON file that `u2export bench --json` wrote.")]
 File = Annotated[Path, typer.Option("--baseline", help="Baseline, such as benchmarks/baselines/cpu.json.")]
@@ -57,6 +62,10 @@ def check(
     results: Results,
     baseline: File,
     policy: PolicyFile = None,
+    masks: Masks = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="With --masks: where masks are cut, for both sides.")
+    ] = CUT,
     form: Annotated[
         list[Format] | None,
         typer.Option("--format", help="term, junit, json, markdown or github (annotations, and the step's summary)."),
@@ -71,13 +80,15 @@ def check(
     from u2export.benchmarks import verdicts
     from u2export.benchmarks.baseline import Baseline
     from u2export.benchmarks.check import check as judge
+    from u2export.benchmarks.kept import beside
     from u2export.benchmarks.policy import Policy
     from u2export.benchmarks.report import Report
     from u2export.benchmarks.table import console
 
     with _usage():
         chosen = Policy.load(policy) if policy else Policy()
-        found = judge(Report.load(results), Baseline.load(baseline), chosen)
+        report, accepted = _cut(Report.load(results), Baseline.load(baseline), masks, beside(baseline), threshold)
+        found = judge(report, accepted, chosen)
         for one in form or [Format.term]:
             if one is Format.term:
                 console().print(verdicts.terminal(found))
@@ -91,6 +102,25 @@ def check(
                     file.write(verdicts.markdown(found))
     code = found.exit_code
     raise typer.Exit(0 if code == 3 and allow_inconclusive else code)
+
+
+def _cut(
+    report: Report, accepted: Baseline, masks: Path | None, theirs: Path, threshold: float
+) -> tuple[Report, Baseline]:
+    """Both sides judged anew from kept masks, where asked for; `theirs` are the baseline's."""
+    from u2export.benchmarks.kept import Kept, rejudged, rejudged_baseline
+
+    if masks is None:
+        if threshold != CUT:
+            raise UserError(
+                "--threshold needs the masks themselves", "add --masks FILE of `u2export bench --keep-masks`"
+            )
+        return report, accepted
+    old = Kept.load(theirs) if theirs.exists() else None
+    if old is None and threshold != CUT:
+        raise UserError(f"the baseline's masks were not kept: no {theirs}", "update it with --keep-masks")
+    new = rejudged(report, Kept.load(masks), old, threshold)
+    return new, rejudged_baseline(accepted, old, threshold) if old else accepted
 
 
 baseline = typer.Typer(help="The accepted state that `u2export check` compares with.", no_args_is_help=True)
@@ -108,19 +138,28 @@ def update(
             help="Masks are the same on any machine, or are this device's own; the former where nothing was timed.",
         ),
     ] = None,
+    keep_masks: Annotated[
+        Path | None,
+        typer.Option(help="Masks that `u2export bench --keep-masks` wrote: kept beside the baseline, .masks.npz."),
+    ] = None,
     why: Annotated[str, typer.Option(help="Why these are accepted; kept in the file.")] = "",
 ) -> None:
     """Accept results: write them into the baseline, other artifacts in it stay."""
 
     from u2export.benchmarks.baseline import Baseline, differences, updated
+    from u2export.benchmarks.kept import Kept, beside, rejudged
     from u2export.benchmarks.report import Report
 
     with _usage():
         report = Report.load(results)
+        kept = Kept.load(keep_masks) if keep_masks else None
+        report = rejudged(report, kept, None, CUT) if kept else report
         old = Baseline.load(file) if file.exists() and not replace else None
         free = any_device if any_device is not None else not any(row.latency.ns for row in report.rows)
         new = updated(report, old, free, why)
         new.save(file)
+        if kept:
+            kept.save(beside(file))
     for change in differences(old, new) if old else ():
         stderr().print("  ".join(change), markup=False)
     typer.echo(file)

@@ -1,0 +1,139 @@
+"""Does the gate stay silent where nothing changed? The same artifacts against themselves, in fresh processes.
+
+    python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate
+
+Times: copies of one artifact benched together at tier normal, each checked against each other; pairs of one bench
+share rows, so they are not independent. Masks: real artifacts of four kinds, benched again and again on one or two
+threads, checked against a baseline of their first run. Every second bench has another process busy beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from u2export.benchmarks.baseline import updated
+from u2export.benchmarks.check import check
+from u2export.benchmarks.gate_power import SIZE, about, against, copies, exported, load, spread, timed, told
+from u2export.benchmarks.measure import Plan, measure
+from u2export.benchmarks.report import Report, Settings
+from u2export.calibration.dataset import Calibration
+from u2export.exporters.base import Artifact, Request
+from u2export.exporters.onnx import Onnx
+from u2export.exporters.openvino import OpenVINO
+from u2export.exporters.ort import Ort
+from u2export.files import write_json, write_text
+from u2export.reference.source import Source, verification_photos
+
+
+def times(folder: Path, benches: int, rows: int) -> Iterator[tuple[Report, bool]]:
+    """Benches of copies of one artifact, every second one with another busy process."""
+    artifacts = copies(exported(folder / "good"), folder / "copies", [f"plain{i}" for i in range(rows)])
+    for number in range(benches):
+        busy = number % 2 == 1
+        yield timed(artifacts, number, busy), busy
+
+
+def artifacts_of(folder: Path) -> list[Artifact]:
+    """One of each kind that this machine runs."""
+    source = Source.open("u2netp")
+    calibration = Calibration.bundled(source.contract)
+    return [
+        Onnx().export(source, folder, Request("fp32")),
+        Ort().export(source, folder, Request("int8", calibration)),
+        OpenVINO().export(source, folder, Request("fp32")),
+        OpenVINO().export(source, folder, Request("int8", calibration)),
+    ]
+
+
+def masks(folder: Path, runs: int) -> Iterator[dict[str, Any]]:
+    """What the gate says of each artifact's masks in each run."""
+    artifacts = artifacts_of(folder / "masks")
+    photos = {p.name: p for p in verification_photos()}
+    maps = folder / "reference.npz"
+
+    def bench(threads: int, reference: str, save: Path | None = None) -> Report:
+        wanted = Settings(threads=threads)
+        plan = Plan(artifacts, photos, settings=wanted, modes="default", reference=reference, latency=False,
+                    save_reference=save)  # fmt: skip
+        return measure(plan)
+
+    baseline = updated(bench(1, "auto", maps), None, True, "")
+    for number in range(runs):
+        busy = number % 2 == 1
+        with load(busy):
+            report = bench(1 + number // 2 % 2, str(maps))
+        for judgement in check(report, baseline).judgements:
+            largest = max(abs(f.value) for f in judgement.findings if f.measure == "worst mae" and f.value is not None)
+            yield {"artifact": judgement.artifact, "busy": busy, "verdict": judgement.verdict, "mae": largest}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results for readers."""
+    time, mask = results["times"], results["masks"]
+    rows = "".join(
+        f"| {kind} | {sum(v.values())} | {v.get('fail', 0)} | {v.get('inconclusive', 0)} | {v.get('pass', 0)} |\n"
+        for kind, v in time["verdicts"].items()
+    )
+    return f"""# False alarms of the gate
+
+The same artifacts against themselves, in fresh processes, under the default policy. {results["seconds"]:.0f} s on
+{results["device"]["cpu"]}; again with
+
+    {results["rerun"]}
+
+Masks: {mask["alarms"]} false alarms in {mask["comparisons"]} comparisons (u2netp in ONNX fp32, ONNX Runtime int8,
+OpenVINO fp32 and int8; {len(results["photos"])} photos, one or two threads, every second run beside a busy process);
+the largest difference of a photo's MAE was {mask["largest"]:.1g}.
+
+Times: {time["alarms"]} false alarms in {time["comparisons"]} comparisons
+({100 * time["alarms"] / max(1, time["comparisons"]):.2f} %), tier normal, u2netp in ONNX at {SIZE} x {SIZE} on one
+thread, {results["rows"]} copies in each of {results["benches"]} benches, each against each other. Pairs of one bench
+share rows. "busy": another process ran in bursts on the same processor.
+
+| machine | comparisons | false alarms | inconclusive | pass |
+| :-- | --: | --: | --: | --: |
+{rows}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; exit code 1 where masks gave any false alarm, or times in more than one of a hundred."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for false_alarms.json and false_alarms.md")
+    parser.add_argument("--benches", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=5, help="copies in a bench of times")
+    parser.add_argument("--runs", type=int, default=50, help="benches of masks")
+    given = parser.parse_args(arguments)
+    start, timings, machine = perf_counter(), [], []
+    with tempfile.TemporaryDirectory(prefix="u2export-alarms-") as scratch:
+        seen = list(masks(Path(scratch), given.runs))
+        print(f"masks: {sum(s['verdict'] != 'pass' for s in seen)} of {len(seen)}", file=sys.stderr, flush=True)
+        for report, busy in times(Path(scratch), given.benches, given.rows):
+            timings += [told(against(report, a, b), busy) for a, b in combinations(report.rows, 2)]
+            machine.append({"busy": busy, **spread(report)})
+            alarms = sum(t["verdict"] == "fail" for t in timings)
+            print(f"times: {alarms} of {len(timings)}", file=sys.stderr, flush=True)
+    common = about(timings, perf_counter() - start)
+    alarms = sum(t["verdict"] == "fail" for t in timings)
+    results = {
+        **common, "rerun": "python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate",
+        "photos": [p.name for p in verification_photos()], "benches": len(machine), "rows": given.rows,
+        "masks": {"comparisons": len(seen), "alarms": sum(s["verdict"] != "pass" for s in seen),
+                  "largest": max((s["mae"] for s in seen), default=0.0)},
+        "times": {"comparisons": len(timings), "alarms": alarms, "verdicts": common["verdicts"]},
+        "machine": machine, "pairs": timings,
+    }  # fmt: skip
+    write_json(results, given.out / "false_alarms.json")
+    write_text(markdown(results), given.out / "false_alarms.md")
+    print(markdown(results))
+    return int(results["masks"]["alarms"] > 0 or alarms > 0.01 * max(1, len(timings)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
