@@ -212,7 +212,10 @@ class Measurement:
         runtime: what really ran, read back from the runtime.
         reason, problem: a code of REASONS and a sentence, where something is missing; empty otherwise.
         notes: from the artifact's record.
-        provenance: "measured"; other values belong to imported and published rows.
+        provenance: "measured" here, "imported" from a tool's file, or "published" by others.
+        stated: statistics in ms by name ("p50", "p90", "p95", "p99", "min", "max", "mean", "single"), where a source
+            tells those and not the samples.
+        source: of imported and published rows: "file", "sha256", "tool", "version", "timed", "url", as far as known.
     """
 
     name: str
@@ -247,6 +250,8 @@ class Measurement:
     streams: int = 1
     sustained: Sustained = field(default_factory=Sustained)
     energy_uj: tuple[int, ...] = ()
+    stated: Mapping[str, float] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fidelity(self) -> Fidelity | None:
@@ -294,7 +299,7 @@ class Measurement:
         values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
         rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
         values["latency"] = Latency(rounds, spans, int(values.get("batch", 1)))
-        if spans and len(spans) != len(rounds) or values["latency"].batch < 1:
+        if (spans and len(spans) != len(rounds)) or values["latency"].batch < 1:
             raise ValueError(f"{len(spans)} spans of {len(rounds)} rounds in batches of {values['latency'].batch}")
         for name in ("load_ns", "warmup_ns", "preprocess_ns", "postprocess_ns"):
             values[name] = _ints(values[name])
@@ -307,6 +312,8 @@ class Measurement:
         values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
         values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
         values["runtime"] = {str(k): str(v) for k, v in values["runtime"].items()}
+        values["stated"] = {str(k): float(v) for k, v in values.get("stated", {}).items()}
+        values["source"] = {str(k): str(v) for k, v in values.get("source", {}).items()}
         return checked(cls(**values))
 
 
@@ -468,5 +475,5 @@ class Report:
 def compact(data: Any) -> str:
     """JSON in which lists of numbers take one line, so that raw samples do not bury the rest."""
     text = json.dumps(data, indent=1, ensure_ascii=False)
-    numbers = r"\[\n\s+([-+\d.eE,\s]+?)\n\s*\]"  # a raw line break is never inside a JSON string
+    numbers = r"\[\n\s+([-+\w.,\s]+?)\n\s*\]"  # a raw line break is never inside a JSON string
     return re.sub(numbers, lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

@@ -16,6 +16,7 @@ from u2export.commands import (
     check,
     console,
     coreml,
+    devices,
     export,
     golden,
     inspect,
@@ -69,6 +70,8 @@ app.command(rich_help_panel=EXPORT)(coreml.coreml)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=MEASURE)(table.table)
+app.command("import", rich_help_panel=MEASURE)(devices.import_)
+app.command(rich_help_panel=MEASURE)(devices.kit)
 app.command(rich_help_panel=GATE)(check.check)
 app.add_typer(check.baseline, name="baseline", rich_help_panel=GATE)
 app.command(rich_help_panel=GATE)(check.trend)
