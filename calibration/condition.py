@@ -27,6 +27,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,30 +207,32 @@ class ConditionReport:
             raise UserError(f"damaged conditioning report ({error})", "condition the model again") from None
 
 
-def condition(model: U2Net, inputs: Iterable[Floats], criteria: Criteria = Criteria()) -> tuple[U2Net, ConditionReport]:
+def condition(
+    model: U2Net, how: ConditionReport | Iterable[Floats], criteria: Criteria = Criteria()
+) -> tuple[U2Net, ConditionReport]:
     """A copy with batch norms folded and near-constant channels shifted: the same maps from any input of any size.
 
     Args:
         model: the reference network.
-        inputs: calibration inputs (N, C, H, W) as `Contract.tensor` makes them; read once, one at a time. 16 photos do.
-        criteria: when a channel is shifted.
+        how: calibration inputs (N, C, H, W) as `Contract.tensor` makes them, read once, one at a time, 16 photos do;
+            or the report of conditioning the same network before.
+        criteria: when a channel is shifted; without meaning where a report says it.
 
     Returns:
         The copy, in evaluation mode, its modules named as before (some convolutions have more channels), and what
         was changed.
 
     Raises:
-        UserError: no inputs.
+        UserError: no inputs, or the report is of another network.
     """
     folded = fold_batch_norm(model)
     network = from_module(folded)
     routes = network.routes()
-    ranges, report = measure(module_probe(folded, _needed(routes)), inputs, criteria)
-    changes, refused = choose(network, routes, ranges, criteria)
-    changes = rewrite(network, routes, changes)
+    report = _decided(network, routes, partial(module_probe, folded), how, criteria)
+    changes = rewrite(network, routes, report.changes)
     for conv in network.convs.values():
         _write_module(folded, conv)
-    return folded, replace(report, changes=changes, refused=refused)
+    return folded, replace(report, changes=changes)
 
 
 def condition_onnx(
@@ -248,15 +251,25 @@ def condition_onnx(
     result = copy.deepcopy(model)
     network = from_onnx(result)
     routes = network.routes()
-    if isinstance(how, ConditionReport):
-        report, refused = how, how.refused
-        changes = _translated(how, network, routes)
-    else:
-        ranges, report = measure(onnx_probe(model, _needed(routes)), how, criteria)
-        changes, refused = choose(network, routes, ranges, criteria)
-    changes = rewrite(network, routes, changes)
+    report = _decided(network, routes, partial(onnx_probe, model), how, criteria)
+    changes = rewrite(network, routes, report.changes)
     _write_onnx(result, network, changes)
-    return result, replace(report, changes=changes, refused=refused)
+    return result, replace(report, changes=changes)
+
+
+def _decided(
+    network: Network,
+    routes: Sequence[Route],
+    probe: Callable[[Sequence[str]], Probe],
+    how: ConditionReport | Iterable[Floats],
+    criteria: Criteria,
+) -> ConditionReport:
+    """What is to be changed, as a report says or as inputs show."""
+    if isinstance(how, ConditionReport):
+        return replace(how, changes=_translated(how, network, routes))
+    ranges, report = measure(probe(_needed(routes)), how, criteria)
+    changes, refused = choose(network, routes, ranges, criteria)
+    return replace(report, changes=changes, refused=refused)
 
 
 def fold_batch_norm(model: U2Net) -> U2Net:
@@ -340,7 +353,7 @@ def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = Fal
     """`module_probe` of an ONNX graph, run by ONNX Runtime."""
     import onnx
 
-    from u2export.calibration.quantize import session
+    from u2export.calibration.view import session
 
     probe = copy.deepcopy(model)
     nodes = {conv_name(node): node for node in probe.graph.node if node.op_type == "Conv"}

@@ -3,52 +3,29 @@
 ONNX Runtime's `quantize_static` keeps every tensor of every photo and knows neither regions nor shared scales; NNCF
 writes unsigned zero-point-free pairs that TensorRT misreads. Inserting pairs is little code, so it is done here.
 Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
-CVPR 2018; per-channel weights and calibrators: Wu et al., "Integer Quantization for Deep Learning Inference", 2020.
+CVPR 2018; per-channel weights: Wu et al., "Integer Quantization for Deep Learning Inference", 2020.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from u2export.calibration.ranges import Range, Ranges, observe
+from u2export.calibration.view import ACTIVATING, MOVING, QUANTISED, View, conv_nodes, head_nodes, run, with_outputs
 from u2export.errors import UserError
 from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
     import onnx
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 PLACEMENTS = ("everywhere", "producer", "conv-input")
-PERCENTILE = 99.99
-BINS = 4096
-# Ops that only move or interpolate values: their output is on the input's grid, or close to it.
-MOVING = ("Concat", "MaxPool", "Resize")
-ACTIVATING = ("Relu", "Clip")
-QUANTISED = ("Conv", "Add", *MOVING, *ACTIVATING)
 SCHEMA_OPSET = 13
-
-
-@dataclass(frozen=True)
-class Range:
-    """What an activation tensor is quantised to; values outside are clipped."""
-
-    low: float
-    high: float
-
-    @property
-    def peak(self) -> float:
-        """The larger magnitude of both ends."""
-        return max(abs(self.low), abs(self.high))
-
-
-Ranges = Mapping[str, Range]
 
 
 @dataclass(frozen=True)
@@ -90,290 +67,6 @@ TENSORRT = QuantSpec(signed=True, placement="producer")
 ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True)
 
 
-class _View:
-    """Lookups in a graph: initialisers by name, the node that makes a tensor, the nodes that read it."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.nodes = list(graph.node)
-        self.constants = {t.name: t for t in graph.initializer}
-        self.inputs = [i.name for i in graph.input if i.name not in self.constants]
-        self.outputs = {o.name for o in graph.output}
-        self.maker = {name: node for node in self.nodes for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self.readers[name].append(node)
-        self.data = set(self.inputs)  # everything that depends on the photo
-        for node in self.nodes:
-            if self.data.intersection(node.input):
-                self.data.update(node.output)
-
-    def inputs_of(self, node: onnx.NodeProto) -> list[str]:
-        """The tensors of a node that are quantised with it: of a Conv or Resize the first, of others all."""
-        names = list(node.input[:1] if node.op_type in ("Conv", "Resize", "Clip") else node.input)
-        return [n for n in names if n in self.data or node.op_type in ("Concat", "Add")]
-
-    def sources(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The nodes that made a node's inputs."""
-        return [self.maker[n] for n in node.input if n in self.maker]
-
-    def array(self, name: str) -> NDArray[Any]:
-        """Value of an initialiser."""
-        from onnx import numpy_helper
-
-        return numpy_helper.to_array(self.constants[name])
-
-    def fused(self, name: str) -> bool:
-        """Whether a tensor is only a Conv's sum on its way into an activation, never stored by a fused kernel."""
-        readers = self.readers[name]
-        made_by = self.maker.get(name)
-        return (
-            made_by is not None
-            and made_by.op_type == "Conv"
-            and len(readers) == 1
-            and readers[0].op_type in ACTIVATING
-            and name not in self.outputs
-        )
-
-
-def activations(model: onnx.ModelProto) -> list[str]:
-    """Names of the tensors any placement may quantise, in execution order."""
-    view = _View(model)
-    names = chain.from_iterable(view.inputs_of(n) for n in view.nodes if n.op_type in QUANTISED)
-    return [name for name in dict.fromkeys(names) if not view.fused(name)]
-
-
-def conv_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Convolutions with constant weights, in execution order."""
-    view = _View(model)
-    return [n for n in view.nodes if n.op_type == "Conv" and n.input[1] in view.constants]
-
-
-def head_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes behind the last activation or sum: side outputs, their fusion, the sigmoid."""
-    view = _View(model)
-    found: set[str] = set()
-    queue = [view.maker[name] for name in view.outputs]
-    while queue:
-        node = queue.pop()
-        if node.name in found or node.op_type in (*ACTIVATING, "Add", "Max"):
-            continue
-        found.add(node.name)
-        queue += view.sources(node)
-    return found
-
-
-# --- ranges -----------------------------------------------------------------------------------------------------
-
-
-def observe(
-    model: onnx.ModelProto,
-    inputs: Iterable[Floats],
-    tensors: Sequence[str] | None = None,
-    method: str = "minmax",
-    signed: bool = False,
-) -> dict[str, Range]:
-    """Ranges of activations over photos, in one pass that holds the tensors of one photo at most.
-
-    Args:
-        model: the fp32 graph.
-        inputs: network inputs (1, C, H, W).
-        tensors: names of the tensors; all of `activations` by default.
-        method: "minmax"; "percentile" (99.99 of the magnitudes); "entropy" (least Kullback-Leibler divergence, as
-            TensorRT's calibrator does); "mse" (least mean squared rounding and clipping error).
-        signed: the scheme the last two optimise for, see `QuantSpec.signed`.
-
-    Raises:
-        UserError: unknown method or tensor, no photos, or an activation that is not finite.
-    """
-    if method not in METHODS:
-        raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
-    names = list(activations(model) if tensors is None else tensors)
-    known = set(_View(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
-    if lost := [n for n in names if n not in known]:
-        raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this very graph")
-    if method == "minmax":
-        return _minmax(model, inputs, names)
-    levels = 127 if signed else 255
-    seen = _histograms(model, inputs, names)
-    return {name: _clipped(seen[name], method, levels, signed) for name in names}
-
-
-def session(model: onnx.ModelProto, optimise: bool = True) -> Any:
-    """An ONNX Runtime session on the CPU over a graph in memory."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads only starve others
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _run(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
-    """The named tensors for each photo in turn."""
-    opened = session(model)
-    feed = opened.get_inputs()[0].name
-    empty = True
-    for x in inputs:
-        empty = False
-        yield opened.run(list(names), {feed: x})
-    if empty:
-        raise UserError("no photos to calibrate on", "give a folder of photos, for example --calib calibration/")
-
-
-def _with_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> onnx.ModelProto:
-    """A copy with further nodes and the named float tensors as its only outputs."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.node.extend(nodes)
-    del copy.graph.output[:]
-    copy.graph.output.extend(
-        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in dict.fromkeys(names)
-    )
-    return copy
-
-
-def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, Range]:
-    from onnx import helper
-
-    nodes, made = [], []
-    for i, name in enumerate(names):
-        for op in ("ReduceMin", "ReduceMax"):
-            made.append(f"observed_{op}_{i}")
-            nodes.append(helper.make_node(op, [name], made[-1:], name=made[-1], keepdims=0))
-    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    for values in _run(_with_outputs(model, nodes, made), inputs, made):
-        flat = np.array(values, np.float64).reshape(-1, 2)
-        _check_finite(names, flat)
-        low, high = np.minimum(low, flat[:, 0]), np.maximum(high, flat[:, 1])
-    return {name: Range(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
-
-
-def _check_finite(names: Sequence[str], values: NDArray[Any]) -> None:
-    bad = ~np.isfinite(values).all(1)
-    if bad.any():
-        raise UserError(
-            f"the activation {names[int(bad.argmax())]} is NaN or infinite on a calibration photo",
-            "check the weights; u2export lint names layers that overflow",
-        )
-
-
-@dataclass
-class _Histogram:
-    """Counts of magnitudes in equal bins from 0 to `top`, which doubles when a larger one comes; and both ends."""
-
-    top: float = 0.0
-    low: float = np.inf
-    high: float = -np.inf
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros(BINS)
-
-    def add(self, x: Floats) -> None:
-        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-        peak = max(-self.low, self.high)
-        if self.top == 0 and peak > 0:
-            self.top = peak
-        while peak > self.top:
-            self.counts = np.concatenate((self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2)))
-            self.top *= 2
-        scale = BINS / self.top if self.top else 0.0
-        where = np.minimum((np.abs(x.ravel()) * np.float32(scale)).astype(np.int32), BINS - 1)
-        self.counts += np.bincount(where, minlength=BINS)
-
-
-def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, _Histogram]:
-    constants = {t.name for t in model.graph.initializer}
-    watched = [n for n in names if n not in constants]
-    fed = [i.name for i in model.graph.input]
-    made = [n for n in watched if n not in fed]
-    seen = {name: _Histogram() for name in names}
-    for name in set(names) & constants:
-        seen[name].add(_View(model).array(name))
-
-    def take(name: str, value: Floats) -> None:
-        _check_finite([name], np.array([[value.min(), value.max()]]))
-        seen[name].add(value)
-
-    def tap(x: Floats) -> Floats:
-        for name in set(fed) & set(watched):
-            take(name, x)
-        return x
-
-    outputs = made or [o.name for o in model.graph.output]
-    for values in _run(_with_outputs(model, (), outputs), map(tap, inputs), outputs):
-        for name, value in zip(made, values, strict=False):
-            take(name, value)
-    return seen
-
-
-def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> Range:
-    """The range with both ends cut at the magnitude that the method finds best."""
-    if seen.top == 0:
-        return Range(seen.low, seen.high)
-    pick: dict[str, Callable[[], float]] = {
-        "percentile": lambda: _percentile(seen),
-        "entropy": lambda: _least_entropy(seen, levels + 1),
-        "mse": lambda: _least_mse(seen, levels, signed),
-    }
-    limit = pick[method]()
-    return Range(max(seen.low, -limit), min(seen.high, limit))
-
-
-def _percentile(seen: _Histogram) -> float:
-    share = np.cumsum(seen.counts) / seen.counts.sum()
-    return float((np.searchsorted(share, PERCENTILE / 100) + 1) * seen.top / BINS)
-
-
-def _least_mse(seen: _Histogram, levels: int, signed: bool) -> float:
-    """The clipping magnitude with the least mean squared error, rounding and clipping together."""
-    centres = (np.arange(BINS) + 0.5) * seen.top / BINS
-    centres[0] = 0.0  # most of the lowest bin is what a ReLU cut off, which is exact
-    limits = np.linspace(0.2, 1.0, 81) * max(-seen.low, seen.high)
-
-    def error(limit: float) -> float:
-        width = limit if signed else min(seen.high, limit) - max(min(seen.low, 0.0), -limit)
-        step = width / levels
-        rounded = np.minimum(np.rint(centres / step) * step, limit)
-        return float((seen.counts * (centres - rounded) ** 2).sum())
-
-    return float(limits[int(np.argmin([error(t) for t in limits]))])
-
-
-def _least_entropy(seen: _Histogram, levels: int) -> float:
-    """The clipping magnitude with the least divergence of the rounded from the true distribution.
-
-    Migacz, "8-bit inference with TensorRT", GTC 2017.
-    """
-    stops = range(levels, BINS + 1, max(1, levels // 8))
-    counts = seen.counts.copy()
-    counts[0] = counts[1]  # the zeros of a ReLU are exact in any scale and would drown the rest
-
-    def divergence(stop: int) -> float:
-        inside = counts[:stop]
-        true = inside.copy()
-        true[-1] += counts[stop:].sum()
-        group = np.arange(stop) * levels // stop
-        used = inside > 0
-        totals, members = np.bincount(group, inside, levels), np.bincount(group, used, levels)
-        rounded = np.where(used, (totals / np.maximum(members, 1))[group], 0.0)
-        p, q = true / true.sum(), rounded / max(rounded.sum(), 1.0)
-        both = (p > 0) & (q > 0)
-        missed = float(p[(p > 0) & (q == 0)].sum())  # mass that falls where the rounded distribution has none
-        return float((p[both] * np.log(p[both] / q[both])).sum()) + missed
-
-    best = min(stops, key=divergence)
-    return best * seen.top / BINS
-
-
-# --- the graph --------------------------------------------------------------------------------------------------
-
-
 def quantize(
     model: onnx.ModelProto,
     ranges: Ranges,
@@ -393,7 +86,7 @@ def quantize(
             tensor that needs one, or a range that is empty or not finite.
     """
     _check_model(model)
-    view = _View(model)
+    view = View(model)
     kept = float_nodes(model, spec)
     plan = _Plan(view, spec, kept)
     scales = _Scales(view, plan, ranges, spec)
@@ -421,7 +114,7 @@ def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
     Raises:
         UserError: a name in `keep_float` matches no node.
     """
-    view = _View(model)
+    view = View(model)
     names = [n.name for n in view.nodes]
     kept = set() if spec.heads else head_nodes(model)
     for wanted in spec.keep_float:
@@ -446,7 +139,7 @@ def _matching(wanted: str, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _between(view: _View, kept: set[str], raw_entry: bool) -> set[str]:
+def _between(view: View, kept: set[str], raw_entry: bool) -> set[str]:
     """Moving nodes that feed a float layer: all with raw entry, else those that also carry a float layer's output."""
     down: set[str] = set()
     for node in reversed(view.nodes):
@@ -464,7 +157,7 @@ def _between(view: _View, kept: set[str], raw_entry: bool) -> set[str]:
 class _Plan:
     """Which tensors get a Q/DQ pair, and which reads go through it."""
 
-    def __init__(self, view: _View, spec: QuantSpec, kept: set[str]) -> None:
+    def __init__(self, view: View, spec: QuantSpec, kept: set[str]) -> None:
         self.view, self.spec, self.kept = view, spec, kept
         self.reads: set[tuple[str, str]] = set()
         for node in view.nodes:
@@ -504,7 +197,7 @@ class _Plan:
 class _Scales:
     """Scale and zero point of every planned tensor; tensors on one grid share them."""
 
-    def __init__(self, view: _View, plan: _Plan, ranges: Ranges, spec: QuantSpec) -> None:
+    def __init__(self, view: View, plan: _Plan, ranges: Ranges, spec: QuantSpec) -> None:
         self.spec = spec
         self.shared = _groups(view, plan, spec)
         pooled: dict[str, Range] = {}
@@ -540,7 +233,7 @@ def _range_of(tensor: str, ranges: Ranges) -> Range:
     return ranges[tensor]
 
 
-def _groups(view: _View, plan: _Plan, spec: QuantSpec) -> dict[str, str]:
+def _groups(view: View, plan: _Plan, spec: QuantSpec) -> dict[str, str]:
     """Tensors that must share a scale, by their group's representative.
 
     Pooling and resizing give values between their input's, so they keep its scale. In "producer" placement the
@@ -568,7 +261,7 @@ class _Rewriter:
     def __init__(
         self,
         model: onnx.ModelProto,
-        view: _View,
+        view: View,
         plan: _Plan,
         scales: _Scales,
         spec: QuantSpec,
@@ -691,7 +384,7 @@ def check(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise UserError(f"the quantised graph is not valid ONNX: {str(error).splitlines()[0]}", "report it") from None
-    view = _View(model)
+    view = View(model)
     for node in view.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
@@ -702,15 +395,18 @@ def check(model: onnx.ModelProto) -> None:
             raise UserError(f"{node.name}: {len(scale)} scales do not fit its tensor", "report it")
 
 
-def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec) -> onnx.ModelProto:
+def calibrated(
+    model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = "minmax"
+) -> onnx.ModelProto:
     """The 8-bit graph by the best recipe measured: min-max ranges, biases corrected for the mean error.
 
     Args:
         model: fp32, conditioned.
         photos: network inputs, iterated over twice; about 16 varied ones.
         spec: where and how to quantise.
+        method: of `observe`.
     """
-    ranges = observe(model, photos)
+    ranges = observe(model, photos, method=method, signed=spec.signed)
     return quantize(model, ranges, spec, bias_errors(model, ranges, spec, photos))
 
 
@@ -726,20 +422,20 @@ def bias_errors(
     rounded; the difference is averaged over photos and pixels (Nagel et al., "Data-Free Quantization Through Weight
     Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means). One photo is held at a time.
     """
-    view = _View(model)
+    view = View(model)
     plan = _Plan(view, spec, float_nodes(model, spec))
     scales = _Scales(view, plan, ranges, spec)
     convs = [n for n in conv_nodes(model) if plan.quantised(n) and len(n.input) > 2 and n.input[2] in view.constants]
     probe, names = _probe(model, view, convs, scales, spec)
     total, photos = [np.zeros(1) for _ in convs], 0
-    for errors in _run(probe, inputs, names):
+    for errors in run(probe, inputs, names):
         total = [t + e.ravel() for t, e in zip(total, errors, strict=True)]
         photos += 1
     return {conv.name: t / photos for conv, t in zip(convs, total, strict=True)}
 
 
 def _probe(
-    model: onnx.ModelProto, view: _View, convs: Sequence[onnx.NodeProto], scales: _Scales, spec: QuantSpec
+    model: onnx.ModelProto, view: View, convs: Sequence[onnx.NodeProto], scales: _Scales, spec: QuantSpec
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The float graph with, for every convolution, the mean difference of its rounded twin for each channel."""
     import onnx
@@ -773,6 +469,6 @@ def _probe(
             nodes.append(helper.make_node("ReduceMean", [f"probe_{i}_difference", "probe_axes"], names[-1:]))
         else:
             nodes.append(helper.make_node("ReduceMean", [f"probe_{i}_difference"], names[-1:], axes=axes.tolist()))
-    probe = _with_outputs(model, nodes, names)
+    probe = with_outputs(model, nodes, names)
     probe.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in constants.items())
     return probe, names

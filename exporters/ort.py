@@ -88,7 +88,8 @@ class Ort(OnnxRuntimeRunner):
 
 
 def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
-    from u2export.calibration.quantize import conv_nodes, float_nodes
+    from u2export.calibration.quantize import float_nodes
+    from u2export.calibration.view import conv_nodes
 
     convs, floats = conv_nodes(model), float_nodes(model, spec)
     return f"{sum(n.name in floats for n in convs)} of {len(convs)} convolutions in float"

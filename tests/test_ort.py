@@ -109,7 +109,8 @@ def test_an_unknown_layer_is_refused_and_nothing_written(source: Source, photos:
 
 
 def test_the_preset_names_layers_of_the_network(source: Source) -> None:
-    from u2export.calibration.quantize import conv_nodes, float_nodes
+    from u2export.calibration.quantize import float_nodes
+    from u2export.calibration.view import conv_nodes
     from u2export.exporters.ort import int8_spec
     from u2export.reference.graph import Graph, to_onnx
 

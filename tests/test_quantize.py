@@ -13,23 +13,18 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.calibration.quantize import (
-    METHODS,
     ONNX_RUNTIME,
     TENSORRT,
     QuantSpec,
-    Range,
-    activations,
     bias_errors,
     calibrated,
-    conv_nodes,
     float_nodes,
-    head_nodes,
-    observe,
     quantize,
     round_weight,
-    session,
     weight_scale,
 )
+from u2export.calibration.ranges import METHODS, Range, observe
+from u2export.calibration.view import activations, conv_nodes, head_nodes, session
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats
 

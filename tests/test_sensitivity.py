@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.benchmarks.fidelity import Fidelity, ImageFidelity
-from u2export.calibration.quantize import ONNX_RUNTIME, observe, quantize, session
+from u2export.calibration.quantize import ONNX_RUNTIME, quantize
+from u2export.calibration.ranges import observe
 from u2export.calibration.sensitivity import (
     Search,
     Sensitivity,
@@ -21,7 +22,9 @@ from u2export.calibration.sensitivity import (
     read_keep_float,
     saved_time,
     stage_of,
+    surest,
 )
+from u2export.calibration.view import session
 from u2export.errors import UserError
 from u2export.reference.image import Floats
 
@@ -97,6 +100,29 @@ def test_a_budget_that_is_met_at_once_keeps_nothing_in_float() -> None:
 def test_a_budget_nothing_meets_is_said_so() -> None:
     found = search(6, mae=0.0, iou=1.0).run()
     assert not found.met or found.chosen.mae == 0
+
+
+def test_held_back_photos_widen_a_choice_that_suits_only_the_others() -> None:
+    """The stretched masks of faint photos magnify every error: what serves the others does not serve them."""
+    model = chain(6)
+    others = samples(model)
+    faint = [(0.02 * x, session(model).run(None, {"image": 0.02 * x})[0]) for x, _ in others]
+    ranges, spec = observe(model, [x for x, _ in others]), replace(ONNX_RUNTIME, weight_bits=7)
+    alone, checked = (Search(model, ranges, {}, spec, others, {"mae": 0.03}, back).run() for back in ([], faint))
+    assert alone.met and not alone.held_back and checked.held_back["photos"] == len(faint)
+    assert set(checked.keep_float) > set(alone.keep_float)
+    assert checked.chosen.keep_float == checked.keep_float
+    assert checked.met == (checked.held_back["mae"] <= 0.03)
+    # Even where all photos of the search keep the budget at once.
+    assert Search(model, ranges, {}, spec, others, {"mae": 0.2}).run().keep_float == ()
+    assert Search(model, ranges, {}, spec, others, {"mae": 0.12}, faint).run().keep_float
+
+
+def test_photos_of_which_the_reference_is_surest_keep_their_order() -> None:
+    x = np.zeros((1, 3, 2, 2), np.float32)
+    given = [(x, np.full((1, 1, 2, 2), v, np.float32)) for v in (0.5, 0.99, 0.6, 0.02, 0.0)]
+    assert [float(d0[0, 0, 0, 0]) for _, d0 in surest(given, 3)] == pytest.approx([0.99, 0.02, 0.0])
+    assert len(surest(given, 9)) == 5
 
 
 def test_the_front_falls_with_float_work_and_the_result_reads_back(tmp_path: Path) -> None:
