@@ -80,11 +80,11 @@ class Source:
         """
         if request.precision == "fp32" or not request.condition:
             return self.model, {}
-        from u2export.calibration.condition import condition
+        from u2export.calibration.cache import conditioned
         from u2export.calibration.dataset import Calibration
 
         photos = request.calibration or Calibration.bundled(self.contract)
-        module, report = condition(self.model, photos.subset(CONDITION_PHOTOS))
+        module, report = conditioned(self.model, photos.subset(CONDITION_PHOTOS))
         return module, report.to_json()
 
     def stamp(self, precision: str, tools: Mapping[str, str]) -> dict[str, Any]:
