@@ -341,7 +341,7 @@ def _read(path: Path, row: int | None, contract: Contract) -> NDArray[Any]:
     """Pixels (H, W, C) uint8, or a stored network input (C, H, W) float32."""
     if row is None:
         return read_photo(path, contract.channels)
-    stored: NDArray[Any] = np.ascontiguousarray(_array(path)[row])
+    stored: NDArray[Any] = np.array(_array(path)[row])  # a copy: torch warns of arrays that are mapped read-only
     return stored
 
 
