@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,10 +236,35 @@ def test_samples_needed() -> None:
     assert Interval(1.0, 0.5, 1.5, 10).needed(1.5) == 1
 
 
+def test_time_ratio_agrees_with_scipy() -> None:
+    """The interval's ends are the shifts at which the exact signed-rank test turns."""
+    stats = pytest.importorskip("scipy.stats")
+    logs = np.random.default_rng(3).normal(0.05, 0.04, 10)
+    found = time_ratio(rounds(list(np.exp(logs) * 100)), rounds([100.0] * 10), 0.95)
+    assert found
+
+    def p(shift: float) -> float:
+        return float(stats.wilcoxon(logs - shift, method="exact").pvalue)
+
+    for end, inwards in ((found.low, 1e-4), (found.high, -1e-4)):
+        assert p(np.log(end) + inwards) > 0.05 >= p(np.log(end) - inwards)
+
+
+def test_time_ratio_covers_the_truth_under_drift_and_outliers() -> None:
+    random, covered = np.random.default_rng(4), 0
+    for _ in range(400):
+        pace = 50 * np.exp(np.cumsum(random.normal(0, 0.3, 10)))
+        noise = random.lognormal(0, 0.04, (2, 10)) * np.where(random.random((2, 10)) < 0.1, 2.0, 1.0)
+        found = time_ratio(rounds(list(1.1 * pace * noise[0])), rounds(list(pace * noise[1])), 0.95)
+        covered += bool(found and found.low <= 1.1 <= found.high)
+    assert covered >= 0.94 * 400
+
+
 def test_time_ratio_wants_rounds_of_both() -> None:
     ratio = time_ratio(rounds([2.0] * 6), rounds([1.0] * 6), 0.95)
     assert ratio and ratio.value == pytest.approx(2) and ratio.low == pytest.approx(2) and ratio.samples == 6
-    assert time_ratio(rounds([1.0] * 4), rounds([1.0] * 9), 0.95) is None
+    assert time_ratio(rounds([1.0] * 5), rounds([1.0] * 9), 0.95) is None  # five rounds cannot say 95 %
+    assert time_ratio(rounds([1.0] * 5), rounds([1.0] * 9), 0.9) and time_ratio(rounds([]), rounds([]), 0.9) is None
 
 
 # Policy
@@ -519,3 +548,69 @@ def test_committed_baselines_load() -> None:
     for path in found:
         baseline = Baseline.load(path)
         assert baseline.artifacts and all(len(a.images) == len(baseline.photos) for a in baseline.artifacts.values())
+
+
+def test_the_action_passes_the_exit_code_on(tmp_path: Path) -> None:
+    """Its script as GitHub's runner starts it."""
+    script = textwrap.dedent((ROOT / "action.yml").read_text().rpartition("run: |\n")[2])
+    good, bad, base, junit = (tmp_path / n for n in ("good.json", "bad.json", "base.json", "check.xml"))
+    report().save(good)
+    report(row(images=worse(iou=0.5))).save(bad)
+    accepted().save(base)
+
+    def run(results: Path) -> tuple[int, str]:
+        output = tmp_path / "output"
+        output.write_text("")
+        inputs = {"RESULTS": results, "BASELINE": base, "POLICY": "", "MASKS": "", "JUNIT": junit, "ALLOW": "false"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, **{k: str(v) for k, v in inputs.items()}, "PATH": path, "GITHUB_OUTPUT": str(output)}
+        done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", script], env=env, capture_output=True, timeout=120)
+        return done.returncode, output.read_text().strip()
+
+    if not (Path(sys.executable).parent / "u2export").exists():
+        pytest.skip("u2export is not installed as a command")
+    assert run(good) == (0, "outcome=pass") and ElementTree.parse(junit)
+    assert run(bad) == (1, "outcome=fail")
+    assert run(tmp_path / "none.json") == (2, "outcome=error")
+
+
+# The gate on this project's own exports
+
+
+@pytest.mark.slow
+def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
+    u2netp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed baseline, the real exporter, and one of its resizes aligned at corners."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    from u2export.benchmarks.measure import Plan, measure
+    from u2export.exporters import onnx as room
+    from u2export.exporters.base import Request
+    from u2export.reference.graph import to_onnx
+    from u2export.reference.source import Source, verification_photos
+
+    whole = Baseline.load(ROOT / "benchmarks" / "baselines" / "cpu.json")
+    name = "u2netp-320-onnx-fp32.onnx"
+    baseline = replace(whole, artifacts={name: whole.artifacts[name]})
+    source = Source.open("u2netp")
+
+    def judged(folder: Path) -> Check:
+        artifact = room.Onnx().export(source, folder, Request("fp32", budget={"mae": 1, "mae_worst": 1}))
+        photos = {p.name: p for p in verification_photos()}
+        made = Settings("custom", 1, 0.0, threads=1)
+        return check(measure(Plan([artifact], photos, settings=made, modes="default", latency=False)), baseline)
+
+    good = judged(tmp_path / "good")
+    assert good.exit_code == 0, good.to_json()
+
+    def sabotaged(*words: Any) -> Any:
+        model = to_onnx(*words)
+        resize = next(n for n in model.graph.node if n.op_type == "Resize")
+        (mode,) = (a for a in resize.attribute if a.name == "coordinate_transformation_mode")
+        mode.s = b"align_corners"
+        return model
+
+    monkeypatch.setattr(room, "to_onnx", sabotaged)
+    bad = judged(tmp_path / "bad")
+    assert bad.exit_code == 1, bad.to_json()
