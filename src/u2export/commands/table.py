@@ -1,4 +1,4 @@
-"""`u2export table`: results of earlier benches as a table."""
+"""`u2export table`: results of earlier benches, imports, and published figures as tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from u2export.errors import UserError
 from u2export.files import write_text
 
 
@@ -17,24 +18,47 @@ class Format(str, Enum):
     term = "term"
     md = "md"
     csv = "csv"
+    html = "html"
 
 
 def table(
-    results: Annotated[list[Path], typer.Argument(help="JSON files that `u2export bench --json` wrote.")],
-    form: Annotated[Format, typer.Option("--format", help="For the terminal, Markdown or CSV.")] = Format.term,
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="JSON files of `u2export bench --json` or `import`, published figures, folders of them."),
+    ],
+    form: Annotated[
+        Format, typer.Option("--format", help="For the terminal, Markdown, CSV, or an HTML page.")
+    ] = Format.term,
+    overview: Annotated[
+        bool, typer.Option("--overview", help="Markdown with one line for each device and artifact, in one table.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Put the overview between the table marks of this Markdown file.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Beside --into: change nothing, fail where the file is stale.")
+    ] = False,
 ) -> None:
-    """Render results of earlier benches, each device's by itself."""
+    """Render results as tables, each device's by itself; what others published stays apart and marked."""
+    from u2export.benchmarks import table as tables
 
-    from u2export.benchmarks.report import Report
-    from u2export.benchmarks.table import console, render, terminal
-
-    reports = [Report.load(path) for path in results]
-    if out:
-        write_text(render(reports, form.value), out)
-        typer.echo(out)
-    elif form is Format.term:
-        for report in reports:
-            console().print(terminal(report))
+    if check and not into:
+        raise UserError("--check needs the file to check", "add --into FILE.md")
+    reports = tables.gather(results)
+    if into:
+        text = into.read_text(encoding="utf-8")
+        fresh = tables.inserted(text, tables.overview(reports), str(into))
+        if check and fresh != text:
+            raise UserError(f"the table in {into} is stale", "run the same command without --check")
+        if not check:
+            write_text(fresh, into)
+        typer.echo(into)
+    elif overview or out or form is not Format.term:
+        text = tables.overview(reports) if overview else tables.render(reports, form.value)
+        if out:
+            write_text(text, out)
+        typer.echo(out or text, nl=bool(out))
     else:
-        typer.echo(render(reports, form.value), nl=False)
+        for report in tables.ordered(reports):
+            tables.console().print(tables.terminal(report))
