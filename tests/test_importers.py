@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli, two_lines
+from hypothesis import given
+from hypothesis import strategies as st
+
+from u2export.benchmarks import importers
+from u2export.benchmarks.device import Device
+from u2export.benchmarks.importers import FORMATS, Claim, reports
+from u2export.benchmarks.report import Report
+from u2export.benchmarks.table import FORMATS as TABLES
+from u2export.benchmarks.table import render
+from u2export.errors import UserError
+from u2export.exporters.base import Artifact, hashes
+from u2export.files import write_json
+from u2export.reference.image import Contract
+from u2export.reference.weights import Identity
+
+DATA = Path(__file__).parent / "data"
+
+
+def times(computes: list[float], copy: float = 0.0, old: bool = False, start: float = 0.0) -> str:
+    """A file as sampleReporting.cpp writes it: six digits, a comma before all but the first sample."""
+    lines = []
+    for i, compute in enumerate(computes):
+        at = start + 20 * i
+        fields = {
+            "startEnqMs": at, "endEnqMs": at + 0.1, "startH2dMs": at, "endH2dMs": at + copy,
+            "startComputeMs": at + copy, "endComputeMs": at + copy + compute, "startD2hMs": at + copy + compute,
+            "endD2hMs": at + 2 * copy + compute, "h2dMs": copy, "computeMs": compute, "d2hMs": copy,
+            "latencyMs": compute + 2 * copy, **({"endToEndMs": compute + 9} if old else {}),
+        }  # fmt: skip
+        lines.append("{ " + ", ".join(f'"{k}" : {v:.6g}' for k, v in fields.items()) + " }")
+    return "[\n  " + "\n, ".join(lines) + "\n]\n"
+
+
+LOG = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b17] # trtexec --loadEngine=u2netp.engine --useCudaGraph
+[01/02/2026-10:00:00] [I] Precision: FP32+FP16
+[01/02/2026-10:00:00] [I] Warmup: 500ms over 0 queries
+[01/02/2026-10:00:00] [I] CUDA Graph: Enabled
+[01/02/2026-10:00:00] [I] Selected Device: Orin
+"""
+
+
+def one(path: Path, form: str, claim: Claim | None = None, log: str = "") -> Report:
+    printed = path.with_suffix(".log")
+    if log:
+        printed.write_text(log)
+    (made,) = reports(path, form, claim or Claim("board"), printed if log else None)
+    return made
+
+
+def test_trtexec_times_without_copies(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(times([5.25, 5.5, 6.0]))
+    report = one(file, "trtexec", Claim(), LOG)
+    (row,) = report.rows
+    assert row.latency.rounds == ((5_250_000, 5_500_000, 6_000_000),) and row.provenance == "imported"
+    assert row.source["timed"] == "GPU compute, no copies; CUDA graph: enabled"
+    assert row.source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (row.source["tool"], row.source["version"], row.precision) == ("trtexec", "10.3.0", "FP32+FP16")
+    assert (report.device.model, row.name, report.environment) == ("Orin", "u2netp.engine", {"tensorrt": "10.3.0"})
+    assert not row.images and "no fidelity: no masks were brought back" in row.notes
+
+
+def test_trtexec_times_with_copies(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(times([5.0, 5.0], copy=0.5))
+    (row,) = one(file, "trtexec").rows
+    assert row.latency.p50 == 6.0 and "GPU compute alone: median 5 ms" in row.notes
+    assert row.source["timed"].startswith("host-to-device copy") and "CUDA graph: not told" in row.source["timed"]
+
+
+def test_older_trtexec_keeps_the_warm_up_in_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(times([50.0] * 10 + [5.0] * 40, old=True))  # 20 ms apart: the first 200 ms are ten samples
+    assert one(file, "trtexec").rows[0].latency.ns == (5_000_000,) * 40
+    file.write_text(times([50.0] * 10 + [5.0] * 40))
+    assert len(one(file, "trtexec").rows[0].latency.ns) == 50
+    file.write_text(times([5.0] * 50, old=True))
+    assert len(one(file, "trtexec", log=LOG).rows[0].latency.ns) == 25  # 500 ms, as the log says
+    file.write_text(times([5.0], old=True))
+    with pytest.raises(UserError, match="no samples after the warm-up"):
+        one(file, "trtexec")
+
+
+def test_trtexec_versions() -> None:
+    told = {"v8502": "8.5.2", "v8601": "8.6.1", "v100300": "10.3.0", "v101601": "10.16.1", "v110300": "11.3.0"}
+    for tag, version in told.items():
+        assert importers._trtexec_log(f"&&&& RUNNING TensorRT.trtexec [TensorRT {tag}]").version == version
+
+
+def test_trtexec_profile_is_not_a_latency(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(
+        '[\n  { "count" : 625 }\n, { "name" : "Conv_0 + PWN(Clip_3)", "timeMs" : 41.4, "averageMs" : 3, "percentage"'
+        ' : 75 }\n, { "name" : "Conv_8", "timeMs" : 39.2, "averageMs" : 1, "medianMs" : 0.9, "percentage" : 25 }\n]\n'
+    )
+    (row,) = one(file, "trtexec").rows
+    assert row.stated == {"mean": 4.0} and not row.latency.ns
+    assert row.source["timed"] == "sum of 2 layers with the profiler on, over 625 runs: not a latency"
+    assert "slowest layers: Conv_0 + PWN(Clip_3) 75 %, Conv_8 25 %" in row.notes
+
+
+PERF_ROWS = "m,0.0588053,123456,98,0\nm,0.06,123456,98,1\nm,0.0610,130000,98,0\n"
+PRINTED = """Setting intra_op_num_threads to 4
+Session creation time cost: 0.512 s
+First inference time cost: 12 ms
+Total inference requests: 1000
+Average inference time cost total: 5.88053 ms
+Peak working set size: 123456789 bytes
+Min Latency: 0.0559777 s
+P50 Latency: 0.0587108 s
+P90 Latency: 0.0599845 s
+P999 Latency: 0.0623472 s
+"""
+
+
+def test_onnxruntime_perf_samples_by_run(tmp_path: Path) -> None:
+    file = tmp_path / "perf.csv"
+    file.write_text(PERF_ROWS + "\nMin Latency is 0.0559777sec\n")
+    (row,) = one(file, "onnxruntime-perf", log=PRINTED).rows
+    assert row.latency.rounds == ((58_805_300, 60_000_000), (61_000_000,)) and row.name == "m"
+    assert row.memory == {"peak": 130000} and row.load_ns == (512_000_000,) and row.first_ns == 12_000_000
+    assert row.runtime["threads"] == "4" and not row.stated
+
+
+@pytest.mark.parametrize("style", [": 0.0587108 s", " is 0.0587108sec", " is 0.0587108 sec"])
+def test_onnxruntime_perf_statistics(tmp_path: Path, style: str) -> None:
+    file = tmp_path / "perf.log"
+    file.write_text(PRINTED.replace(": 0.0587108 s", style))
+    (row,) = one(file, "onnxruntime-perf").rows
+    assert row.stated["p50"] == pytest.approx(58.7108) and row.stated["mean"] == 5.88053
+    assert not row.latency.ns and row.memory == {"peak": 123456789}
+
+
+KIT = {
+    "format": "u2export-device/1", "device": {"model": "iPhone16,1", "os": "18.5"}, "runtime": "Core ML",
+    "compute_unit": "cpuAndNeuralEngine", "thermal": "nominal", "timed": "one prediction",
+    "load_ms": [210.5], "first_ms": 31, "warmup": 10, "predict_ms": [3.5, 3.25, 4],
+}  # fmt: skip
+
+
+def test_device_json(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(KIT))
+    report = one(file, "coreml", Claim())
+    (row,) = report.rows
+    assert row.latency.ns == (3_500_000, 3_250_000, 4_000_000) and row.load_ns == (210_500_000,)
+    assert row.runtime == {"runtime": "Core ML", "device": "cpuAndNeuralEngine", "thermal": "nominal"}
+    assert (report.device.model, report.device.os) == ("iPhone16,1", "18.5")
+
+
+def test_dumped_measurement_of_coremltools(tmp_path: Path) -> None:
+    file = tmp_path / "m.json"
+    file.write_text(json.dumps({"statistics": {"median": 3.5}, "samples": [3.5, 3.0, 9.0]}))
+    (row,) = one(file, "coreml").rows
+    assert row.latency.p50 == 3.5 and row.source["tool"] == "coremltools MLModelBenchmarker"
+
+
+AIHUB = """
+precisions:
+  float:
+    components:
+      U2Net-Segmentation:
+        performance_metrics:
+          Samsung Galaxy S25:
+            tflite:
+              estimated_peak_memory_range_mb: {max: 91, min: 0}
+              inference_time_milliseconds: 10.85
+              job_id: j1
+              job_status: Passed
+              layer_counts: {npu: 261, total: 261}
+              primary_compute_unit: NPU
+              tool_versions: {litert: 1.4.2, qairt: 2.50.0}
+            onnx:
+              job_id: j2
+              job_status: Failed
+          Snapdragon X Elite CRD:
+            qnn_dlc:
+              inference_time_milliseconds: 20.6
+              job_status: Passed
+"""
+
+
+def test_aihub(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    file = tmp_path / "perf.yaml"
+    file.write_text(AIHUB)
+    made = reports(file, "aihub", Claim(url="https://example.org/perf.yaml"))
+    assert [r.device.model for r in made] == ["Samsung Galaxy S25", "Snapdragon X Elite CRD"]
+    first, failed = made[0].rows
+    assert (
+        first.stated == {"single": 10.85} and first.memory == {"peak": 91 * 2**20} and first.provenance == "published"
+    )
+    assert first.runtime["layers"] == "261 layers on NPU" and first.source["version"] == "litert 1.4.2, qairt 2.50.0"
+    assert (failed.reason, failed.problem) == ("failed", "AI Hub job Failed") and not failed.stated
+    assert first.name != failed.name
+
+
+def artifact(folder: Path) -> Artifact:
+    path = folder / "random-u2netp-64-ort-fp32.ort"
+    path.write_bytes(b"a model")
+    made = Artifact(
+        "ort", "fp32", "u2netp", Identity("random-u2netp", "1" * 64, True), Contract(64, 64), path, hashes(path)
+    )
+    write_json(made.to_json(), made.record)
+    return made
+
+
+def test_rows_are_joined_to_the_artifact(tmp_path: Path) -> None:
+    made, file = artifact(tmp_path), tmp_path / "t.json"
+    file.write_text(times([5.0]))
+    (row,) = one(file, "trtexec", Claim("board", artifact=made)).rows
+    assert (row.name, row.weights, row.size, row.exporter) == (made.name, made.weights, 7, "ort")
+    assert row.contract == made.contract.to_json() and not any("not known" in note for note in row.notes)
+    (alone,) = one(file, "trtexec").rows
+    assert alone.weights.sha256 == "" and any("weights and preprocessing are not known" in n for n in alone.notes)
+    file.write_text(json.dumps({**KIT, "artifact_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="is of another artifact"):
+        one(file, "kit", Claim(artifact=made))
+    file.write_text(json.dumps({**KIT, "artifact_sha256": row.digest}))
+    assert one(file, "kit", Claim(artifact=made)).rows[0].digest == row.digest
+
+
+def test_a_device_must_be_known(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(times([5.0]))
+    with pytest.raises(UserError, match="does not say what it was measured on") as caught:
+        one(file, "trtexec", Claim())
+    assert "--device" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["benchmark_report.csv", "benchmark_report.json"])
+def test_real_benchmark_app_reports(name: str) -> None:
+    """Reports that OpenVINO's own tool wrote, run on u2netp."""
+    (report,) = reports(DATA / name, "benchmark_app", Claim("CPU"))
+    (row,) = report.rows
+    assert row.name == "u2netp-320-openvino-fp32.xml" and row.runtime["device"] == "CPU"
+    assert row.stated["min"] <= row.stated["p90" if name.endswith("json") else "p50"] <= row.stated["max"]
+    assert set(row.opening_ns) == {"read", "compile"} and row.load_ns == (sum(v[0] for v in row.opening_ns.values()),)
+    assert row.first_ns > 1_000_000 and row.source["timed"].startswith("sync inference, 1 requests at a time")
+
+
+def test_benchmark_app_of_cpp_and_its_errors(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    results = {"latency_median": "12.5", "percentile_boundary": "99", "latency_avg": 11, "latency_min": 10}
+    file.write_text(json.dumps({"configuration_setup": {"topology": "net"}, "execution_results": results}))
+    (row,) = one(file, "benchmark_app").rows
+    assert row.stated == {"p99": 12.5, "mean": 11.0, "min": 10.0} and row.name == "net"
+    file.write_text(json.dumps({"execution_results": {"error": "no GPU\nat line 3"}}))
+    (row,) = one(file, "benchmark_app").rows
+    assert (row.reason, row.problem) == ("failed", "benchmark_app: no GPU")
+    file.write_text(json.dumps({"report_type": "average", "avg_performance": {}}))
+    with pytest.raises(UserError, match="no execution results"):
+        one(file, "benchmark_app")
+
+
+GOOD = {
+    "trtexec": times([5.0, 6.0], copy=0.1), "benchmark_app": json.dumps({"execution_results": {"latency (ms)": "5"}}),
+    "onnxruntime-perf": PERF_ROWS + PRINTED, "coreml": json.dumps(KIT), "kit": json.dumps(KIT), "aihub": AIHUB,
+}  # fmt: skip
+
+
+def imports_or_says_why(path: Path, form: str) -> None:
+    try:
+        made = reports(path, form, Claim("board"))
+    except UserError as error:
+        assert error.problem and error.hint and "\n" not in error.problem
+    else:
+        assert made and all(render(made, table) for table in TABLES)
+        for report in made:
+            report.save(path.with_suffix(".out"))
+            assert Report.load(path.with_suffix(".out")) == report
+
+
+@given(st.sampled_from(sorted(FORMATS)), st.text(max_size=60) | st.binary(max_size=60))
+def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, form: str, content: str | bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    imports_or_says_why(file, form)
+
+
+@given(st.sampled_from(sorted(FORMATS)), st.data())
+def test_damaged_files_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+) -> None:
+    text = GOOD[form]
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start, min(len(text), start + 30)))
+    junk = data.draw(st.sampled_from(["", "null", "-1", "1e999", '"x"', "[]", "{", "NaN", "true", ": ["]))
+    file = tmp_path_factory.getbasetemp() / "damaged"
+    file.write_text(text[:start] + junk + text[end:], encoding="utf-8")
+    imports_or_says_why(file, form)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["format", "device", "samples", "statistics", "execution_results", "count", "computeMs", "precisions",
+         "components", "performance_metrics", "predict_ms", "runtime", "model", "h2dMs", "d2hMs", "latencyMs"]
+    ), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.sampled_from(sorted(FORMATS)), plain)
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, form: str, data: object) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    file.write_text(json.dumps(data))
+    imports_or_says_why(file, form)
+
+
+def test_import_command(cli: Cli, tmp_path: Path) -> None:
+    file, out = tmp_path / "t.json", tmp_path / "out"
+    file.write_text(times([float(ms) for ms in np.linspace(5, 6, 30)]))
+    log = tmp_path / "t.log"
+    log.write_text(LOG)
+    done = cli("import", file, "--as", "trtexec", "--log", log, "--out", out)
+    assert done.stdout.strip() == str(out / "orin-t.json"), done.stderr
+    shown = cli("table", out / "orin-t.json").stdout
+    assert "u2netp.engine" in shown and "imported" in shown and "trtexec 10.3.0" in shown
+    two_lines(cli("import", file, "--as", "trtexec", "--out", out), "does not say what it was measured on")
+    two_lines(cli("import", file, "--as", "benchmark_app", "--out", out), "is not a file that benchmark_app writes")
+    two_lines(cli("import", tmp_path / "none", "--as", "kit", "--out", out), "no such file")
+
+
+def test_devices_keep_apart() -> None:
+    one, other = (Device(name, "", "", 0) for name in ("Orin", "Nano"))
+    assert one.fingerprint != other.fingerprint and replace(one) == one
