@@ -72,7 +72,11 @@ class Child:
         except OSError:
             raise self._died() from None
         while True:
-            reply = json.loads(self._line(do, self.timeout + wait))
+            line = self._line(do, self.timeout + wait)
+            try:
+                reply = json.loads(line)
+            except ValueError:
+                raise Failed("failed", f"answered {do!r} with {line[:80]!r}") from None
             if error := reply.get("error"):
                 hint = f" ({error['hint']})" if error["hint"] else ""
                 raise Failed(error["kind"], error["problem"] + hint)
@@ -92,13 +96,17 @@ class Child:
         return line
 
     def _died(self) -> Failed:
-        code = self.process.wait()
+        code = self.exit_code()
         last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         said = f": {last[0][:200]}" if last else ""
         if code == -signal.SIGKILL:
             return Failed("crashed", f"its process was killed, perhaps for want of memory{said}")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return Failed("crashed", f"its process {how}{said}")
+
+    def exit_code(self) -> int:
+        """How the worker ended, once it has: as `subprocess.Popen.returncode`."""
+        return self.process.wait()
 
     def kill(self) -> None:
         """End the process now, and what it started; does nothing to one that has ended."""

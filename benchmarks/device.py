@@ -1,4 +1,4 @@
-"""Which machine this is, and in what state: enough to tell devices apart, nothing that tells whose it is.
+"""Which machine this is: enough to tell devices apart, nothing that tells whose it is.
 
 No serial numbers, host, user or file names. Everything is read from the system's own text files where they exist;
 what a system does not tell is left out.
@@ -11,15 +11,14 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from u2export.benchmarks.sensors import ROOT, output, text, told
 from u2export.exporters.base import processors, versions
 
-ROOT = Path("/")
 # Instruction sets that decide how fast a convolution runs; the kernel's names on x86 and on Arm.
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 AMX = ("amx_tile", "amx_int8", "amx_bf16")
@@ -72,9 +71,9 @@ class Device:
 
 def this_device(root: Path = ROOT) -> Device:
     """The machine this runs on; `root` is where its file system begins."""
-    cpuinfo = _cpuinfo(_text(root / "proc/cpuinfo"))
+    cpuinfo = _cpuinfo(text(root / "proc/cpuinfo"))
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
-    board = _text(root / "proc/device-tree/model") or _text(root / "sys/devices/virtual/dmi/id/product_name")
+    board = text(root / "proc/device-tree/model") or text(root / "sys/devices/virtual/dmi/id/product_name")
     cpu = cpuinfo.get("model name") or cpuinfo.get("Model") or _sysctl("machdep.cpu.brand_string")
     return Device(
         model=board or _sysctl("hw.model"),
@@ -82,39 +81,18 @@ def this_device(root: Path = ROOT) -> Device:
         arch=platform.machine(),
         cores=processors(),
         features=tuple(sorted(flags & {*X86, *AMX, *ARM})),
-        memory=_memory(_text(root / "proc/meminfo")),
-        os=_os(_text(root / "etc/os-release")),
+        memory=_memory(text(root / "proc/meminfo")),
+        os=_os(text(root / "etc/os-release")),
         accelerators=_accelerators(root),
         virtual="hypervisor" in flags,
+        soc=_soc(root),
     )
 
 
 def environment() -> dict[str, Any]:
-    """What may change between runs: versions of Python and of the packages that take part."""
-    return {"python": platform.python_version(), "kernel": platform.release(), **versions(*PACKAGES)}
-
-
-def state(root: Path = ROOT) -> dict[str, Any]:
-    """Clocks, governor, temperatures, load and power mode, as far as the system tells."""
-    cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
-    found: dict[str, Any] = {
-        "governor": ",".join(sorted({_text(c / "scaling_governor") for c in cpus} - {""})),
-        "mhz": [int(_text(c / "scaling_cur_freq")) // 1000 for c in cpus if _text(c / "scaling_cur_freq").isdigit()],
-        "celsius": {
-            _text(z / "type"): int(_text(z / "temp")) / 1000 for z in zones if _text(z / "temp").lstrip("-").isdigit()
-        },
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "power_mode": _run("nvpmodel", "-q").partition("\n")[0] if _l4t(root) else "",
-    }
-    return {key: value for key, value in found.items() if value not in ("", None, [], {})}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
-    except OSError:
-        return ""
+    """What may change between runs: versions of Python and of the packages that take part, processors allowed."""
+    allowed = {"affinity": sorted(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else {}
+    return {"python": platform.python_version(), "kernel": platform.release(), **allowed, **versions(*PACKAGES)}
 
 
 def _cpuinfo(text: str) -> dict[str, str]:
@@ -143,23 +121,26 @@ def _os(release: str) -> str:
 
 def _l4t(root: Path) -> str:
     """`R36 (release), REVISION: 4.3, …` as `L4T 36.4.3`; empty away from Jetson."""
-    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
+    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text(root / "etc/nv_tegra_release"))
     return f"L4T {found[1]}.{found[2]}" if found else ""
+
+
+def _soc(root: Path) -> str:
+    """The chip: the last name in the device tree's list from board to chip ("nvidia,tegra234"), or the kernel's."""
+    names = text(root / "proc/device-tree/compatible").split("\0")
+    return names[-1] or text(root / "sys/devices/soc0/machine")
 
 
 def _accelerators(root: Path) -> dict[str, str]:
     query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
-    found = {"gpu": "; ".join(_run("nvidia-smi", *query).splitlines()), "jetson": _l4t(root)}
-    return {kind: text for kind, text in found.items() if text}
+    l4t = _l4t(root)
+    jetpack = output("dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack") if l4t else ""
+    return told(
+        gpu="; ".join(output("nvidia-smi", *query).splitlines()),
+        jetson=l4t,
+        jetpack=f"JetPack {jetpack.partition('+')[0]}" if jetpack else "",
+    )
 
 
 def _sysctl(name: str) -> str:
-    return _run("sysctl", "-n", name) if platform.system() == "Darwin" else ""
-
-
-def _run(*command: str) -> str:
-    """Output of a command; empty where it is not installed or fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    return output("sysctl", "-n", name) if platform.system() == "Darwin" else ""

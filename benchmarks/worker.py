@@ -5,17 +5,20 @@
 Native runtimes clash in one process and may take it down with them, hence a process for each row. Replies go to a
 duplicate of the first standard output, which is then pointed at standard error: runtimes print where they like.
 
-Requests, by their "do"; a path is of this machine:
+Requests, by their "do"; a path is of the worker's machine:
 
+- machine {} -> {device, environment, state}, as `u2export.benchmarks.device` and `sensors` have them
+- pulse {} -> {pulse}
 - describe {artifact}: modes the artifact can run in here -> {modes}
-- open {artifact, mode, threads} or {weights, sha256, contract, threads}: open an artifact, or the PyTorch reference
-  -> {load_ns, runtime, memory}
-- predict {photos, maps}: d0 of every photo into row i of the .npy file `maps` (photos, height, width), float32
-  -> a line {photo, preprocess_ns, inference_ns, postprocess_ns} for each
+- open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}: open an
+  artifact, or the PyTorch reference, once for each stream -> {load_ns, opening_ns, runtime, memory}
+- predict {photos}: d0 of every photo -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, d0} for each, d0
+  (height, width) as base64 of little-endian float32
 - warm {photo, limit}: first inference, then more until times are steady or `limit` seconds are over
   -> {first_ns, warmup_ns, steady}
-- time {samples, seconds}: at least both, on the photo of `warm` -> {ns}
-- memory {} -> {memory}: bytes resident at most since the process began
+- time {samples, seconds}: at least both, on the photo of `warm` -> {ns}, {span_ns} as well where streams overlap or
+  pictures come in batches, {energy_uj} where the system counts it
+- memory {} -> {memory}: bytes, "peak" resident at most since the process began, "device" now on a GPU with its own
 - close {}, or the end of the input
 
 A failure is answered with {error: {kind, problem, hint}}, kind one of the reason codes of `u2export.benchmarks.report`.
@@ -28,8 +31,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
@@ -37,6 +45,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from u2export.benchmarks.device import environment, this_device
+from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, state
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.base import Artifact, Runner, processors
@@ -49,90 +59,153 @@ MOST_WARMUPS = 100
 
 
 class Worker:
-    """State between requests: the open runner, its contract, and the input that is timed."""
+    """State between requests: the open runners, one a stream, their contract, and the input that is timed."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
-        self.runner: Runner
+        self.runners: Sequence[Runner] = ()
+        self.batch = 1
         self.contract: Contract
-        self.input: Floats
+        self.inputs: Sequence[Any]
 
     def answer(self, request: Request) -> Iterator[dict[str, Any]]:
         """The replies to one request."""
         actions: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-            "describe": self.describe, "open": self.open, "predict": self.predict,
-            "warm": self.warm, "time": self.time, "memory": self.memory,
+            "machine": self.machine, "pulse": self.pulse, "describe": self.describe, "open": self.open,
+            "predict": self.predict, "warm": self.warm, "time": self.time, "memory": self.memory,
         }  # fmt: skip
         return actions[request.pop("do")](**request)
+
+    def machine(self) -> Iterator[dict[str, Any]]:
+        """Which machine this is, what is installed, and its state."""
+        yield {"device": asdict(this_device()), "environment": environment(), "state": state()}
+
+    def pulse(self) -> Iterator[dict[str, Any]]:
+        """Its state in short."""
+        yield {"pulse": pulse()}
 
     def describe(self, artifact: str) -> Iterator[dict[str, Any]]:
         """The modes of an artifact; asking may already load the runtime."""
         opened = Artifact.open(Path(artifact))
-        exporter = EXPORTERS[opened.exporter]
-        if problem := exporter.missing_runtime():
-            raise problem
-        yield {"modes": list(exporter.modes(opened))}
+        yield {"modes": list(_ready(opened))}
 
-    def open(self, threads: int, **which: Any) -> Iterator[dict[str, Any]]:
+    def open(self, threads: int, batch: int = 1, streams: int = 1, **which: Any) -> Iterator[dict[str, Any]]:
         """Open an artifact or the reference."""
         before = resident()
-        start = perf_counter_ns()
-        self.contract, opening = _opening(which, threads)
-        self.runner = self.stack.enter_context(opening)
+        self.batch = batch
+        opening: AbstractContextManager[Sequence[Runner]]
+        importing = 0
+        if "weights" in which:
+            self.contract = Contract.from_json(which["contract"])
+            start = perf_counter_ns()
+            opening = _reference(which["weights"], which["sha256"], self.contract, threads, streams)
+        else:
+            artifact = Artifact.open(Path(which["artifact"]))  # its files' hashes are not the runtime's business
+            self.contract = artifact.contract
+            start = perf_counter_ns()
+            _ready(artifact)
+            importing = perf_counter_ns() - start
+            opening = EXPORTERS[artifact.exporter].streams(artifact, which["mode"], threads, streams)
+        self.runners = self.stack.enter_context(opening)
         load_ns = perf_counter_ns() - start
-        yield {"load_ns": load_ns, "runtime": dict(self.runner.info), "memory": before}
+        phases: Counter[str] = Counter({"import": importing} if importing else {})
+        for runner in self.runners:
+            phases.update(runner.opening)
+        yield {
+            "load_ns": load_ns, "opening_ns": phases, "runtime": dict(self.runners[0].info), "memory": before,
+        }  # fmt: skip
 
-    def predict(self, photos: list[str], maps: str) -> Iterator[dict[str, Any]]:
+    def predict(self, photos: list[str]) -> Iterator[dict[str, Any]]:
         """One photo at a time, so that memory does not grow with the folder."""
+        runner = self.runners[0]
         for i, photo in enumerate(photos):
             start = perf_counter_ns()
             pixels = read_photo(Path(photo), self.contract.channels)
             x = self.contract.tensor(pixels)
             ready = perf_counter_ns()
-            d0 = self.runner(x)
+            fed = runner.prepare(x)
+            begin = perf_counter_ns()
+            d0 = runner.predict(fed)
             inferred = perf_counter_ns()
-            self._check(d0)
+            self._check(d0, 1)
             if finite := bool(np.isfinite(d0).all()):
                 mask_for(d0[0, 0], *pixels.shape[:2])
             end = perf_counter_ns()
-            np.load(maps, mmap_mode="r+")[i] = d0[0, 0]  # opened anew, so that its pages are let go
-            times = {"preprocess_ns": ready - start, "inference_ns": inferred - ready}
-            yield {"photo": i, **times, **({"postprocess_ns": end - inferred} if finite else {})}
+            times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
+            times.update({"postprocess_ns": end - inferred} if finite else {})
+            yield {"photo": i, **times, "d0": b64encode(np.ascontiguousarray(d0[0, 0], "<f4")).decode()}
 
-    def _check(self, d0: Floats) -> None:
+    def _check(self, d0: Floats, batch: int) -> None:
         size = (self.contract.height, self.contract.width)
-        if d0.ndim != 4 or d0.shape[0] != 1 or d0.shape[2:] != size:
-            raise UserError(f"d0 has shape {d0.shape}, expected (1, K, {size[0]}, {size[1]})", "export it again")
+        if d0.ndim != 4 or d0.shape[0] != batch or d0.shape[2:] != size:
+            expected = f"({batch}, K, {size[0]}, {size[1]})"
+            raise UserError(f"d0 has shape {d0.shape}, expected {expected}", "export it again")
 
     def warm(self, photo: str, limit: float) -> Iterator[dict[str, Any]]:
         """First inference and warm-up."""
-        self.input = self.contract.read(Path(photo))
-        first, times = self._timed(), [self._timed()]
+        batch = np.repeat(self.contract.read(Path(photo)), self.batch, axis=0)
+        # What a runtime wants in place of the network input is made before the clock starts.
+        self.inputs = [runner.prepare(batch) for runner in self.runners]
+        first = self._first()
+        times = [self._timed()]
         end = perf_counter_ns() + limit * 1e9
         while not (done := steady(times)) and len(times) < MOST_WARMUPS and perf_counter_ns() < end:
             times.append(self._timed())
+        for stream in range(1, len(self.runners)):
+            self._timed(stream)
         yield {"first_ns": first, "warmup_ns": times, "steady": done}
 
+    def _first(self) -> int:
+        """The first inference; a batch that the graph does not take is a refusal, not a bug."""
+        start = perf_counter_ns()
+        try:
+            d0 = self.runners[0].predict(self.inputs[0])
+        except Exception as error:
+            if self.batch == 1:
+                raise
+            why = str(error).strip().partition("\n")[0][:150]
+            hint = "export with --dynamic batch, or use --streams"
+            raise UserError(f"it takes no batch of {self.batch}: {why}", hint) from None
+        first = perf_counter_ns() - start
+        self._check(d0, self.batch)
+        return first
+
     def time(self, samples: int, seconds: float) -> Iterator[dict[str, Any]]:
-        """Steady state, single stream."""
-        self.runner(self.input)  # untimed: the other rows' turns have emptied the caches
-        times: list[int] = []
+        """Steady state: one inference at a time, or as many at once as there are streams."""
+        self._timed()  # not counted: the other rows' turns have emptied the caches
         gc.collect()
         gc.disable()
+        before, start = energy(), perf_counter_ns()
+        if len(self.runners) == 1:
+            times = self._repeat(0, samples, seconds)
+        else:
+            each = ceil(samples / len(self.runners))
+            with ThreadPoolExecutor(len(self.runners)) as pool:
+                found = [pool.submit(self._repeat, i, each, seconds) for i in range(len(self.runners))]
+                times = [ns for stream in found for ns in stream.result()]
+        span = perf_counter_ns() - start
+        used = spent(before, energy())
+        gc.enable()
+        overlapping = {"span_ns": span} if self.batch * len(self.runners) > 1 else {}
+        yield {"ns": times, **overlapping, **({"energy_uj": used} if used is not None else {})}
+
+    def _repeat(self, stream: int, samples: int, seconds: float) -> list[int]:
+        times: list[int] = []
         end = perf_counter_ns() + seconds * 1e9
         while len(times) < samples or perf_counter_ns() < end:
-            times.append(self._timed())
-        gc.enable()
-        yield {"ns": times}
+            times.append(self._timed(stream))
+        return times
 
-    def _timed(self) -> int:
+    def _timed(self, stream: int = 0) -> int:
+        predict, fed = self.runners[stream].predict, self.inputs[stream]
         start = perf_counter_ns()
-        self.runner(self.input)
+        predict(fed)
         return perf_counter_ns() - start
 
     def memory(self) -> Iterator[dict[str, Any]]:
-        """Peak of this process."""
-        yield {"memory": peak()}
+        """Peak of this process, and what it holds on a GPU."""
+        device = device_memory(os.getpid())
+        yield {"memory": {"peak": peak(), **({"device": device} if device is not None else {})}}
 
 
 def steady(times: list[int]) -> bool:
@@ -143,17 +216,21 @@ def steady(times: list[int]) -> bool:
     return abs(now - before) < STEADY * before
 
 
-def _opening(which: Request, threads: int) -> tuple[Contract, AbstractContextManager[Runner]]:
-    if "weights" in which:
-        contract = Contract.from_json(which["contract"])
-        return contract, _reference(which["weights"], which["sha256"], contract, threads)
-    artifact = Artifact.open(Path(which["artifact"]))
-    return artifact.contract, EXPORTERS[artifact.exporter].load(artifact, which["mode"], threads)
+def _ready(artifact: Artifact) -> Sequence[str]:
+    """The artifact's modes here, its runtime loaded.
+
+    Raises:
+        Unavailable: this machine has no such runtime.
+    """
+    exporter = EXPORTERS[artifact.exporter]
+    if problem := exporter.missing_runtime():
+        raise problem
+    return exporter.modes(artifact)
 
 
 @contextmanager
-def _reference(weights: str, sha256: str, contract: Contract, threads: int) -> Iterator[Runner]:
-    """The PyTorch network of exactly these weights."""
+def _reference(weights: str, sha256: str, contract: Contract, threads: int, streams: int) -> Iterator[Sequence[Runner]]:
+    """The PyTorch network of exactly these weights, one for all streams."""
     from u2export.reference.source import Source
 
     source = Source.open(weights, contract)
@@ -161,9 +238,9 @@ def _reference(weights: str, sha256: str, contract: Contract, threads: int) -> I
         raise UserError(f"weights {weights} are not the ones the artifacts were made from", "give --reference another")
     import torch
 
-    torch.set_num_threads(threads or processors())
+    torch.set_num_threads(max(1, (threads or processors()) // streams))
     about = {"runtime": f"PyTorch {torch.__version__.partition('+')[0]}", "device": "CPU", "arithmetic": "fp32"}
-    yield Runner(source.predict, {**about, "threads": str(torch.get_num_threads())})
+    yield [Runner(source.predict, {**about, "threads": str(torch.get_num_threads())})] * streams
 
 
 def resident() -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -43,11 +43,13 @@ class Runner:
         predict: what `prepare` returned to the fused map d0, (N, K, H, W) float32; this is what gets timed.
         info: what really ran, read back from the runtime: device, provider, arithmetic, threads …
         prepare: (N, C, H, W) float32 network input to what the artifact takes, where that is something else.
+        opening: ns of "read" and "compile" while it was opened, as far as the runtime tells them apart.
     """
 
     predict: Callable[[Any], Floats]
     info: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Floats], Any] = _as_it_is
+    opening: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, batch: Floats) -> Floats:
         """d0 of a network input, untimed."""
@@ -364,6 +366,13 @@ class Exporter(ABC):
         if mode and mode not in modes:
             raise UserError(f"{artifact.name} cannot run as {mode} here", f"choose one of {', '.join(modes)}")
         return self._load(artifact, mode or modes[0], threads or processors())
+
+    @contextmanager
+    def streams(self, artifact: Artifact, mode: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
+        """`count` runners to be used at the same time, each with its share of the threads; raises as `load`."""
+        share = max(1, (threads or processors()) // count)
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.load(artifact, mode, share)) for _ in range(count)]
 
 
 def missing_modules(title: str, needs: Sequence[str], extra: str) -> Unavailable | None:

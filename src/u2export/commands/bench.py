@@ -13,6 +13,7 @@ from u2export.commands.console import stderr
 from u2export.errors import UserError
 
 if TYPE_CHECKING:
+    from u2export.benchmarks.host import Host
     from u2export.benchmarks.measure import Judged
     from u2export.benchmarks.report import Report
 
@@ -25,6 +26,13 @@ class Tier(str, Enum):
     quick = "quick"
     normal = "normal"
     official = "official"
+
+
+class Scenario(str, Enum):
+    """What is timed."""
+
+    latency = "latency"
+    throughput = "throughput"
 
 
 class Modes(str, Enum):
@@ -56,7 +64,26 @@ def bench(
     modes: Annotated[
         Modes, typer.Option(help="A row for all arithmetics the machine runs an artifact in, or the default one only.")
     ] = Modes.all,
+    scenario: Annotated[
+        Scenario,
+        typer.Option(help="latency: one picture at a time; throughput: as many as go, see --batch, --streams."),
+    ] = Scenario.latency,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in one inference, for throughput.")] = 1,
+    streams: Annotated[int, typer.Option(min=1, help="Inferences at the same time, for throughput.")] = 1,
+    sustained: Annotated[
+        float, typer.Option(min=0, help="Seconds to run each row alone afterwards, to see it slow down as it warms up.")
+    ] = 0,
+    cooldown: Annotated[float, typer.Option(min=0, help="Seconds of rest before each sustained run.")] = 60,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each runtime; 0 for all processors.")] = 0,
+    device: Annotated[
+        str, typer.Option(metavar="local|ssh://USER@HOST[:PORT]", help="Machine to measure on.")
+    ] = "local",
+    device_python: Annotated[
+        str, typer.Option(help="Python over there that has numpy, Pillow and the runtime.")
+    ] = "python3",
+    ssh_config: Annotated[
+        Path | None, typer.Option(help="Configuration of ssh in place of ~/.ssh/config.", show_default=False)
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer of a runtime.")] = 300,
     baseline_row: Annotated[
         str, typer.Option(help="Row that speed-ups are relative to; the reference, or the first, by default.")
@@ -96,7 +123,19 @@ def bench(
         artifacts=[Artifact.open(path) for path in artifacts],
         photos=photos,
         masks=find_masks(masks, list(photos.values())) if masks else {},
-        settings=settings(tier.value, samples, seconds, rounds, threads),
+        settings=settings(
+            tier.value,
+            samples,
+            seconds,
+            rounds,
+            threads,
+            scenario=scenario.value,
+            batch=batch,
+            streams=streams,
+            sustained=sustained,
+            cooldown=cooldown if sustained else 0,
+        ),
+        host=_host(device, device_python, ssh_config),
         modes=modes.value,
         reference=reference,
         baseline=baseline_row,
@@ -136,6 +175,15 @@ def bench(
         stderr().print(f"u2export: skipped {problem}")
     for path in filter(None, (json, contact_sheet, save_reference, keep_masks)):
         typer.echo(path)
+
+
+def _host(device: str, python: str, config: Path | None) -> Host | None:
+    """The machine that `--device` names; None for this one."""
+    if device == "local":
+        return None
+    from u2export.benchmarks.ssh import Remote, address
+
+    return Remote(address(device), python, config)
 
 
 class _Bars:
