@@ -22,9 +22,11 @@ from u2export.commands import (
     inspect,
     lint,
     predict,
+    roofline,
     sensitivity,
     table,
     targets,
+    trt,
     weights,
 )
 from u2export.errors import UserError
@@ -65,13 +67,14 @@ EXPORT, MEASURE, GATE, INT8, HELP = "Export", "Run and measure", "Guard", "Lower
 app.command(rich_help_panel=EXPORT)(export.onnx)
 app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
-app.command(rich_help_panel=EXPORT)(export.trt)
+app.add_typer(trt.app, name="trt", rich_help_panel=EXPORT)
 app.command(rich_help_panel=EXPORT)(coreml.coreml)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=MEASURE)(table.table)
 app.command("import", rich_help_panel=MEASURE)(devices.import_)
 app.command(rich_help_panel=MEASURE)(devices.kit)
+app.command(rich_help_panel=MEASURE)(roofline.roofline)
 app.command(rich_help_panel=GATE)(check.check)
 app.add_typer(check.baseline, name="baseline", rich_help_panel=GATE)
 app.command(rich_help_panel=GATE)(check.trend)

@@ -1,4 +1,4 @@
-"""`u2export onnx|ort|openvino|trt`: one artifact and its record, checked before either appears."""
+"""`u2export onnx|ort|openvino`: one artifact and its record, checked before either appears."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from u2export.exporters.base import Artifact, Exporter, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
-from u2export.exporters.trt import TensorRT
 from u2export.reference.graph import Graph
 
 if TYPE_CHECKING:
@@ -128,29 +127,6 @@ def openvino(
     run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
 
 
-def trt(
-    weights: o.Weights = "u2netp",
-    out: o.Out = Path("artifacts"),
-    size: o.Size = "320",
-    resize: o.Resize = "bilinear",
-    fp32: o.Fp32 = False,
-    fp16: o.Fp16 = False,
-    int8: o.Int8 = False,
-    placement: Annotated[
-        Placement, typer.Option(help="Of int8's Q/DQ pairs: producer moves the least memory.")
-    ] = Placement.producer,
-    keep_float: o.KeepFloat = None,
-    calib: o.Calib = None,
-    no_condition: o.NoCondition = False,
-    budget: o.Budget = "",
-    as_json: o.AsJson = False,
-) -> None:
-    """Export typed ONNX for TensorRT (fp16 by default); the engine itself is built on the device, with trtexec."""
-    precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp16")
-    exporter = TensorRT(placement.value, o.kept(keep_float))
-    run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
-
-
 def run(
     exporter: Exporter,
     weights: str,
@@ -163,6 +139,22 @@ def run(
     as_json: bool,
 ) -> Artifact:
     """Export, and print the path of what was written (or the whole record)."""
+    artifact = exported(exporter, weights, out, contract, precision, calib, condition, budget)
+    show(artifact, as_json)
+    return artifact
+
+
+def exported(
+    exporter: Exporter,
+    weights: str,
+    out: Path,
+    contract: Contract,
+    precision: str,
+    calib: Path | None,
+    condition: bool,
+    budget: str,
+) -> Artifact:
+    """Export, with photos of a large enough calibration set held back to judge the result on."""
     from u2export.reference.source import Source
 
     request = Request(precision, None, condition, parse_budget(budget))
@@ -175,11 +167,14 @@ def run(
             calibration, held_back = calibration.split(HELD_BACK)
         request = Request(precision, calibration, condition, request.budget, held_back)
         status.update(f"{exporter.title} {precision}: exporting {source.weights.label} and checking its masks")
-        artifact = exporter.export(source, out, request)
+        return exporter.export(source, out, request)
+
+
+def show(artifact: Artifact, as_json: bool) -> None:
+    """Print an artifact's path, and a summary as a remark; or the whole record."""
     print(o.shown({**artifact.to_json(), "path": str(artifact.path)}) if as_json else artifact.path)
     if not as_json:
         stderr().print(_summary(artifact))
-    return artifact
 
 
 def open_calibration(calib: Path | None, source: Source) -> Calibration | None:
