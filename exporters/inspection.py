@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from u2export.errors import Unavailable, UserError
+
+if TYPE_CHECKING:
+    from u2export.exporters.trt_layers import Layer as TableLayer
+    from u2export.exporters.trt_layers import Table, Tensor
 
 PREFIX = "u2export."
 FLOATS = ("float16", "float32", "bfloat16")
@@ -308,9 +312,69 @@ def _coreml_port(feature: Any) -> Port:
     return Port(feature.name, array.ArrayDataType.Name(array.dataType).lower(), tuple(str(n) for n in array.shape))
 
 
+# TensorRT
+
+
+def _engine(path: Path) -> Inspection:
+    """By the layer table beside it; without one, on a GPU."""
+    from u2export.exporters.trt_layers import parse, read
+
+    beside = path.with_suffix(".layers.txt")
+    if beside.is_file():
+        return _table(path, read(beside))
+    from u2export.exporters.trt_runner import layer_table
+
+    return _table(path, parse(layer_table(path)))
+
+
+def _layer_table(path: Path) -> Inspection:
+    """A build log, or the JSON of `trtexec --exportLayerInfo`."""
+    from u2export.exporters.trt_layers import read
+
+    return _table(path, read(path))
+
+
+def _table(path: Path, table: Table) -> Inspection:
+    convs = table.convolutions
+    known = {tensor.name for layer in table.layers for tensor in layer.outputs}
+    read = {t.name: t for layer in table.layers for t in layer.inputs}
+    ends = {t.name: t for layer in table.layers for t in layer.outputs if t.name not in read}
+    return Inspection(
+        kind="TensorRT layer table, engine not opened",
+        bytes=_size(path),
+        inputs=tuple(_table_port(t) for name, t in read.items() if name not in known),
+        outputs=tuple(_table_port(t) for t in ends.values()),
+        operations=dict(table.kinds.most_common()),
+        layers=tuple(_table_layer(node, layer) for node, layer in convs.items()),
+        metadata={"traffic": f"{table.traffic / 1e6:.0f} MB read and written by all layers in one run"},
+    )
+
+
+def _table_port(tensor: Tensor) -> Port:
+    return Port(tensor.name, _long(tensor.type), tuple(str(n) for n in tensor.shape))
+
+
+def _table_layer(node: str, layer: TableLayer) -> Layer:
+    weight = next((t for t in layer.constants if len(t.shape) == 4), None)
+    stored = weight.type if weight else layer.weights
+    return Layer(
+        node.strip("/"), weight.shape if weight else (), _long(stored), _long(layer.precision),
+        weight.bytes if weight else 0,
+    )  # fmt: skip
+
+
+def _long(kind: str) -> str:
+    return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "": "unknown"}.get(kind, kind)
+
+
 READERS: dict[str, Callable[[Path], Inspection]] = {
     ".onnx": _onnx,
     ".ort": _ort,
     ".xml": _openvino,
     ".mlpackage": _coreml,
+    ".engine": _engine,
+    ".plan": _engine,
+    ".log": _layer_table,
+    ".txt": _layer_table,
+    ".json": _layer_table,
 }

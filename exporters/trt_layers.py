@@ -106,6 +106,13 @@ class Table:
                     return layer
         return next(iter(named), None)
 
+    @property
+    def convolutions(self) -> dict[str, Layer]:
+        """The layers that compute convolutions, by the ONNX node named so."""
+        names = dict.fromkeys(n for layer in self.layers for n in layer.nodes if re.search(r"Conv(_\d+)?$", n))
+        found = {n: layer for n in names if (layer := self.layer_of(n))}
+        return {n: layer for n, layer in found.items() if not any(h in layer.kind.lower() for h in HELPERS)}
+
     def precisions(self, nodes: Mapping[str, str]) -> dict[str, str]:
         """What the convolutions named really compute in; "" for those the table does not show."""
         return {node: layer.precision if (layer := self.layer_of(node)) else "" for node in nodes}
@@ -148,6 +155,15 @@ class Comparison:
             "got": dict(Counter(self.got.values())),
             "changed": {n: list(pair) for n, pair in self.changed.items()},
         }
+
+
+def is_table(path: Path) -> bool:
+    """Whether a JSON file holds a layer table, and not a record."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return '"Layers"' in file.read(1000)
+    except OSError:
+        return False
 
 
 def read(path: Path) -> Table:

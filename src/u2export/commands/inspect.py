@@ -18,7 +18,12 @@ LONGEST = 100  # characters of a metadata value that are shown
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A model file or folder, or the .json record beside one.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A model file or folder, the .json record beside one, or TensorRT's build log or layer table."
+        ),
+    ],
     layers: Annotated[bool, typer.Option("--layers", help="List every convolution.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +44,9 @@ def inspect(
 
 
 def _has_record(file: Path) -> bool:
-    return file.suffix == ".json" or file.with_name(file.name + ".json").is_file()
+    from u2export.exporters.trt_layers import is_table
+
+    return (file.suffix == ".json" and not is_table(file)) or file.with_name(file.name + ".json").is_file()
 
 
 def _lines(path: Path, found: Inspection, record: Mapping[str, Any]) -> Iterator[str]:
