@@ -231,7 +231,9 @@ def told(baseline: Baseline) -> dict[str, dict[str, str]]:
 
 
 def _rounded(image: ImageFidelity) -> ImageFidelity:
-    return replace(image, **{m: _digits(v) for m in MEASURES if isinstance(v := getattr(image, m), float)})
+    values = {m: getattr(image, m) for m in MEASURES}
+    rounded: dict[str, Any] = {m: _digits(v) if isinstance(v, float) else v for m, v in values.items()}
+    return replace(image, **rounded)
 
 
 def _digits(value: float) -> float:

@@ -45,7 +45,6 @@ from u2export.reference.source import Source, verification_photos
 Model = Any
 Change = Callable[[Model], Any]
 OTHERS = 10
-UINT8 = ("/ReduceMax", "/Clip_1")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class Mutant:
 
 def node(model: Model, name: str) -> NodeProto:
     """The node of that name."""
-    return next(n for n in model.graph.node if n.name == name)
+    found: NodeProto = next(n for n in model.graph.node if n.name == name)
+    return found
 
 
 def nodes(model: Model, kind: str) -> list[NodeProto]:
@@ -82,6 +82,11 @@ def put(model: Model, name: str, values: NDArray[Any]) -> None:
             tensor.CopyFrom(numpy_helper.from_array(values.astype(numpy_helper.to_array(tensor).dtype), name))
             return
     model.graph.initializer.append(numpy_helper.from_array(values, name))
+
+
+def number(value: float) -> NDArray[Any]:
+    """A scalar for a graph."""
+    return np.array(value, np.float32)
 
 
 def edit(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Change:
@@ -189,8 +194,8 @@ def at_output(*ops: tuple[str, dict[str, NDArray[Any]], dict[str, Any]]) -> Chan
 def renormalised(mean: Sequence[float], std: Sequence[float]) -> Change:
     """The network input as it were under another mean and deviation."""
     right = Contract()
-    old_mean, old_std = (np.reshape(np.float32(v), (1, 3, 1, 1)) for v in (right.mean, right.std))
-    new_mean, new_std = (np.reshape(np.float32(v), (1, 3, 1, 1)) for v in (mean, std))
+    old_mean, old_std = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (right.mean, right.std))
+    new_mean, new_std = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (mean, std))
     return at_input(
         ("Mul", {"scale": old_std / new_std}, {}), ("Add", {"shift": (old_mean - new_mean) / new_std}, {})
     )  # fmt: skip
@@ -226,7 +231,7 @@ def through_fp16(name: str, factor: float) -> Change:
     def mutate(model: Model) -> None:
         found, out = node(model, name), node(model, name).output[0]
         found.output[0] = "fault_in"
-        put(model, "fault_factor", np.float32(factor))
+        put(model, "fault_factor", number(factor))
         chain = (
             helper.make_node("Mul", ["fault_in", "fault_factor"], ["fault_big"]),
             helper.make_node("Cast", ["fault_big"], ["fault_half"], to=TensorProto.FLOAT16),
@@ -315,10 +320,9 @@ def other_weights(model: Model) -> None:
 
 def constant(model: Model) -> None:
     """A mask of 0.5 whatever the photo."""
-    at_output(("Mul", {"zero": np.float32(0)}, {}), ("Add", {"half": np.float32(0.5)}, {}))(model)
+    at_output(("Mul", {"zero": number(0)}, {}), ("Add", {"half": number(0.5)}, {}))(model)
 
 
-HEAVY = "stage1.rebnconv1d.conv_s1"  # replaced by the convolution of the largest bias once the model is there
 SIDES = ("/Resize_5", "/Resize_6", "/Resize_7", "/Resize_8", "/Resize_9")
 RIGHT = Contract()
 
@@ -329,7 +333,7 @@ def catalogue(good: Model) -> list[Mutant]:
     heavy = max(convs, key=lambda c: float(np.abs(get(good, f"{c}.bias")).max()))
     first, deep, late = convs[0], "stage4.rebnconv2.conv_s1", "stage2d.rebnconv1.conv_s1"
     zero: Callable[[NDArray[Any]], NDArray[Any]] = np.zeros_like
-    one, grey = np.float32(1), np.float32(15)
+    one, grey = number(1), number(15)
     fp32: dict[str, Change] = {
         "bias of the first convolution dropped": edit(f"{first}.bias", zero),
         "bias dropped deep in stage 4": edit(f"{deep}.bias", zero),
@@ -393,7 +397,7 @@ def catalogue(good: Model) -> list[Mutant]:
         "mask shifted by a pixel": at_output(gathered([0, *range(319)], 3)),
         "mask rounded to 4 bit": at_output(("Mul", {"a": grey}, {}), ("Round", {}, {}), ("Div", {"b": grey}, {})),
         "mask constant": constant,
-        "mask scaled to a tenth": at_output(("Mul", {"tenth": np.float32(0.1)}, {})),
+        "mask scaled to a tenth": at_output(("Mul", {"tenth": number(0.1)}, {})),
         "photo shifted by a pixel": at_input(gathered([0, *range(319)], 3)),
         "photo resized off by one pixel": off_by_one,
         "overflow of fp16": through_fp16("/stage1/rebnconv1/relu_s1/Relu", 1e5),
@@ -428,7 +432,7 @@ def catalogue(good: Model) -> list[Mutant]:
 
 def renormalised_after(swap: tuple[str, dict[str, NDArray[Any]], dict[str, Any]]) -> Change:
     """The channels of the photo in another order, then normalised as if they were right."""
-    mean, std = (np.reshape(np.float32(v), (1, 3, 1, 1)) for v in (RIGHT.mean, RIGHT.std))
+    mean, std = (np.asarray(v, np.float32).reshape(1, 3, 1, 1) for v in (RIGHT.mean, RIGHT.std))
     return at_input(
         ("Mul", {"std": std}, {}), ("Add", {"mean": mean}, {}), swap, ("Sub", {"mean": mean}, {}),
         ("Div", {"std": std}, {}),
@@ -437,8 +441,8 @@ def renormalised_after(swap: tuple[str, dict[str, NDArray[Any]], dict[str, Any]]
 
 def relu6(model: Model, name: str) -> None:
     """Clip at 6 in place of a ReLU."""
-    put(model, "fault_zero", np.float32(0))
-    put(model, "fault_six", np.float32(6))
+    put(model, "fault_zero", number(0))
+    put(model, "fault_six", number(6))
     found = node(model, name)
     found.CopyFrom(helper.make_node("Clip", [found.input[0], "fault_zero", "fault_six"], list(found.output), name))
 
@@ -466,9 +470,9 @@ def off_by_one(model: Model) -> None:
              "sizes": np.array([1, 3, 320, 320])}, {"mode": "linear"}))(model)  # fmt: skip
 
 
-def divide_by(model: Model, number: float) -> None:
+def divide_by(model: Model, by: float) -> None:
     """A fixed divisor where the photo's maximum belongs."""
-    put(model, "fault_divisor", np.float32(number))
+    put(model, "fault_divisor", number(by))
     node(model, "/Div").input[1] = "fault_divisor"
 
 

@@ -111,10 +111,10 @@ def load(wanted: bool) -> Iterator[None]:
 
 def timed(artifacts: Sequence[Artifact], seed: int, busy: bool) -> Report:
     """A bench of tier normal on one thread."""
-    photo = verification_photos()[0]
+    photos = {p.name: p for p in verification_photos()}
     wanted = replace(settings("normal", threads=1), seed=seed)
     plan = Plan(
-        artifacts, {photo.name: photo}, settings=wanted, modes="default", reference=str(artifacts[0].path),
+        artifacts, photos, settings=wanted, modes="default", reference=str(artifacts[0].path),
         worker=WORKER,
     )  # fmt: skip
     with load(busy):
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; exit code 1 below 95 %."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for power.json and power.md")
-    parser.add_argument("--benches", type=int, default=8)
+    parser.add_argument("--benches", type=int, default=6)
     parser.add_argument("--rows", type=int, default=4, help="copies of either kind in a bench")
     given = parser.parse_args(arguments)
     start, comparisons, machine = perf_counter(), [], []
