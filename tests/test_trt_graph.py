@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from u2export.errors import UserError
+from u2export.exporters.trt_recipe import Recipe, calibration_cache
+from u2export.reference.image import Contract
+
+pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxsim")
+pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from u2export.calibration.quantize import TENSORRT, QuantSpec, calibrated  # noqa: E402
+from u2export.exporters import trt_graph as g  # noqa: E402
+from u2export.reference.graph import Graph, to_onnx  # noqa: E402
+from u2export.reference.source import Source  # noqa: E402
+
+SMALL = Contract(64, 64)
+
+
+def photos() -> list[Any]:
+    return [np.random.default_rng(i).normal(size=SMALL.shape).astype(np.float32) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def fp32() -> Any:
+    source = Source.open("random-u2netp", SMALL)
+    return to_onnx(source.model, SMALL, Graph(), {})
+
+
+@pytest.fixture(scope="module")
+def int8(fp32: Any) -> Any:
+    return calibrated(fp32, photos(), TENSORRT)
+
+
+def run(model: Any, x: Any) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def copy(model: Any) -> Any:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
+
+
+def test_precisions_are_read_from_the_graph(fp32: Any, int8: Any) -> None:
+    assert Counter(g.precisions(fp32).values()) == {"fp32": 119}
+    assert Counter(g.precisions(g.to_half(fp32)).values()) == {"fp16": 119}
+    assert Counter(g.precisions(int8).values()) == {"int8": 112, "fp32": 7}
+    assert Counter(g.precisions(g.to_half(int8)).values()) == {"int8": 112, "fp16": 7}
+
+
+def test_half_is_close_and_its_ports_are_float(fp32: Any) -> None:
+    half = g.to_half(fp32)
+    onnx.checker.check_model(half, full_check=True)
+    ends = (*half.graph.input, *half.graph.output)
+    assert {v.type.tensor_type.elem_type for v in ends} == {TensorProto.FLOAT}
+    assert not any(t.data_type == TensorProto.FLOAT and t.dims for t in half.graph.initializer if "weight" in t.name)
+    x = photos()[0]
+    difference = np.abs(run(half, x) - run(fp32, x)).max()
+    assert 0 < difference < 5e-3
+
+
+def test_half_int8_moves_no_further_than_fp16_rounding(int8: Any) -> None:
+    half = g.to_half(int8)
+    assert g.opset_of(half) == 19 and g.opset_of(int8) == 17
+    x = photos()[0]
+    assert np.abs(run(half, x) - run(int8, x)).mean() < 0.02
+    assert not g.lint(half, 20)
+
+
+def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
+    wires = g.Wires(fp32)
+    conv = next(n for n in wires.nodes if n.name == "/stage1/rebnconv1d/conv_s1/Conv")
+    kept = g.island(wires, conv)
+    assert kept == {conv.name, "/stage1/rebnconv1d/relu_s1/Relu", "/stage1/Add"}
+    half = g.to_half(fp32, kept)
+    assert [n for n, p in g.precisions(half).items() if p == "fp32"] == [conv.name]
+    assert not g.lint(half, 20)
+    onnx.checker.check_model(half, full_check=True)
+
+
+def test_islands_form_around_large_biases(fp32: Any) -> None:
+    assert g.islands(fp32) == set()
+    large = copy(fp32)
+    bias = next(t for t in large.graph.initializer if t.name == "stage2.rebnconv3.conv_s1.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(bias.dims[0], 300, np.float32), bias.name))
+    assert "/stage2/rebnconv3/conv_s1/Conv" in g.islands(large)
+    assert g.chosen_islands(fp32, ("/side[12]/Conv",)) >= {"/side1/Conv", "/side2/Conv"}
+    with pytest.raises(UserError, match="no node"):
+        g.chosen_islands(fp32, ("/nothing/like/that",))
+
+
+def test_a_constant_too_large_for_fp16_is_named(fp32: Any) -> None:
+    large = copy(fp32)
+    bias = next(t for t in large.graph.initializer if t.name == "side1.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(1, 1e5, np.float32), bias.name))
+    with pytest.raises(UserError, match=r"side1\.bias"):
+        g.to_half(large)
+
+
+@pytest.mark.parametrize("placement", ["producer", "conv-input"])
+def test_our_own_graphs_are_clean(fp32: Any, placement: str) -> None:
+    made = calibrated(fp32, photos(), QuantSpec(placement=placement))
+    assert g.lint(made, 17) == []
+
+
+# --- every rule bites, and names the node ------------------------------------------------------------------------
+
+
+def constant(model: Any, name: str, value: Any) -> None:
+    old = next(t for t in model.graph.initializer if t.name == name)
+    old.CopyFrom(numpy_helper.from_array(np.asarray(value), name))
+
+
+def first(model: Any, op: str) -> Any:
+    return next(n for n in model.graph.node if n.op_type == op)
+
+
+def unsigned(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    constant(model, node.input[2], np.uint8(0))
+    return str(node.name)
+
+
+def shifted(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    constant(model, node.input[2], np.int8(3))
+    return str(node.name)
+
+
+def int32_bias(model: Any) -> str:
+    model.graph.initializer.extend([
+        numpy_helper.from_array(np.zeros(64, np.int32), "b"), numpy_helper.from_array(np.float32(1), "s"),
+        numpy_helper.from_array(np.int32(0), "z"),
+    ])  # fmt: skip
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b", "s", "z"], ["bias"], "bias/DequantizeLinear"))
+    return "bias/DequantizeLinear"
+
+
+def zero_scale(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    constant(model, node.input[1], np.float32(0))
+    return str(node.name)
+
+
+def tiny_half_scale(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    constant(model, node.input[1], np.float16(1e-6))
+    return str(node.name)
+
+
+def lone_quantiser(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    reader = next(n for n in model.graph.node if node.output[0] in n.input)
+    model.graph.node.remove(reader)
+    return str(node.name)
+
+
+def other_scale(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    reader = next(n for n in model.graph.node if node.output[0] in n.input)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "other"))
+    reader.input[1] = "other"
+    return str(node.name)
+
+
+def channel_scales(model: Any) -> str:
+    node = first(model, "QuantizeLinear")
+    constant(model, node.input[1], np.full(3, 0.1, np.float32))
+    return str(node.name)
+
+
+def other_axis(model: Any) -> str:
+    weights = {t.name for t in model.graph.initializer}
+    node = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights)
+    node.attribute[0].i = 1
+    return str(node.name)
+
+
+def unequal_group(model: Any) -> str:
+    wires = g.Wires(model)
+    node = next(n for n in wires.nodes if n.op_type == "Concat" and wires.rounded(n.output[0]))
+    source = wires.maker[node.input[0]]
+    quantiser = wires.maker[source.input[0]]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.77), "other"))
+    for n in model.graph.node:
+        if n.name in (source.name, quantiser.name):
+            n.input[1] = "other"
+    return str(node.name)
+
+
+def split_fusion(model: Any) -> str:
+    wires = g.Wires(model)
+    conv = next(n for n in wires.nodes if n.op_type == "Conv" and wires.after(n)[0].op_type == "Relu")
+    relu, pair = wires.after(conv)[0], first(model, "QuantizeLinear")
+    nodes = [
+        helper.make_node("QuantizeLinear", [conv.output[0], *pair.input[1:]], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", *pair.input[1:]], ["dq"], "dq"),
+    ]
+    at = next(i for i, n in enumerate(model.graph.node) if n.name == relu.name)
+    model.graph.node[at].input[0] = "dq"
+    for node in reversed(nodes):
+        model.graph.node.insert(at, node)
+    return str(conv.name)
+
+
+def nearest(model: Any) -> str:
+    node = first(model, "Resize")
+    next(a for a in node.attribute if a.name == "mode").s = b"nearest"
+    return str(node.name)
+
+
+def no_size(model: Any) -> str:
+    node = first(model, "Resize")
+    del node.input[2:]
+    return str(node.name)
+
+
+def corners(model: Any) -> str:
+    node = first(model, "Resize")
+    next(a for a in node.attribute if a.name == "coordinate_transformation_mode").s = b"align_corners"
+    return str(node.name)
+
+
+def infinite(model: Any) -> str:
+    constant(model, "side1.bias", np.array([np.inf], np.float32))
+    return "side1.bias"
+
+
+DAMAGES: list[tuple[Callable[[Any], str], str]] = [
+    (unsigned, "zero point"), (shifted, "zero point"), (int32_bias, "int32 bias"), (zero_scale, "scale"),
+    (tiny_half_scale, "scale"), (lone_quantiser, "Q/DQ pair"), (other_scale, "Q/DQ pair"), (channel_scales, "axis"),
+    (other_axis, "axis"), (unequal_group, "shared scale"), (split_fusion, "split fusion"), (nearest, "Resize"),
+    (no_size, "Resize"), (corners, "Resize"), (infinite, "overflow"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "rule"), DAMAGES, ids=[d.__name__ for d, _ in DAMAGES])
+def test_lint_names_what_is_wrong(int8: Any, damage: Callable[[Any], str], rule: str) -> None:
+    broken = copy(int8)
+    node = damage(broken)
+    assert (rule, node) in {(p.rule, p.node) for p in g.lint(broken, 20)}
+    with pytest.raises(UserError, match="not built") as caught:
+        g.refuse(g.lint(broken, 20))
+    assert caught.value.hint
+
+
+def test_lint_knows_the_opset_of_the_target(fp32: Any) -> None:
+    assert [p.rule for p in g.lint(fp32, 13)] == ["opset"]
+
+
+def test_lint_sees_a_lone_island(fp32: Any) -> None:
+    wires = g.Wires(fp32)
+    conv = next(n for n in wires.nodes if n.name == "/stage1/rebnconv2/conv_s1/Conv")
+    assert ("lone island", conv.name) in {(p.rule, p.node) for p in g.lint(g.to_half(fp32, {conv.name}), 20)}
+
+
+def test_lint_sees_sizes_that_do_not_halve(fp32: Any) -> None:
+    scaled = copy(fp32)
+    scaled.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"))
+    node = first(scaled, "Resize")
+    node.input[:] = [node.input[0], "", "twice"]
+    assert g.lint(scaled, 20) == []
+    scaled.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 300
+    assert [(p.rule, p.node) for p in g.lint(scaled, 20)] == [("size", node.name)]
+
+
+# --- recipe -----------------------------------------------------------------------------------------------------
+
+
+def test_recipe_round_trip_and_what_it_refuses(int8: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    onnx.save(int8, path)
+    recipe = Recipe.of(int8, path, precision="int8", rest="fp32", placement="producer", calibration={"digest": "d"})
+    recipe.write(tmp_path / "x.recipe.json")
+    for given in ("x.recipe.json", "x.onnx", "x.onnx.json"):
+        assert Recipe.read(tmp_path / given) == (recipe, path)
+    assert Counter(recipe.layers.values()) == {"int8": 112, "fp32": 7} and recipe.shape == (1, 3, 64, 64)
+    assert len(recipe.scales) > 100 and all(s > 0 for s in recipe.scales.values())
+    assert [k for k in recipe.commands() if "--int8 --fp16" in recipe.commands()[k]] == ["8.5 to 10, weak typing"]
+    assert "--stronglyTyped" in recipe.commands()["10, strong typing"]
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match="not the file"):
+        Recipe.read(path)
+    path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        Recipe.read(path)
+    (tmp_path / "x.recipe.json").write_text('{"schema": 1, "onnx": "x.onnx"}')
+    with pytest.raises(UserError, match="damaged"):
+        Recipe.read(path)
+
+
+def test_fp16_quantisation_is_not_for_8_5(int8: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    half = g.to_half(int8)
+    onnx.save(half, path)
+    recipe = Recipe.of(half, path, precision="int8", rest="fp16", placement="producer")
+    assert "opset 19" in recipe.builds_with("8.6") and not recipe.builds_with("10.0")
+    assert not any(k.startswith("8.5") for k in recipe.commands())
+
+
+@pytest.mark.parametrize(
+    ("version", "header"), [("8.6.2", "TRT-8602"), ("8.4.1.5", "TRT-8401"), ("10.14.1", "TRT-101401")]
+)
+def test_calibration_cache_is_what_tensorrt_writes(version: str, header: str) -> None:
+    lines = calibration_cache({"image": 0.02079247683286667}, version).splitlines()
+    assert lines == [f"{header}-EntropyCalibration2", "image: 3caa54fc"]
+
+
+def test_no_calibration_cache_without_scales_or_for_11() -> None:
+    with pytest.raises(UserError, match="no implicit INT8"):
+        calibration_cache({"x": 1.0}, "11.0.0")
+    with pytest.raises(UserError, match="no scales"):
+        calibration_cache({}, "8.6.1")
