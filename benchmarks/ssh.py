@@ -119,10 +119,11 @@ class Remote(Host):
         if shutil.which("ssh") is None:
             raise UserError("no ssh on this machine", "install the OpenSSH client")
         self.control = tempfile.mkdtemp(prefix="u2e-")
-        self.janitor = subprocess.Popen(
-            self._ssh(shlex.join(["exec", "sh", "-c", JANITOR]), master=True), text=True, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(Path(self.control) / "log").open("w"),
-        )  # fmt: skip
+        command = self._ssh(shlex.join(["exec", "sh", "-c", JANITOR]), master=True)
+        with (Path(self.control) / "log").open("w") as log:
+            self.janitor = subprocess.Popen(
+                command, text=True, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
         try:
             self._begin()
         except BaseException:

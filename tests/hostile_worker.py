@@ -43,17 +43,27 @@ class Hostile(Exporter):
         os.write(1, b"from C as well\n")
         calls = 0
 
+        def prepare(batch: Floats) -> Floats:
+            if mode == "prepare":
+                time.sleep(0.1)
+            return batch
+
         def predict(batch: Floats) -> Floats:
             nonlocal calls
             calls += 1
             if calls > 2 and mode in ACTIONS:
                 ACTIONS[mode]()
+            if mode in PAUSES:
+                time.sleep(PAUSES[mode](calls))
+            if mode == "single" and len(batch) > 1:
+                raise RuntimeError("dimension 0 is 1\nand more")
             if mode == "shape":
                 return np.zeros((1, 1, 7, 7), np.float32)
             d0 = batch[:, :1].copy()
             return np.full_like(d0, np.nan) if mode == "nan" else d0
 
-        yield Runner(predict, {"runtime": "Hostile 1", "arithmetic": mode, "threads": str(threads)})
+        about = {"runtime": "Hostile 1", "arithmetic": mode, "threads": str(threads)}
+        yield Runner(predict, about, prepare, {"compile": 1000})
 
 
 def _fail() -> None:
@@ -67,6 +77,9 @@ ACTIONS = {
     "hang": lambda: time.sleep(600),
     "raise": _fail,
 }
+
+# Seconds by the number of the call.
+PAUSES = {"sleep": lambda calls: 0.02, "tire": lambda calls: 0.001 if calls < 300 else 0.003}
 
 if __name__ == "__main__":
     EXPORTERS["hostile"] = Hostile()

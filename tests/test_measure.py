@@ -17,6 +17,7 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
+from u2export.benchmarks import measure as measuring
 from u2export.benchmarks.child import Child, Failed
 from u2export.benchmarks.measure import TIERS, Plan, measure, photos_in, settings
 from u2export.benchmarks.report import Measurement, Report, Settings
@@ -82,7 +83,11 @@ def test_rows_are_measured_in_full(hostile: Make, photos: dict[str, Path]) -> No
     assert len(two.load_ns) == 2 and two.first_ns > 0 and len(two.warmup_ns) > 0
     assert two.memory["peak"] >= two.memory["start"] > 2**20
     assert two.runtime["arithmetic"] == "two" and two.runtime["runtime"] == "Hostile 1"
-    assert len(two.preprocess_ns) == len(two.postprocess_ns) == 3
+    assert len(two.preprocess_ns) == len(two.inference_ns) == len(two.postprocess_ns) == 3
+    assert [len(ns) for ns in two.opening_ns.values()] == [2, 2] and {"import", "compile"} == two.opening_ns.keys()
+    assert all(sum(parts) <= whole for *parts, whole in zip(*two.opening_ns.values(), two.load_ns, strict=True))
+    assert len(report.states) == 5 and all("load" in state for state in report.states)
+    assert (two.scenario, two.batch, two.streams, two.latency.spans) == ("latency", 1, 1, ())
     ratio = report.speedup(two)
     assert ratio and ratio.low <= ratio.value <= ratio.high
 
@@ -211,10 +216,60 @@ def test_resume_continues_where_it_stopped(hostile: Make, photos: dict[str, Path
     assert not set(row(again, "a.hostile").latency.rounds) & set(row(full, "a.hostile").latency.rounds)
 
 
+def test_what_the_runtime_is_given_is_made_before_the_clock_starts(hostile: Make, photos: dict[str, Path]) -> None:
+    """Its `prepare` takes a tenth of a second, its `predict` next to nothing."""
+    prepared = row(run([hostile("good"), hostile("prepare")], photos), "prepare.hostile")
+    assert prepared.fidelity and prepared.fidelity.mae == 0.0
+    assert np.median(prepared.latency.ns) < 50e6 and np.median(prepared.inference_ns) < 50e6
+
+
+def test_throughput_overlaps_streams(hostile: Make, photos: dict[str, Path]) -> None:
+    """Each request sleeps 20 ms: three streams of two pictures are six times as many pictures a second."""
+    artifacts = [hostile("good"), hostile("sleep")]
+    plan = replace(QUICK, samples=60, scenario="throughput")
+    one = run(artifacts, photos, settings=plan)
+    six = run(artifacts, photos, settings=replace(plan, batch=2, streams=3))
+    alone, slow = row(one, "sleep.hostile throughput"), row(six, "sleep.hostile throughput batch 2 3 streams")
+    assert slow.fidelity and slow.fidelity.mae == 0.0 and (slow.batch, slow.streams) == (2, 3)
+    assert slow.reference == "good.hostile throughput batch 2 3 streams" == six.baseline
+    assert [len(turn) for turn in slow.latency.rounds] == [12] * 5 and len(slow.latency.spans) == 5
+    assert max(slow.latency.spans) < sum(slow.latency.rounds[0])  # they did overlap
+    assert alone.latency.throughput <= 50 and slow.latency.throughput <= 300
+    assert slow.latency.throughput > 2 * alone.latency.throughput
+    assert six.speedup(slow) is not None
+
+
+def test_a_batch_that_the_graph_does_not_take_is_refused(hostile: Make, photos: dict[str, Path]) -> None:
+    plan = replace(QUICK, scenario="throughput", batch=4)
+    report = run([hostile("good"), hostile("single")], photos, settings=plan)
+    bad = row(report, "single.hostile throughput batch 4")
+    assert bad.reason == "refused" and "takes no batch of 4: dimension 0 is 1" in bad.problem and bad.fidelity
+    assert row(report, "good.hostile throughput batch 4").latency.batch == 4
+
+
+def test_sustained_runs(hostile: Make, photos: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that takes 1 ms for its first 300 calls and 3 ms from then on has a knee of 3, the other one has none."""
+    monkeypatch.setattr(measuring, "SLICE", 0.4)
+    plan = replace(QUICK, sustained=2.0)
+    kept: list[Report] = []
+    report = run([hostile("good"), hostile("tire")], photos, settings=plan, saved=kept.append)
+    tired = row(report, "tire.hostile").sustained
+    assert len(tired.slices.rounds) == len(tired.states) == 5 and tired.seconds <= 2.5 and "load" in tired.states[-1]
+    assert tired.knee > 1.5
+    half = next(r for r in reversed(kept) if len(row(r, "tire.hostile").sustained.slices.rounds) == 2)
+    again = run([hostile("good"), hostile("tire")], photos, settings=plan, earlier=half)
+    assert row(again, "good.hostile").sustained == row(half, "good.hostile").sustained  # whole: kept
+    new, old = (row(r, "tire.hostile").sustained.slices.rounds for r in (again, half))
+    assert len(new) == 5 and not set(new) & set(old)  # broken off: started anew
+
+
 def test_resume_refuses_what_is_not_the_same(hostile: Make, photos: dict[str, Path]) -> None:
     report = run([hostile("a")], photos, latency=False)
     with pytest.raises(UserError, match="other settings"):
         run([hostile("a")], photos, earlier=report, settings=replace(QUICK, samples=11))
+    newer = replace(report, environment={**report.environment, "onnxruntime": "99"})
+    with pytest.raises(UserError, match="other versions of the runtimes"):
+        run([hostile("a")], photos, earlier=newer)
     with pytest.raises(UserError, match="another device"):
         run([hostile("a")], photos, earlier=replace(report, device=replace(report.device, cpu="Z80")))
     with pytest.raises(UserError, match="other photos"):
@@ -242,9 +297,14 @@ def test_settings() -> None:
     assert settings("normal") == Settings("normal", 128, 10.0)
     assert settings("quick", samples=8).tier == "custom" and settings("quick", samples=64).tier == "quick"
     assert set(TIERS) == {"quick", "normal", "official"}
-    for wrong in ({"tier": "rapid"}, {"tier": "quick", "samples": 0}, {"tier": "quick", "seconds": float("inf")}):
+    assert settings("quick", scenario="throughput", streams=2).streams == 2
+    wrong = ({"samples": 0}, {"seconds": float("inf")}, {"scenario": "speed"}, {"streams": 2}, {"batch": 0},
+             {"scenario": "throughput", "sustained": 5.0}, {"sustained": -1.0}, {"cooldown": float("nan")})  # fmt: skip
+    for values in wrong:
         with pytest.raises(UserError):
-            settings(**wrong)  # type: ignore[arg-type]
+            settings("quick", **values)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no tier named"):
+        settings("rapid")
 
 
 def test_photos_are_spread_evenly(photos: dict[str, Path]) -> None:
