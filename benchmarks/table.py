@@ -31,12 +31,14 @@ NONE = "–"
 TRUTH = ("maxf", "mae", "s", "images")
 STAGES = ("import", "read", "compile", "preprocess", "inference", "postprocess")
 MARKS = {"measured": "M", "imported": "I", "published": "P"}
+LEGEND = "by: " + ", ".join(f"{mark} {name}" for name, mark in MARKS.items())
 # Why a cell of a row that otherwise has numbers is empty. Rows without numbers carry a code of REASONS instead.
 BLANKS = {
     "n/m": "no mask came back, so fidelity is not known",
     "n/r": "there was no reference to compare masks with",
     "n/t": "its source does not tell",
     "n/b": "no baseline in the same rounds",
+    "n/i": "no interval from fewer than five rounds",
     "n/g": "no ground truth was given",
     "n/a": "not asked for, or the system does not tell",
 }
@@ -52,7 +54,7 @@ class Column:
     kind: str = "other"
 
 
-def blank(column: Column, row: Measurement) -> str:
+def blank(column: Column, report: Report, row: Measurement) -> str:
     """The code for an empty cell; a dash where the row's note says why, and in columns of words."""
     if row.reason or not column.right:
         return NONE
@@ -62,6 +64,8 @@ def blank(column: Column, row: Measurement) -> str:
         return "n/g"
     if column.kind == "ratio":
         return "n/b"
+    if column.kind == "interval":
+        return "n/i" if _ratio(report, row) else "n/b"
     return "n/a" if row.provenance == "measured" else "n/t"
 
 
@@ -201,7 +205,7 @@ COLUMNS = (
     Column("p90 ms", _time("p90")),
     Column("p99 ms", _time("p99")),
     Column("speed-up", _speedup, kind="ratio"),
-    Column("95 % interval", _interval, kind="ratio"),
+    Column("95 % interval", _interval, kind="interval"),
     Column("pictures/s", _throughput),
     Column("knee", _knee),
     Column("J", _energy),
@@ -234,7 +238,7 @@ def cells(report: Report, always: Sequence[str] = ()) -> list[tuple[Column, list
     """Columns with their cells, empty ones with their code; those left out that no row has anything for."""
     filled = [(column, [column.cell(report, row) for row in report.rows]) for column in COLUMNS]
     return [
-        (column, [value or blank(column, row) for value, row in zip(values, report.rows, strict=True)])
+        (column, [value or blank(column, report, row) for value, row in zip(values, report.rows, strict=True)])
         for column, values in filled
         if any(values) or column.title in always
     ]
@@ -258,6 +262,7 @@ def about(report: Report) -> list[str]:
     if any("single" in row.stated for row in report.rows):
         lines.append("¹ one number, its source does not say which statistic")
     lines += [f"{code}: {BLANKS[code]}" for code in _codes([report])]
+    lines.append("" if len(ours) == len(report.rows) else LEGEND)
     lines.append("" if report.complete else "incomplete: the run was interrupted; continue it with --resume")
     return list(filter(None, lines))
 
@@ -306,8 +311,8 @@ def _sources(rows: Iterable[Measurement]) -> list[str]:
     lines = []
     for row in rows:
         s = row.source
-        if row.provenance == "measured" or not s:
-            continue
+        if row.provenance == "measured" or not (s.get("file") or s.get("tool")):
+            continue  # a row's own note tells its address
         what = " ".join(filter(None, (s.get("title") or s.get("tool", ""), s.get("url", ""), s.get("file", ""))))
         digest = f"sha256 {s['sha256'][:16]}…" if s.get("sha256") else ""
         read = f"read {s['read']}" if s.get("read") else ""
@@ -382,14 +387,13 @@ def _overview(reports: Sequence[Report], titles: Sequence[str]) -> str:
     rows = []
     for report in reports:
         shown = {c.title: values for c, values in cells(report, titles)}
-        name = report.device.model or report.device.cpu if not report.device.cores else label(report.device)
+        name = report.device.model or report.device.cpu
         rows += [[name, *(shown[c.title][i] for c in columns)] for i in range(len(report.rows))]
     text = pipes([Column("device", lambda _r, _m: "", right=False), *columns], rows)
     codes = [f"- {code}: {BLANKS[code]}" for code in _codes(reports, titles)]
-    marks = "- by: " + ", ".join(f"{mark} {name}" for name, mark in MARKS.items())
-    lines = [line for r in reports for line in about(r) if line.partition(":")[0] not in BLANKS]
+    lines = [line for r in reports for line in about(r) if line.partition(":")[0] not in (*BLANKS, "by")]
     notes = dict.fromkeys(f"- {line}" for line in lines if not is_published(reports[0]) or line[0] in "p¹")
-    return "\n".join((text, "", *notes, *([marks] if "by" in titles else []), *codes))
+    return "\n".join((text, "", *notes, *([f"- {LEGEND}"] if "by" in titles else []), *codes))
 
 
 def comma_separated(reports: Sequence[Report]) -> str:
@@ -444,7 +448,7 @@ h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top }
 th { background: var(--head); white-space: nowrap } .n { text-align: right; white-space: nowrap }
-td:first-child { white-space: nowrap } td:last-child { min-width: 18rem }
+td:first-child, td:nth-child(2) { white-space: nowrap } td:last-child { min-width: 18rem }
 .code, ul { color: var(--pale) } ul { font-size: 13px; padding-left: 1.2rem } tr.empty td { color: var(--warn) }
 """
 
@@ -540,16 +544,19 @@ def gather(paths: Iterable[Path]) -> list[Report]:
     """The reports in files, and in all .json files below folders: results of benches, and published figures.
 
     Raises:
-        UserError: a file is neither, or a folder holds none.
+        UserError: a file is neither, or there are none.
     """
-    found: list[Report] = []
-    for path in paths:
-        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        reports = [report for file in files for report in _reports(file, always=not path.is_dir())]
-        if not reports:
-            raise UserError(f"{path} holds no results", "give files that `u2export bench --json` or `import` wrote")
-        found += reports
+    paths = list(paths)
+    files = [(file, not path.is_dir()) for path in paths for file in _files(path)]
+    found = [report for file, named in files for report in _reports(file, named)]
+    if not found:
+        where = ", ".join(map(str, paths))
+        raise UserError(f"no results in {where}", "give files that `u2export bench --json` or `import` wrote")
     return found
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.json")) if path.is_dir() else [path]
 
 
 def _reports(file: Path, always: bool) -> list[Report]:

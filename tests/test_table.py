@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
+from collections import Counter
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Cli, two_lines
+from conftest import ROOT, Cli, two_lines
 from PIL import Image
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.measure import Judged
-from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.benchmarks.report import Latency, Measurement, Report, Settings, Sustained
 from u2export.benchmarks.sheet import LESS, MORE, draw, worst
-from u2export.benchmarks.table import WIDTH, about, render, small
+from u2export.benchmarks.table import BEGIN, WIDTH, about, gather, inserted, overview, render, small
+from u2export.errors import UserError
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity
 
@@ -143,3 +148,160 @@ def test_contact_sheet_shows_where_masks_differ(tmp_path: Path) -> None:
 def test_worst_photos_come_first() -> None:
     one, other = row("x"), row("y", images={"c.png": ImageFidelity(0.9, 1, 0, 0, 0, 0.9)})
     assert worst([one, other], ["a.png", "b.png", "c.png", "d.png"], 3) == ["c.png", "b.png", "a.png"]
+
+
+def imported() -> Report:
+    """A row with samples and one with statistics alone, as importers make them."""
+    source = {"tool": "trtexec", "version": "10.3.0", "file": "t.json", "sha256": "ab" * 32, "timed": "GPU compute"}
+    more: dict[str, object] = {"images": {}, "reference": "", "memory": {}, "provenance": "imported", "source": source}
+    rows = (
+        row("sampled.engine", **more),
+        row("stated.engine", **{**more, "latency": Latency(), "stated": {"p50": 7.5, "p90": 8.25}, "load_ns": ()}),
+        row("mean.engine", **{**more, "latency": Latency(), "stated": {"mean": 4.0}}),
+        row("range.engine", **{**more, "latency": Latency(), "stated": {"min": 2.0, "max": 3.0}}),
+    )
+    return Report(Device("Orin Nano", "", "", 0), Settings("custom", 0, 0.0, 0), rows=rows, complete=True)
+
+
+def lines_of(text: str) -> list[dict[str, str]]:
+    head, _, *body = [line for line in text.splitlines() if line.startswith("|")]
+    titles = [c.strip() for c in head.strip("|").split(" | ")]
+    return [dict(zip(titles, (c.strip() for c in line.strip("|").split(" | ")), strict=True)) for line in body]
+
+
+def test_imported_rows_are_marked_and_their_empty_cells_explained() -> None:
+    text = render([imported()], "md")
+    sampled, stated, mean, spread = lines_of(text)
+    assert {line["by"] for line in (sampled, stated, mean, spread)} == {"I"}
+    assert sampled["p50 ms"] == "201" and (stated["p50 ms"], stated["p90 ms"]) == ("7.50", "8.25")
+    assert (mean["p50 ms"], mean["p90 ms"], spread["p50 ms"]) == ("4.00 mean", "n/t", "2.00–3.00")
+    assert stated["load ms"] == "n/t" and "MAE" not in sampled  # a column nobody fills
+    assert "timed: GPU compute" in stated["note"] and "n/t: its source does not tell" in text
+    assert f"imported: trtexec t.json, sha256 {'ab' * 8}…" in text and "by: M measured, I imported, P published" in text
+    assert "reference of the masks" not in text and "0 cores" not in text
+    mixed = replace(imported(), rows=(*imported().rows, report().rows[1]))
+    assert lines_of(render([mixed], "md"))[0]["MAE"] == "n/m"
+
+
+def test_no_cell_of_a_table_is_empty() -> None:
+    for made in (report(), imported()):
+        for line in lines_of(render([made], "md")):
+            assert all(line.values())
+            unexplained = [t for t, v in line.items() if v == "–" and t not in ("note", "unit")]
+            assert not unexplained or line["note"].startswith("unavailable: ")
+
+
+def test_new_columns_show_where_they_are_filled() -> None:
+    first = report().rows[1]
+    rich = replace(
+        first, inference_ns=(20 * MS,), preprocess_ns=(3 * MS,), postprocess_ns=(4 * MS,), energy_uj=(500_000,) * 10,
+        memory={"peak": 2**28, "device": 2**27}, sustained=Sustained(Latency(((10 * MS,) * 4 + (20 * MS,) * 4,))),
+    )  # fmt: skip
+    made = replace(report(), rows=(report().rows[0], rich))
+    line = lines_of(render([made], "md"))[1]
+    assert (line["pre ms"], line["infer ms"], line["post ms"], line["device MB"]) == ("3.00", "20.0", "4.00", "128")
+    assert line["J"] == "0.0625" and float(line["knee"]) > 1.5
+    assert lines_of(render([made], "md"))[0]["pre ms"] == "n/a"
+    fast = replace(first, scenario="throughput", batch=4, latency=Latency(((40 * MS,) * 5,), (100 * MS,), 4))
+    (only,) = lines_of(render([replace(made, rows=(fast,), baseline="")], "md"))
+    assert only["pictures/s"] == "200.0"
+
+
+def test_html_is_whole_and_escaped() -> None:
+    hostile = replace(imported(), rows=(replace(imported().rows[0], name="<script>alert(1)</script>"),))
+    text = render([report(), hostile], "html")
+    assert "<script" not in text and "&lt;script&gt;" in text
+    checked = Balanced()
+    checked.feed(text)
+    assert not checked.open and checked.count["tr"] == 5 + 2 and checked.count["table"] == 2
+    assert "http" not in text.replace("https://", "")  # nothing is loaded from elsewhere
+
+
+class Balanced(HTMLParser):
+    """Every element that opens closes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.count: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.count[tag] += 1
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+PUBLISHED = {
+    "schema": 1, "source": {"title": "A paper", "url": "https://example.org/p", "read": "2026-01-02"},
+    "rows": [{"device": "Phone", "model": "u2net", "runtime": "LiteRT", "precision": "fp16", "ms": 147,
+              "compute": "GPU"},
+             {"device": "Phone", "model": "u2netp", "runtime": "LiteRT", "precision": "fp16", "fps": [2, 4]}],
+}  # fmt: skip
+
+
+def test_published_figures_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(PUBLISHED))
+    report().save(tmp_path / "r.json")
+    (tmp_path / "record.json").write_text("{}")
+    reports = gather([tmp_path])
+    assert [r.device.model for r in reports] == ["Phone", ""]
+    text = overview(reports)
+    ours, theirs = text.split("Published by others, not measured by this project:")
+    assert "LiteRT" not in ours and "AMD EPYC" not in theirs and "reference of the masks" not in theirs
+    assert "147¹" in theirs and "250–500" in theirs and "https://example.org/p" in theirs
+    assert render(reports, "md").index("AMD EPYC") < render(reports, "md").index("LiteRT")
+    assert all(row.provenance == "published" and not row.images for row in reports[0].rows)
+
+
+@pytest.mark.parametrize(
+    "change", [{"schema": 9}, {"rows": [{}]}, {"rows": 3}, {"source": {}}, {"rows": [{"device": 1}]}]
+)
+def test_damaged_published_figures(tmp_path: Path, change: dict[str, object]) -> None:
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({**PUBLISHED, **change}))
+    with pytest.raises(UserError, match="not published figures"):
+        gather([file])
+
+
+def test_folders_without_results(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"schema": 1, "rows": []}')
+    with pytest.raises(UserError, match="no results in"):
+        gather([tmp_path])
+    with pytest.raises(UserError, match="holds no bench results"):
+        gather([tmp_path / "record.json"])
+
+
+def test_table_in_a_file(cli: Cli, tmp_path: Path) -> None:
+    file, page = tmp_path / "r.json", tmp_path / "page.md"
+    report().save(file)
+    page.write_text("before\n<!-- table: begin: command -->\nold\n<!-- table: end -->\nafter\n")
+    two_lines(cli("table", file, "--into", page, "--check"), "is stale")
+    assert cli("table", file, "--into", page).returncode == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table: begin: command -->\n\n| device |") and text.endswith("-->\nafter\n")
+    assert "old" not in text and overview([report()]) in text
+    assert cli("table", file, "--into", page, "--check").returncode == 0
+    page.write_text("no marks")
+    two_lines(cli("table", file, "--into", page), "has no place for a table")
+    two_lines(cli("table", file, "--check"), "needs the file to check")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_generated_tables_are_fresh(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if BEGIN not in text:
+        pytest.skip(f"{page} holds no table")
+    command = re.search(rf"{BEGIN}: u2export table --into {page} ([^>]+) -->", text)
+    assert command, "the mark tells the command"
+    reports = gather([ROOT / path for path in command[1].split()])
+    assert inserted(text, overview(reports), page) == text, f"run u2export table --into {page} {command[1]}"
+
+
+def test_every_published_figure_names_its_source() -> None:
+    reports = gather([ROOT / "benchmarks" / "published"])
+    rows = [row for r in reports for row in r.rows]
+    assert len(rows) > 100 and all(row.source["url"].startswith("https://") for row in rows)
+    assert not any(row.latency.ns or row.images for row in rows)

@@ -13,6 +13,7 @@ from u2export import __version__
 from u2export.commands import (
     bench,
     calib,
+    chart,
     check,
     console,
     coreml,
@@ -74,6 +75,7 @@ app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=MEASURE)(table.table)
 app.command("import", rich_help_panel=MEASURE)(devices.import_)
 app.command(rich_help_panel=MEASURE)(devices.kit)
+app.command(rich_help_panel=MEASURE)(chart.chart)
 app.command(rich_help_panel=MEASURE)(roofline.roofline)
 app.command(rich_help_panel=GATE)(check.check)
 app.add_typer(check.baseline, name="baseline", rich_help_panel=GATE)

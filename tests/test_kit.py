@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cli, two_lines
+
+from u2export.benchmarks.importers import KIT_FORMAT, Claim, Found, reports
+from u2export.benchmarks.kit import PLATFORMS, artifact_of, judge, write
+from u2export.benchmarks.report import Report
+from u2export.errors import UserError
+from u2export.exporters.base import Artifact, Request
+from u2export.reference.image import Contract
+from u2export.reference.source import Source
+
+for _module in ("torch", "onnx", "onnxsim", "onnxruntime"):
+    pytest.importorskip(_module)
+
+TINY = Contract(64, 64)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return Source.open("random-u2netp", TINY)
+
+
+@pytest.fixture(scope="module")
+def artifact(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    from u2export.exporters.ort import Ort
+
+    return Ort(mobile=True).export(source, tmp_path_factory.mktemp("art"), Request("fp32"))
+
+
+@pytest.fixture(scope="module")
+def kit(source: Source, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(artifact, source, PLATFORMS["android"], tmp_path_factory.mktemp("kits"))
+
+
+def run_on_this_machine(kit: Path, folder: Path, change: float = 0.0) -> Path:
+    """What the kit's program does on a phone, by the same runtime: masks of all inputs, and a result."""
+    import onnxruntime
+
+    data = json.loads((kit / "kit.json").read_text())
+    session = onnxruntime.InferenceSession(str(kit / data["artifact"]), providers=["CPUExecutionProvider"])
+    masks = {}
+    folder.mkdir(exist_ok=True)
+    for file in sorted((kit / "inputs").glob("*.bin")):
+        x = np.fromfile(file, "<f4").reshape(session.get_inputs()[0].shape)
+        d0 = session.run(None, {session.get_inputs()[0].name: x})[0]
+        if change:
+            d0[..., : d0.shape[-1] // 2] = change
+        d0.astype("<f4").tofile(folder / f"{file.stem}.mask")
+        masks[file.stem] = f"{file.stem}.mask"
+    result = {
+        "format": KIT_FORMAT, "device": {"model": "test phone"}, "runtime": "ONNX Runtime", "compute_unit": "CPU",
+        "runtime_version": onnxruntime.__version__, "artifact_sha256": data["artifact_sha256"], "timed": "one Run call",
+        "load_ms": [5.0], "first_ms": 3.0, "masks": masks, "predict_ms": [2.0, 2.5, 3.0],
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder / "result.json"
+
+
+def imported(kit: Path, result: Path) -> Report:
+    (report,) = reports(result, "kit", Claim(artifact=artifact_of(kit)), None, judge(kit, result))
+    return report
+
+
+@pytest.mark.slow
+def test_masks_of_the_real_runtime_come_back_faithful(kit: Path, tmp_path: Path) -> None:
+    (row,) = imported(kit, run_on_this_machine(kit, tmp_path / "back")).rows
+    assert list(row.images) == ["golden", "astronaut", "chelsea", "coffee", "rocket"]
+    assert row.fidelity and row.fidelity.mae_worst < 1e-4 and row.fidelity.raw_mae < 1e-5
+    assert row.provenance == "imported" and row.weights.random and row.latency.p50 == 2.5
+    assert not any("no fidelity" in note for note in row.notes)
+
+
+@pytest.mark.slow
+def test_wrong_masks_show(kit: Path, tmp_path: Path) -> None:
+    (row,) = imported(kit, run_on_this_machine(kit, tmp_path / "back", change=0.9)).rows
+    assert row.fidelity and row.fidelity.mae > 0.05 and row.fidelity.raw_mae > 0.05
+
+
+@pytest.mark.slow
+def test_results_that_do_not_belong_are_refused(kit: Path, tmp_path: Path) -> None:
+    result = run_on_this_machine(kit, tmp_path / "back")
+    data = json.loads(result.read_text())
+    result.write_text(json.dumps({**data, "artifact_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="of another artifact"):
+        imported(kit, result)
+    result.write_text(json.dumps({**data, "masks": {"golden": "golden.mask"}}))
+    with pytest.raises(UserError, match="names no mask of astronaut"):
+        imported(kit, result)
+    result.write_text(json.dumps({**data, "masks": {**data["masks"], "golden": "../../secret.mask"}}))
+    with pytest.raises(UserError, match="no such mask") as caught:
+        imported(kit, result)
+    assert ".." not in caught.value.problem and caught.value.problem.endswith("back/secret.mask")
+    result.write_text(json.dumps(data))
+    (result.parent / "golden.mask").write_bytes(b"1234")
+    with pytest.raises(UserError, match="has 4 bytes"):
+        imported(kit, result)
+
+
+@pytest.mark.slow
+def test_android_kit_is_complete(kit: Path, artifact: Artifact) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    data = json.loads((kit / "kit.json").read_text())
+    assert data["artifact"] == artifact.name and "not run on hardware" in data["notes"][0]
+    assert (
+        data["artifact_sha256"] in (kit / "bench.cc").read_text() and "@ARTIFACT@" not in (kit / "bench.cc").read_text()
+    )
+    readme = (kit / "README.md").read_text()
+    assert artifact.name in readme and "not run on hardware" in readme and not re.search(r"\{\w+\}", readme)
+    assert all(word in readme for word in ("adb push", "onnxruntime_perf_test", "u2export import results/result.json"))
+    tensor = numpy_helper.to_array(onnx.load_tensor(kit / "test_data_set_0" / "input_0.pb"))
+    golden = np.fromfile(kit / "inputs" / "golden.bin", "<f4")
+    assert tensor.shape == TINY.shape and (tensor.ravel() == golden).all()
+    assert artifact_of(kit).files == artifact.files
+    (kit.parent / "copy").mkdir(exist_ok=True)
+    copy = Path(shutil.copytree(kit, kit.parent / "copy" / kit.name))
+    (copy / artifact.name).write_bytes(b"other")
+    with pytest.raises(UserError, match="is not the file its record"):
+        artifact_of(copy)
+
+
+@pytest.mark.slow
+def test_kits_want_the_right_artifact(source: Source, artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no artifact for a coreml kit"):
+        write(artifact, source, PLATFORMS["coreml"], tmp_path)
+    other = replace(source, weights=replace(source.weights, sha256="0" * 64))
+    with pytest.raises(UserError, match="was made of other weights"):
+        write(artifact, other, PLATFORMS["android"], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    from PIL import Image
+
+    from u2export.exporters.coreml import CoreML, picture
+    from u2export.reference.image import saliency
+
+    source = Source.open("random-u2netp", TINY)
+    made = CoreML().export(source, tmp_path, Request("fp16", condition=False, budget={"mae": 1, "mae_worst": 1}))
+    source = Source.open("random-u2netp", made.contract)
+    kit = write(made, source, PLATFORMS["coreml"], tmp_path)
+    assert (kit / made.name).is_dir() and made.name in (kit / "README.md").read_text()
+    # What Core ML would give, by the evaluator of the saved package; the picture is read back from the kit's PNG.
+    masks = {}
+    with CoreML().load(made) as runner:
+        for file in sorted((kit / "inputs").glob("*.png")):
+            with Image.open(file) as image:
+                pixels = np.asarray(image)
+            x = made.contract.tensor(pixels)
+            assert (picture(x, made.contract)[0].transpose(1, 2, 0).round() == pixels).all()
+            saliency(runner(x)[0, 0]).astype("<f4").tofile(kit / "results" / f"{file.stem}.mask")
+            masks[file.stem] = f"{file.stem}.mask"
+    digest = json.loads((kit / "kit.json").read_text())["artifact_sha256"]
+    result = kit / "results" / "result.json"
+    result.write_text(json.dumps({
+        "format": KIT_FORMAT, "device": {"model": "iPhone16,1"}, "runtime": "Core ML", "artifact_sha256": digest,
+        "masks": masks, "predict_ms": [3.0],
+    }))  # fmt: skip
+    (report,) = reports(result, "coreml", Claim(artifact=artifact_of(kit)), None, judge(kit, result))
+    fidelity = report.rows[0].fidelity
+    assert fidelity and fidelity.mae < 0.05 and fidelity.finite
+
+
+def test_a_folder_that_is_no_kit(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text("{}")
+    two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "no such file")
+    (tmp_path / "kit.json").write_text("[]")
+    two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "is not a kit's")
+    with pytest.raises(UserError):
+        judge(tmp_path, file)(Found("kit"))
