@@ -310,7 +310,8 @@ class Engine:
         host = self.cuda.pinned(shape, dtype)
         host[...] = 0
         address = self.cuda.alloc(max(1, host.nbytes))
-        self.context.set_tensor_address(name, address)
+        if not self.context.set_tensor_address(name, address):
+            raise UserError(f"TensorRT refuses the memory for {name}", "build the engine again")
         return Port(name, address, host)
 
     def _enqueue(self) -> None:
@@ -327,6 +328,8 @@ class Engine:
 
     def __call__(self, batch: Floats) -> Floats:
         """Copy in, compute, copy out; each timed by events."""
+        if batch.shape != self.input.host.shape:
+            raise UserError(f"the engine takes {self.input.host.shape}, not {batch.shape}", "build it for that shape")
         self.input.host[...] = batch
         marks = [self.cuda.event()]
         self.cuda.to_device(self.input.address, self.input.host)

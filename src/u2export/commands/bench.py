@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from u2export.commands import options
 from u2export.commands.console import stderr
+from u2export.commands.options import Trust
 from u2export.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def bench(
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Use so many photos, spread evenly; 0 for all.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="A photo that cannot be read is an error.")] = False,
+    trust: Trust = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time the rows.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in the --json file.")] = False,
 ) -> None:
@@ -118,6 +121,8 @@ def bench(
         raise UserError("--resume needs the results to continue", "add --json FILE")
     if masks:
         require()
+    if trust:
+        options.trust(artifacts)
     photos = photos_in(images, limit)
     plan = Plan(
         artifacts=[Artifact.open(path) for path in artifacts],

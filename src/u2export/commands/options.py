@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,10 @@ KeepFloat = Annotated[
 ]
 Budget = Annotated[
     str, typer.Option(help="Fidelity limits in place of the default ones, such as mae=0.003,iou_worst=0.97.")
+]
+
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Open TensorRT engines not built on this machine, from now on; native code!")
 ]
 
 
@@ -77,6 +82,17 @@ def kept(path: Path | None) -> tuple[str, ...]:
     from u2export.calibration.sensitivity import read_keep_float
 
     return read_keep_float(path)
+
+
+def trust(paths: Iterable[Path]) -> None:
+    """Remember the TensorRT engines among artifacts as ones this machine may open."""
+    from u2export.exporters.base import Artifact
+    from u2export.exporters.trt import ENGINE
+    from u2export.exporters.trt_runner import trust as remember
+
+    for path in paths:
+        if (engine := Artifact.open(path).path).suffix == ENGINE:
+            remember(engine)
 
 
 def shown(data: Any) -> str:

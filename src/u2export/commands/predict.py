@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from u2export.commands.options import AsJson, shown
+from u2export.commands import options
+from u2export.commands.options import AsJson, Trust, shown
 from u2export.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def predict(
     ] = False,
     mode: Annotated[str, typer.Option(help="Arithmetic or device, where the artifact runs in several.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")] = False,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Write `<stem>.png`, an 8-bit mask of the photo's size, for every photo."""
@@ -33,6 +35,8 @@ def predict(
 
     photos = find_photos(images)
     targets = _targets(photos, images, out)
+    if trust:
+        options.trust([model])
     artifact = Artifact.open(model)
     make_folder(out)
     failed: dict[str, str] = {}
