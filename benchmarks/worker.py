@@ -32,7 +32,6 @@ import os
 import sys
 import traceback
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -108,9 +107,7 @@ class Worker:
             opening = EXPORTERS[artifact.exporter].streams(artifact, which["mode"], threads, streams)
         self.runners = self.stack.enter_context(opening)
         load_ns = perf_counter_ns() - start
-        phases: Counter[str] = Counter({"import": importing} if importing else {})
-        for runner in self.runners:
-            phases.update(runner.opening)
+        phases = {**({"import": importing} if importing else {}), **self.runners[0].opening}
         yield {
             "load_ns": load_ns, "opening_ns": phases, "runtime": dict(self.runners[0].info), "memory": before,
         }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from u2export.benchmarks.fidelity import compare
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
-from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
+from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, processors, versions
 from u2export.reference.graph import Graph, to_onnx
 from u2export.reference.image import Floats
 
@@ -144,6 +144,14 @@ class OpenVINO(Exporter):
 
     @contextmanager
     def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
+        yield self._opened(artifact, mode, threads, 1)[0]
+
+    @contextmanager
+    def streams(self, artifact: Artifact, mode: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
+        """As `Exporter.streams`, from one compiled model: copies would all be pinned to the same processors."""
+        yield self._opened(artifact, mode or self.modes(artifact)[0], threads or processors(), count)
+
+    def _opened(self, artifact: Artifact, mode: str, threads: int, count: int) -> list[Runner]:
         import openvino
 
         hints = {
@@ -151,6 +159,7 @@ class OpenVINO(Exporter):
             "INFERENCE_PRECISION_HINT": "f32" if mode == "int8" else mode,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(threads),
+            **({"NUM_STREAMS": str(count)} if count > 1 else {}),
         }
         core = openvino.Core()
         try:
@@ -168,23 +177,22 @@ class OpenVINO(Exporter):
             arithmetic = "int8"
         if arithmetic != mode:
             raise Unavailable(f"{artifact.name}: asked for {mode}, OpenVINO runs {arithmetic}", "choose another mode")
-        request = compiled.create_infer_request()
+        info = {
+            "runtime": f"OpenVINO {openvino.__version__.partition('-')[0]}",
+            "device": ",".join(compiled.get_property("EXECUTION_DEVICES")),
+            "arithmetic": arithmetic,
+            "convolutions": ", ".join(f"{n} {kind}" for kind, n in layers.most_common()),
+            "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
+        }
+        return [Runner(_predictor(compiled.create_infer_request()), info, opening=opening) for _ in range(count)]
 
-        def predict(batch: Floats) -> Floats:
-            # The runtime's tensor is a view that the next call overwrites.
-            return np.array(request.infer({0: batch}, share_inputs=True)[0], np.float32)
 
-        yield Runner(
-            predict,
-            {
-                "runtime": f"OpenVINO {openvino.__version__.partition('-')[0]}",
-                "device": ",".join(compiled.get_property("EXECUTION_DEVICES")),
-                "arithmetic": arithmetic,
-                "convolutions": ", ".join(f"{n} {kind}" for kind, n in layers.most_common()),
-                "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
-            },
-            opening=opening,
-        )
+def _predictor(request: Any) -> Callable[[Floats], Floats]:
+    def predict(batch: Floats) -> Floats:
+        # The runtime's tensor is a view that the next call overwrites.
+        return np.array(request.infer({0: batch}, share_inputs=True)[0], np.float32)
+
+    return predict
 
 
 def _layer_types(compiled: Any) -> Counter[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -416,6 +417,25 @@ def test_bench_errors(cli: Cli, tiny: Callable[[str, float], Path], photos: dict
     two_lines(cli("bench", model, "--images", folder, "--masks", folder / "p0.png"), "no such folder")
     (tmp_path / "file").write_text("")
     two_lines(cli("bench", model, "--images", folder, "--json", tmp_path / "file" / "r.json"), "cannot write")
+
+
+def test_streams_of_openvino_share_one_model(tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
+    """Two requests at the same time, each with its own result; and the runtime tells reading from compiling."""
+    openvino = pytest.importorskip("openvino")
+    from u2export.exporters.openvino import OpenVINO
+
+    path = tmp_path / "tiny.xml"
+    openvino.save_model(openvino.convert_model(tiny("first.onnx", 1.0)), path, compress_to_fp16=False)
+    contract = Contract(height=32, width=48)
+    artifact = Artifact("openvino", "fp32", "toy", WEIGHTS, contract, path, hashes(path, path.with_suffix(".bin")))
+    inputs = np.random.default_rng(0).random((2, 1, 3, 32, 48), np.float32)
+    with OpenVINO().load(artifact, "f32") as alone, OpenVINO().streams(artifact, "f32", 2, 2) as runners:
+        want = [alone(x) for x in inputs]
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(20):
+                got = list(pool.map(lambda runner, x: runner(x), runners, inputs))
+                assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    assert alone.opening.keys() == {"read", "compile"} and min(alone.opening.values()) > 0
 
 
 @pytest.mark.slow
