@@ -343,16 +343,25 @@ def aihub(text: str, log: str) -> list[Found]:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {str(error).splitlines()[0]}") from None
-    found = [
-        _aihub_cell(component, precision, device, runtime, cell)
+    cells = [
+        (component, precision, device, runtime, cell)
         for precision, values in data["precisions"].items()
         for component, metrics in values["components"].items()
         for device, runtimes in metrics["performance_metrics"].items()
         for runtime, cell in runtimes.items()
     ]
-    if not found:
+    if not cells:
         raise ValueError("no measurements")
-    return found
+    devices: dict[str, list[str]] = {}
+    for _, _, device, _, cell in cells:
+        devices.setdefault(str(cell.get("job_id", "")), []).append(str(device))
+    return [_shared(_aihub_cell(*one), devices[str(one[4].get("job_id", ""))]) for one in cells]
+
+
+def _shared(found: Found, devices: Sequence[str]) -> Found:
+    """The file lists one job's figures under several devices, without a word; the job's number tells."""
+    others = [name for name in dict.fromkeys(devices) if found.device and name != found.device.model]
+    return replace(found, notes=(f"one job's figure, listed for {', '.join(others)} too",)) if others else found
 
 
 AIHUB_RUNTIMES = {"tflite": "LiteRT", "qnn_dlc": "QNN", "onnx": "ONNX Runtime QNN"}

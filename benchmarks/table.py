@@ -10,7 +10,7 @@ import html
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -384,12 +384,13 @@ def overview(reports: Sequence[Report]) -> str:
 
 def _overview(reports: Sequence[Report], titles: Sequence[str]) -> str:
     columns = [c for c in COLUMNS if c.title in titles]
+    heads = [c if "p90 ms" in titles else replace(c, title=c.title.replace("p50 ", "")) for c in columns]
     rows = []
     for report in reports:
         shown = {c.title: values for c, values in cells(report, titles)}
         name = report.device.model or report.device.cpu
         rows += [[name, *(shown[c.title][i] for c in columns)] for i in range(len(report.rows))]
-    text = pipes([Column("device", lambda _r, _m: "", right=False), *columns], rows)
+    text = pipes([Column("device", lambda _r, _m: "", right=False), *heads], rows)
     codes = [f"- {code}: {BLANKS[code]}" for code in _codes(reports, titles)]
     lines = [line for r in reports for line in about(r) if line.partition(":")[0] not in (*BLANKS, "by")]
     notes = dict.fromkeys(f"- {line}" for line in lines if not is_published(reports[0]) or line[0] in "p¹")

@@ -202,7 +202,14 @@ def test_aihub(tmp_path: Path) -> None:
     )
     assert first.runtime["layers"] == "261 layers on NPU" and first.source["version"] == "litert 1.4.2, qairt 2.50.0"
     assert (failed.reason, failed.problem) == ("failed", "AI Hub job Failed") and not failed.stated
-    assert first.name != failed.name
+    assert first.name != failed.name and not any("listed for" in note for note in first.notes)
+    file.write_text(
+        AIHUB.replace(
+            "inference_time_milliseconds: 20.6", "inference_time_milliseconds: 20.6\n              job_id: j1"
+        )
+    )
+    first = reports(file, "aihub", Claim())[0].rows[0]
+    assert "one job's figure, listed for Snapdragon X Elite CRD too" in first.notes
 
 
 def artifact(folder: Path) -> Artifact:
