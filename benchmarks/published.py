@@ -2,7 +2,8 @@
 
 A file holds `{"schema": 1, "source": {…}, "rows": [{…}, …]}`. A row tells `device`, `model`, `runtime`, `precision`,
 and `ms` (one number, or two for a range) or `fps`; it may tell `compute`, `peak_mb`, `timed`, `url`, `version`, and
-`note`. What all rows share stands once under `source`: `title`, `url`, `read` (the day), `file`, `sha256`, `timed`.
+`note`, and `statistic`
+(p50, p90, mean …) where the number is known to be one. What all rows share stands once under `source`: `title`, `url`, `read` (the day), `file`, `sha256`, `timed`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from u2export.files import read_json
 from u2export.reference.weights import Identity
 
 SCHEMA = 1
+STATISTICS = ("single", "p50", "p90", "p95", "p99", "mean")
 
 
 def load(path: Path) -> list[Report]:
@@ -73,4 +75,7 @@ def _stated(row: Mapping[str, Any]) -> dict[str, float]:
     values = [milliseconds(v) for v in (given if isinstance(given, list) else [given])]
     if "ms" not in row:
         values = [1000 / v for v in values]
-    return {"single": values[0]} if len(values) == 1 else {"min": min(values), "max": max(values)}
+    name = str(row.get("statistic", "single"))
+    if name not in STATISTICS:
+        raise ValueError(f"no statistic {name!r}")
+    return {name: values[0]} if len(values) == 1 else {"min": min(values), "max": max(values)}
