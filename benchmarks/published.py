@@ -1,9 +1,9 @@
 """Figures that others published: a short JSON in, reports out, each row marked as theirs and with its source.
 
 A file holds `{"schema": 1, "source": {…}, "rows": [{…}, …]}`. A row tells `device`, `model`, `runtime`, `precision`,
-and `ms` (one number, or two for a range) or `fps`; it may tell `compute`, `peak_mb`, `timed`, `url`, `version`, and
-`note`, and `statistic`
-(p50, p90, mean …) where the number is known to be one. What all rows share stands once under `source`: `title`, `url`, `read` (the day), `file`, `sha256`, `timed`.
+and `ms` (one number, or two for a range) or `fps`; it may tell `statistic` (p50, p90, mean …; by default it is not
+known which), `compute`, `peak_mb`, `timed`, `url`, `version` and `note`. What all rows share stands once under
+`source`: `title`, `url`, `read` (the day), `file`, `sha256`, `timed`.
 """
 
 from __future__ import annotations
