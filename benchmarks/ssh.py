@@ -2,8 +2,9 @@
 
 The system's own OpenSSH client does the talking, so that keys, agents, jump hosts and known hosts are those the user
 already has. One connection carries everything: a janitor, a shell that makes a scratch folder and removes it when its
-input ends, however that comes about; a tar for what is sent; and one worker for each row. No name of a file ever
-passes a shell there: files are named inside the tar, and requests to workers are JSON on their input.
+input ends, however that comes about; a tar for what is sent; one worker for each row, and one that watches clocks and
+temperatures. No name of a file ever passes a shell there: files are named inside the tar, and requests to workers are
+JSON on their input.
 
 Needed there: sh, mktemp, tar, and a Python with numpy, Pillow and the runtime. Nothing is installed, and nothing stays.
 """
@@ -111,6 +112,7 @@ class Remote(Host):
         super().__init__()
         self.address, self.python, self.config = address, python.removeprefix("~/"), config
         self.there: dict[Path, str] = {}
+        self.watcher: Child | None = None
         self.workers = 0
         self.control = ""
         self.folder = ""
@@ -132,6 +134,8 @@ class Remote(Host):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.watcher:
+            self.watcher.end()
         with suppress(OSError):
             assert self.janitor.stdin
             self.janitor.stdin.close()
@@ -154,7 +158,13 @@ class Remote(Host):
             raise self._refused((Path(self.control) / "log").read_text(errors="replace"))
         self._find_python()
         self._send({f"core/u2export/{name}": path for name, path in core().items()})
-        self._machine: dict[str, Any] = self._ask("machine")
+        try:
+            self.machine = self._watch("machine")
+        except Failed as failure:
+            raise UserError(
+                f"{self.python} on {self.address.label} cannot run u2export: {failure.problem}",
+                f"run there: {shlex.quote(self.python)} -m pip install numpy pillow, and the runtime",
+            ) from None
 
     def _find_python(self) -> None:
         done = self._run(shlex.join(["exec", self.python, "-c", ABOUT]))
@@ -170,19 +180,28 @@ class Remote(Host):
 
     def device(self) -> Device:
         """Which machine it is."""
-        return Device.from_json(self._machine["device"])
+        return Device.from_json(self.machine["device"])
 
     def environment(self) -> dict[str, Any]:
         """What is installed on it."""
-        return dict(self._machine["environment"])
+        return dict(self.machine["environment"])
 
     def state(self) -> dict[str, Any]:
-        """Clocks, temperatures, power mode, now."""
-        return dict(self._ask("machine")["state"])
+        """Clocks, temperatures, power mode, now; empty once the connection is lost."""
+        with suppress(Failed):
+            return dict(self._watch("machine")["state"])
+        return {}
 
     def pulse(self) -> dict[str, Any]:
         """The same in short."""
-        return dict(self._ask("pulse")["pulse"])
+        with suppress(Failed):
+            return dict(self._watch("pulse")["pulse"])
+        return {}
+
+    def _watch(self, do: str) -> dict[str, Any]:
+        """The answer of a worker that has nothing else to do; started once, so as not to disturb the others."""
+        self.watcher = self.watcher or self.child(Path(self.control) / "watcher", ANSWER)
+        return self.watcher.ask(do)
 
     def send_artifact(self, artifact: Artifact) -> None:
         """All its files and its record into a folder of their own, under their own names."""
@@ -233,17 +252,6 @@ class Remote(Host):
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise UserError(f"{self.address.label} does not answer", "check that the device is idle") from None
-
-    def _ask(self, do: str) -> dict[str, Any]:
-        """The answer of a worker of its own."""
-        try:
-            with self.child(Path(self.control) / "ask", ANSWER) as child:
-                return child.ask(do)
-        except Failed as failure:
-            raise UserError(
-                f"{self.python} on {self.address.label} cannot run u2export: {failure.problem}",
-                f"run there: {shlex.quote(self.python)} -m pip install numpy pillow, and the runtime",
-            ) from None
 
     def _send(self, files: dict[str, Path]) -> None:
         """Files by their names there, relative to the scratch folder."""

@@ -43,6 +43,7 @@ class Server:
     home: Path
     python: Path
     known: Path
+    pid: int
 
     @property
     def url(self) -> str:
@@ -123,7 +124,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        yield Server(port, folder / "ssh_config", home, light_python(folder / "env"), folder / "known")
+        yield Server(port, folder / "ssh_config", home, light_python(folder / "env"), folder / "known", process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -261,9 +262,10 @@ def test_a_worker_that_crashes_or_hangs_over_there(server: Server, tmp_path: Pat
 def test_a_lost_connection_is_told_from_a_crash(server: Server, tmp_path: Path) -> None:
     with server.remote() as remote, remote.child(tmp_path / "log", 30) as child:
         child.ask("pulse")
-        remote.janitor.kill()  # the connection that all others go through
+        subprocess.run(["pkill", "-KILL", "-P", str(server.pid)], check=True)  # the server's end of all connections
         with pytest.raises(Failed, match=r"the connection to .* broke"):
             child.ask("pulse")
+        assert remote.pulse() == remote.state() == {}
     assert server.left == []
 
 
