@@ -19,6 +19,7 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.base import Artifact, Made, Request, Runner, adopt, hashes, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runner_of
 from u2export.exporters.trt_build import LOCAL, Built, Options, devices
+from u2export.exporters.trt_layers import HIDDEN
 from u2export.exporters.trt_recipe import SUFFIX, Recipe
 from u2export.files import make_folder, publish, staging, write_json
 from u2export.reference.graph import Graph, to_onnx
@@ -75,9 +76,10 @@ class TensorRT(OnnxRuntimeRunner):
             raise UserError("--keep-float is an option of int8 and fp16", "add --int8 or --fp16")
 
     def filename(self, source: Source, precision: str) -> str:
-        """As `Exporter.filename`; free axes and an fp16 rest say so, lest one overwrite another."""
+        """As `Exporter.filename`; what differs from the default says so, lest one overwrite another."""
         stem = super().filename(source, precision).removesuffix(self.suffix)
-        marks = [*(["fp16"] if self.rest == "fp16" else []), *(["dynamic"] if self.dynamic else [])]
+        marks = [*([self.placement] if self.placement != "producer" else []), *(["mixed"] if self.keep_float else [])]
+        marks += [*(["fp16"] if self.rest == "fp16" else []), *(["dynamic"] if self.dynamic else [])]
         return "-".join((stem, *marks)) + self.suffix
 
     def missing_runtime(self) -> Unavailable | None:
@@ -207,6 +209,8 @@ def _notes(built: Built, options: Options, source: Artifact) -> tuple[str, ...]:
         notes.append(f"built ahead of time with {title}, structure checked, {NOT_RUN}")
     if not built.comparison:
         notes.append("its layer table could not be read: precisions not confirmed")
+    elif hidden := sum(got == HIDDEN for got in built.comparison.got.values()):
+        notes.append(f"TensorRT does not show what {hidden} convolutions compute in: not confirmed")
     if source.fidelity:
         mae = source.fidelity["mae"]
         notes.append(f"masks of its graph in ONNX Runtime: MAE {mae:.2g}; of the engine: not measured")

@@ -24,6 +24,7 @@ TYPES = {
     "int8": "int8", "uint8": "uint8", "int32": "int32", "int64": "int64", "bool": "bool", "fp8": "fp8", "int4": "int4",
 }  # fmt: skip
 BYTES = {"fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "int64": 8, "int4": 0.5}
+HIDDEN = "hidden"
 # Words of kinds and kernels that do arithmetic with weights, the surest first; "" stands for any other kind.
 CONVOLUTIONS = ("conv", "correlation", "fusion", "gemm", "")
 # Kinds that carry a convolution's name without computing it: layout changes and what a kernel leaves to a next one.
@@ -114,8 +115,14 @@ class Table:
         return {n: layer for n, layer in found.items() if not any(h in layer.kind.lower() for h in HELPERS)}
 
     def precisions(self, nodes: Mapping[str, str]) -> dict[str, str]:
-        """What the convolutions named really compute in; "" for those the table does not show."""
-        return {node: layer.precision if (layer := self.layer_of(node)) else "" for node in nodes}
+        """What the convolutions named really compute in; "" for those the table does not show, HIDDEN for those that
+        may be inside a layer that TensorRT does not open.
+        """
+        unseen = HIDDEN if any("ForeignNode[" in layer.name for layer in self.layers) else ""
+        found = {node: self.layer_of(node) for node in nodes}
+        return {
+            n: layer.precision if layer and "ForeignNode[" not in layer.name else unseen for n, layer in found.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for records: totals, not layers."""
@@ -128,6 +135,7 @@ class Comparison:
 
     Attributes:
         wanted, got: precision by node.
+            Those hidden in a layer that TensorRT does not open count neither as kept nor as changed.
         weak: in weak typing, where TensorRT may compute floating-point layers in fp32 or fp16 as is faster. Int8 it may
             not give up, since Q/DQ pairs stand for it, nor fp16 everywhere.
         islands: nodes that have to be in fp32 all the same.
@@ -144,6 +152,8 @@ class Comparison:
         return {n: (w, self.got[n]) for n, w in self.wanted.items() if self.got[n] != w and not self._free(n, w)}
 
     def _free(self, node: str, wanted: str) -> bool:
+        if self.got[node] == HIDDEN:
+            return True
         if not self.weak or node in self.islands or {wanted, self.got[node]} != {"fp16", "fp32"}:
             return False
         return "int8" in self.wanted.values() or (wanted == "fp16" and "fp16" in self.got.values())

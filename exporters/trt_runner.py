@@ -8,9 +8,10 @@ Engines are native code. Only those this machine has built, or was told to trust
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,15 @@ from u2export.reference.weights import file_digest, home
 
 Array = NDArray[Any]
 WARMUP = 10
+# Not `tensorrt.nptype`, which with 8.5 fails on numpy 1.24 and later.
+NUMPY = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "BOOL": np.bool_,
+}
 
 
 # --- trust ------------------------------------------------------------------------------------------------------
@@ -64,14 +74,19 @@ def check_trust(engine: Path) -> None:
 # --- CUDA: addresses and streams are integers, sizes bytes, times milliseconds ------------------------------------
 
 
+def cuda_runtime() -> Any:
+    """cuda-python's module of the CUDA runtime, by its new or its old name; None where it is not installed."""
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):
+        with suppress(ImportError):
+            return importlib.import_module(name)
+    return None
+
+
 class CudaPython:
     """CUDA through NVIDIA's cuda-python."""
 
     def __init__(self) -> None:
-        import importlib
-
-        name = "cuda.bindings.runtime" if find_spec("cuda.bindings") else "cuda.cudart"
-        self.rt = importlib.import_module(name)
+        self.rt = cuda_runtime()
         self._stream = self._do(self.rt.cudaStreamCreateWithFlags(self.rt.cudaStreamNonBlocking))
         self._pinned: list[int] = []
 
@@ -236,7 +251,7 @@ def open_cuda() -> Cuda:
     """
     if not devices():
         raise Unavailable("no CUDA device", "run the engine on the GPU it was built for")
-    if find_spec("cuda"):
+    if cuda_runtime():
         return CudaPython()
     if find_spec("torch"):
         import torch
@@ -282,7 +297,7 @@ class Engine:
                 f"TensorRT {trt.__version__} cannot open the engine: {reason}",
                 "engines fit one version and one kind of GPU; build it here with u2export trt build RECIPE",
             )
-        self.context = self.engine.create_execution_context()
+        self.context = self._context()
         if self.context is None:
             raise UserError("TensorRT cannot make an execution context", "free some GPU memory")
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
@@ -304,9 +319,17 @@ class Engine:
         self.graph = self._captured()
         self.memory = cuda.used() - before
 
+    def _context(self) -> Any:
+        """RTX captures graphs itself when told to; its own streams need not be capturable then."""
+        if not hasattr(self.trt, "CudaGraphStrategy"):
+            return self.engine.create_execution_context()
+        config = self.engine.create_runtime_config()
+        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return self.engine.create_execution_context(config)
+
     def _port(self, name: str) -> Port:
         shape = tuple(self.context.get_tensor_shape(name))
-        dtype = self.trt.nptype(self.engine.get_tensor_dtype(name))
+        dtype = NUMPY[self.engine.get_tensor_dtype(name).name]
         host = self.cuda.pinned(shape, dtype)
         host[...] = 0
         address = self.cuda.alloc(max(1, host.nbytes))
@@ -320,9 +343,8 @@ class Engine:
 
     def _captured(self) -> bool:
         """Whether launches go through a CUDA graph: one call in place of hundreds of kernels."""
-        capturable = getattr(self.context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(self.cuda.stream()):
-            return False
+        if hasattr(self.trt, "CudaGraphStrategy"):
+            return True
         self._launch = self.cuda.capture(self._enqueue)
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT, Cli, two_lines
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters import trt_runner
+from u2export.exporters import trt_build, trt_runner
 from u2export.exporters.base import Artifact, Request
 from u2export.exporters.trt import TensorRT, save_engine
 from u2export.exporters.trt_build import Built, Options, devices
@@ -83,6 +84,7 @@ def test_layers_kept_in_fp32_show_in_graph_and_recipe(tmp_path: Path) -> None:
 # --- engines ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_rtx
 @no_gpu
 def test_an_engine_on_a_machine_without_gpu(cli: Cli, exported: Artifact, tmp_path: Path) -> None:
@@ -112,11 +114,12 @@ def test_an_engine_on_a_machine_without_gpu(cli: Cli, exported: Artifact, tmp_pa
     photos = ("--images", ROOT / "reference" / "photos", "--limit", 1, "--no-latency", "--json", results)
     benched = cli("bench", engine, *photos)
     assert benched.returncode == 0, benched.stderr
-    (row,) = [r for r in json.loads(results.read_text())["measurements"] if r["name"] == engine.name]
+    (row,) = [r for r in json.loads(results.read_text())["rows"] if r["name"] == engine.name]
     assert row["reason"] == "unavailable" and "no CUDA device" in row["problem"]
     two_lines(cli("predict", ROOT / "reference" / "photos", "--model", engine, "--out", tmp_path), "no CUDA device")
 
 
+@pytest.mark.slow
 @no_gpu
 def test_what_cannot_be_built_here_is_said_with_the_way_on(cli: Cli, exported: Artifact, tmp_path: Path) -> None:
     recipe = exported.path.with_suffix(".recipe.json")
@@ -230,8 +233,8 @@ class Doubler:
     def get_tensor_mode(self, name: str) -> str:
         return {"image": "INPUT", "mask": "OUTPUT"}[name]
 
-    def get_tensor_dtype(self, name: str) -> type:
-        return np.float32
+    def get_tensor_dtype(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name="FLOAT")
 
     def create_execution_context(self) -> Doubler:
         return self
@@ -261,7 +264,7 @@ def doubling() -> Iterator[tuple[Engine, HostCuda, ExitStack]]:
     cuda, shape = HostCuda(), (1, 1, 4, 4)
     severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, WARNING=2)
     trt = SimpleNamespace(
-        __version__="10.3.0", ILogger=type("ILogger", (), {"Severity": severity}), nptype=lambda t: t,
+        __version__="10.3.0", ILogger=type("ILogger", (), {"Severity": severity}),
         TensorIOMode=SimpleNamespace(INPUT="INPUT"),
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: Doubler(cuda, shape)),
     )  # fmt: skip
@@ -297,15 +300,25 @@ def test_the_runner_calls_only_what_every_version_has(version: str) -> None:
     }
     assert len(named) >= 11
     ours = {("ICudaEngine", m) for m in ("timing", "memory", "graph", "input")}  # of our own Engine
+    ours |= {("ICudaEngine", "create_runtime_config")}  # of RTX, asked for behind a check
     lost = {pair for pair in named - ours if pair[1] not in API[version]["classes"][pair[0]]}
     assert not lost
 
 
+@needs_rtx
+def test_rtx_has_what_the_runner_asks_it_for() -> None:
+    trt = trt_build.load("rtx")
+    assert hasattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE") and hasattr(trt.ICudaEngine, "create_runtime_config")
+    assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")
+
+
 def test_cuda_python_answers_are_unpacked() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    if devices():
-        pytest.skip("this machine has a GPU")
-    assert callable(runtime.cudaMalloc)
+    runtime = trt_runner.cuda_runtime()
+    if runtime is None or devices():
+        pytest.skip("cuda-python is not installed, or this machine has a GPU")
+    source = (ROOT / "exporters" / "trt_runner.py").read_text(encoding="utf-8")
+    names = set(re.findall(r"self\.rt\.(\w+)", source))
+    assert len(names) >= 15 and not [n for n in names if not hasattr(runtime, n)]
     with pytest.raises(Unavailable, match="CUDA: cudaError"):
         trt_runner.CudaPython()
 

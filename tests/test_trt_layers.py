@@ -99,6 +99,15 @@ def test_json_of_11() -> None:
     assert table.layers[0].nodes == ("/a/Conv", "/a/Relu")
 
 
+def test_what_tensorrt_does_not_open_is_hidden_not_lost() -> None:
+    node = {"Name": "{ForeignNode[/a/Conv.../z/Sigmoid]}", "LayerType": "Myelin", "Inputs": [], "Outputs": []}
+    wanted = {"/a/Conv": "int8", "/b/Conv": "int8"}
+    opaque = parse(json.dumps({"Layers": [node]})).precisions(wanted)
+    assert set(opaque.values()) == {"hidden"} and Comparison(wanted, opaque).changed == {}
+    lost = parse(json.dumps(JSON_11)).precisions({"/b/Conv": "int8"})
+    assert Comparison({"/b/Conv": "int8"}, lost).changed == {"/b/Conv": ("int8", "")}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [("no table here", "no layer table"), ("{}", "no layer table"), ('{"Layers": []}', "empty"),

@@ -281,4 +281,6 @@ def _confirmed(table: Table, got: Mapping[str, str]) -> str:
     from collections import Counter
 
     counts = ", ".join(f"{n} {name}" for name, n in Counter(got.values()).most_common())
-    return f"convolutions as asked for: {counts}; {len(table.layers)} layers, {table.traffic / 1e6:.0f} MB moved a run"
+    return (
+        f"convolutions in {counts}, as asked for; {len(table.layers)} layers, {table.traffic / 1e6:.0f} MB moved a run"
+    )
