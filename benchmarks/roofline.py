@@ -23,6 +23,8 @@ from u2export.errors import Unavailable, UserError
 if TYPE_CHECKING:
     import onnx
 
+    from u2export.exporters.base import Artifact
+
 # Bytes of a value, and how much faster than int8 the same unit computes: fp16 half as fast, fp32 a quarter.
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 RATE = {"fp32": 0.25, "fp16": 0.5, "int8": 1.0, "fp4": 2.0}
@@ -260,12 +262,27 @@ def _fastest(work: Any, seconds: float) -> float:
     return min(times)
 
 
-def reached(work: Work, chip: Chip, report: Report) -> list[tuple[Measurement, float, float]]:
-    """Of each timed row: operations per second at its median, and their share of the measured float32 peak.
+def of_network(report: Report, artifact: Artifact) -> list[Measurement]:
+    """The timed rows of the artifact's weights and image contract, whatever their precision.
+
+    Raises:
+        UserError: the results hold none.
+    """
+    contract = artifact.contract.to_json()
+    rows = [
+        row
+        for row in report.rows
+        if row.latency.ns and row.scenario == "latency" and row.weights == artifact.weights and row.contract == contract
+    ]
+    if not rows:
+        raise UserError(f"the results hold no times of {artifact.name}'s network", "give the model that was benched")
+    return rows
+
+
+def reached(work: Work, chip: Chip, rows: Sequence[Measurement]) -> list[tuple[Measurement, float, float]]:
+    """Of each row: operations per second at its median, and their share of the measured float32 peak.
 
     8-bit and bfloat16 units are faster than float32 ones, so such rows may exceed 1.
     """
-    peak = chip.peaks["fp32"]
-    timed = [row for row in report.rows if row.latency.ns and row.scenario == "latency"]
-    rates = [(row, 2 * work.macs / (row.latency.p50 / 1e3)) for row in timed]
-    return [(row, rate, rate / peak) for row, rate in rates]
+    rates = [(row, 2 * work.macs / (row.latency.p50 / 1e3)) for row in rows]
+    return [(row, rate, rate / chip.peaks["fp32"]) for row, rate in rates]

@@ -500,9 +500,12 @@ def terminal(report: Report) -> RenderableType:
         table.add_row(*(_stack([found[t][i] for t in stack]) for stack in stacks), end_section=True)
         if row.reason:
             table.rows[-1].style = "yellow"
+    titles = [row.title for row in report.rows]
     notes = [
         Text.assemble(
-            (f"{row.title}: ", "bold"), f"{note}" + (f" [{REASONS[row.reason]}]" if row.reason in REASONS else "")
+            (row.title if titles.count(row.title) == 1 else f"{row.title}, {row.ran_as}", "bold"),
+            ": ",
+            f"{note}" + (f" [{REASONS[row.reason]}]" if row.reason in REASONS else ""),
         )
         for row in report.rows
         if (note := _note(report, row))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 
-from u2export.benchmarks.roofline import RATE, Chip, Layer, Work, bound, chips, count, reached, this_machine
+from u2export.benchmarks.roofline import RATE, Chip, Layer, Work, bound, chips, count, of_network, reached, this_machine
 from u2export.errors import UserError
 
 CONV = Layer("c", "Conv", 1000, 300, 100)
@@ -115,11 +115,18 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
     two_lines(cli("roofline", path, "--device", "abacus"), "no device 'abacus'")
 
 
-def test_share_of_the_peak() -> None:
+def test_share_of_the_peak(tmp_path: Path) -> None:
     from test_table import report
 
+    from u2export.exporters.base import Artifact
+    from u2export.reference.image import Contract
+
+    made = report()
+    network = Artifact("onnx", "fp32", "u2netp", made.rows[0].weights, Contract(), tmp_path / "m.onnx")
+    rows = of_network(made, network)
+    assert [row.name for row in rows] == ["u2netp-320-pytorch-fp32", "u2netp-320-openvino-fp16.xml"]
     work, here = Work((replace(CONV, macs=10**9),), 1), Chip("", {"fp32": 1e11}, 1.0)
-    rows = {row.name: (rate, share) for row, rate, share in reached(work, here, report())}
-    rate, share = rows["u2netp-320-pytorch-fp32"]
+    (_, rate, share), _ = reached(work, here, rows)
     assert rate == pytest.approx(2e9 / 0.201, rel=1e-3) and share == pytest.approx(rate / 1e11)
-    assert "u2netp-320-trt-fp16.engine" not in rows
+    with pytest.raises(UserError, match="no times of m.onnx's network"):
+        of_network(made, replace(network, contract=Contract(64, 64)))

@@ -40,8 +40,9 @@ def roofline(
 ) -> None:
     """Estimate the least latency of a network on devices from their makers' figures; never a result."""
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.roofline import bound, chips, count, reached, this_machine
+    from u2export.benchmarks.roofline import bound, chips, count, of_network, reached, this_machine
     from u2export.benchmarks.table import console
+    from u2export.exporters.base import Artifact
     from u2export.files import write_json
 
     known = chips()
@@ -50,12 +51,13 @@ def roofline(
     work = count(model)
     wanted = {"all": list(known.values()), "none": []}.get(device) or [known[device]] if device != "none" else []
     bounds = [(chip, bound(work, chip, precision.value), precision.value) for chip in wanted]
+    timed = of_network(Report.load(results), Artifact.open(model)) if results else []
     measured = None
     if local or results:
         with stderr().status("measuring this machine"):
             measured = this_machine()
         bounds.append((measured, bound(work, measured, "fp32"), "fp32"))
-    rows = reached(work, measured, Report.load(results)) if results and measured else []
+    rows = reached(work, measured, timed) if measured else []
     out = console()
     out.print(_summary(work, precision.value), highlight=False)
     out.print(_bounds(bounds))
