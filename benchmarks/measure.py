@@ -231,7 +231,7 @@ class Bench:
     def _opening(self, subject: Subject) -> dict[str, Any]:
         """How a worker of the machine it runs on opens it."""
         opening = {"threads": self.plan.settings.threads, **subject.opening}
-        if "artifact" in opening and not self._is_outside(subject):
+        if "artifact" in opening:
             opening["artifact"] = self.host.path(Path(opening["artifact"]))
         return opening
 
