@@ -497,7 +497,6 @@ def _row(found: Found, path: Path, digest: str, claim: Claim, judge: Judge | Non
               "timed": found.timed, "url": claim.url}  # fmt: skip
     blank = () if images else ("no fidelity: no masks were brought back",)
     unknown = () if claim.artifact else ("no artifact's record: weights and preprocessing are not known",)
-    # Only a kit's own runtime line says which arithmetic ran; precisions are requests.
     return replace(
         base,
         images=images,
