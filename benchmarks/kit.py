@@ -152,7 +152,12 @@ def _manifest(artifact: Artifact, platform: Platform, digest: str, names: list[s
 
 
 def _words(artifact: Artifact, made: Path, platform: str) -> dict[str, str]:
-    return {"model": artifact.name, "kit": made.name, "not_run": f"{NOT_RUN}; {WRITTEN[platform]}"}
+    return {
+        "model": artifact.name,
+        "stem": artifact.path.stem,
+        "kit": made.name,
+        "not_run": f"{NOT_RUN}; {WRITTEN[platform]}",
+    }
 
 
 def judge(kit: Path, results: Path) -> Callable[[Found], Mapping[str, ImageFidelity]]:
@@ -245,9 +250,8 @@ The last word is one of all, cpuOnly, cpuAndGPU, cpuAndNeuralEngine; each is a r
 
 1. In Xcode, make an iOS app; add `Bench.swift`, `{model}` and the folder `inputs` (as a folder reference).
 2. In a button's action, on a background queue:
-   `try U2ExportBench.run(model: Bundle.main.url(forResource: "{model}", withExtension: "mlmodelc")!, inputs:
-   Bundle.main.url(forResource: "inputs", withExtension: nil)!, results: .documentsDirectory, units: .all)`,
-   the resource's name without `.mlpackage`.
+   `try U2ExportBench.run(model: Bundle.main.url(forResource: "{stem}", withExtension: "mlmodelc")!, inputs:
+   Bundle.main.url(forResource: "inputs", withExtension: nil)!, results: .documentsDirectory, units: .all)`
 3. Run the Release configuration, without the debugger, battery above half, low-power mode off, five minutes of rest.
 4. Window > Devices and Simulators > the app > Download Container; copy `result.json` and the `.mask` files here, into
    `results/`.
