@@ -30,7 +30,7 @@ from u2export.exporters.base import Artifact, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
-from u2export.files import write_json, write_text
+from u2export.files import read_json, write_json, write_text
 from u2export.reference.source import Source, verification_photos
 
 
@@ -101,24 +101,26 @@ class Copies:
 def markdown(results: Mapping[str, Any]) -> str:
     """The results for readers."""
     time, mask = results["times"], results["masks"]
+    copied = time["masks"]
     rows = "".join(
         f"| {kind} | {sum(v.values())} | {v.get('fail', 0)} | {v.get('inconclusive', 0)} | {v.get('pass', 0)} |\n"
         for kind, v in time["verdicts"].items()
     )
     return f"""# False alarms of the gate
 
-The same artifacts against themselves, in fresh processes, under the default policy. {results["seconds"]:.0f} s on
-{results["device"]["cpu"]}; again with
+The same artifacts against themselves, in fresh processes, under the default policy, on {time["device"]["cpu"]};
+{mask["seconds"] + time["seconds"]:.0f} s. Again with
 
     {results["rerun"]}
 
-Masks: {mask["alarms"]} false alarms in {mask["comparisons"]} comparisons (u2netp in ONNX fp32, ONNX Runtime int8,
-OpenVINO fp32 and int8, and the copies below; {len(results["photos"])} photos, one or two threads, every second run
-beside a busy process); the largest difference of a photo's MAE was {mask["largest"]:.1g}.
+Masks: {mask["alarms"] + copied["alarms"]} false alarms in {mask["comparisons"] + copied["comparisons"]} comparisons.
+{mask["comparisons"]} are of {", ".join(mask["artifacts"])} on one or two threads, {copied["comparisons"]} of the
+copies below; every second run was beside a busy process. Largest difference of a photo's MAE:
+{max(mask["largest"], copied["largest"]):.1g}.
 
 Times: {time["alarms"]} false alarms in {time["comparisons"]} comparisons
 ({100 * time["alarms"] / max(1, time["comparisons"]):.2f} %), tier normal, u2netp in ONNX at {SIZE} x {SIZE} on one
-thread, {results["rows"]} copies in each of {results["benches"]} benches, each against each other. Pairs of one bench
+thread, {time["rows"]} copies in each of {len(time["benches"])} benches, each against each other. Pairs of one bench
 share rows. "busy": another process ran in bursts on the same processor.
 
 | machine | comparisons | false alarms | inconclusive | pass |
@@ -126,38 +128,61 @@ share rows. "busy": another process ran in bursts on the same processor.
 {rows}"""
 
 
+def timed_part(folder: Path, benches: int, rows: int) -> dict[str, Any]:
+    """Results of the copies: times of each against each, masks of each against the first."""
+    timings: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = []
+    machine, copied, start = [], Copies(), perf_counter()
+    for report, busy in times(folder, benches, rows):
+        seen += copied.judged(report, busy)
+        timings += [told(against(report, a, b), busy) for a, b in combinations(report.rows, 2)]
+        machine.append({"busy": busy, **spread(report)})
+        print(f"times: {len(timings)}, alarms: {alarms(timings)}", file=sys.stderr, flush=True)
+    return {
+        **about(timings, perf_counter() - start), "alarms": alarms(timings), "rows": rows, "benches": machine,
+        "masks": summary(seen), "pairs": timings,
+    }  # fmt: skip
+
+
+def alarms(found: Sequence[Mapping[str, Any]]) -> int:
+    """Comparisons that fail."""
+    return sum(f["verdict"] == "fail" for f in found)
+
+
+def summary(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Comparisons of masks: any verdict but pass counts as an alarm, the undecided too."""
+    return {
+        "comparisons": len(seen), "alarms": sum(s["verdict"] != "pass" for s in seen),
+        "largest": max((s["mae"] for s in seen), default=0.0), "artifacts": sorted({s["artifact"] for s in seen}),
+    }  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; exit code 1 where masks gave any false alarm, or times in more than one of a hundred."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for false_alarms.json and false_alarms.md")
+    parser.add_argument("--part", choices=("masks", "times"), help="run this alone, keep the other's results")
     parser.add_argument("--benches", type=int, default=10)
     parser.add_argument("--rows", type=int, default=7, help="copies in a bench of times")
     parser.add_argument("--runs", type=int, default=36, help="benches of masks")
     given = parser.parse_args(arguments)
-    start, timings, machine = perf_counter(), [], []
+    file = given.out / "false_alarms.json"
+    results: dict[str, Any] = read_json(file, "earlier results") if given.part and file.exists() else {}
+    results |= {"schema": 1, "rerun": "python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate"}
     with tempfile.TemporaryDirectory(prefix="u2export-alarms-") as scratch:
-        seen, copied = list(masks(Path(scratch), given.runs)), Copies()
-        print(f"masks: {sum(s['verdict'] != 'pass' for s in seen)} of {len(seen)}", file=sys.stderr, flush=True)
-        for report, busy in times(Path(scratch), given.benches, given.rows):
-            seen += copied.judged(report, busy)
-            timings += [told(against(report, a, b), busy) for a, b in combinations(report.rows, 2)]
-            machine.append({"busy": busy, **spread(report)})
-            alarms = sum(t["verdict"] == "fail" for t in timings)
-            print(f"times: {alarms} of {len(timings)}", file=sys.stderr, flush=True)
-    common = about(timings, perf_counter() - start)
-    alarms = sum(t["verdict"] == "fail" for t in timings)
-    results = {
-        **common, "rerun": "python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate",
-        "photos": [p.name for p in verification_photos()], "benches": len(machine), "rows": given.rows,
-        "masks": {"comparisons": len(seen), "alarms": sum(s["verdict"] != "pass" for s in seen),
-                  "largest": max((s["mae"] for s in seen), default=0.0)},
-        "times": {"comparisons": len(timings), "alarms": alarms, "verdicts": common["verdicts"]},
-        "machine": machine, "pairs": timings,
-    }  # fmt: skip
-    write_json(results, given.out / "false_alarms.json")
+        if given.part != "times":
+            start = perf_counter()
+            seen = list(masks(Path(scratch), given.runs))
+            results["masks"] = {**summary(seen), "seconds": round(perf_counter() - start, 1)}
+        if given.part != "masks":
+            results["times"] = timed_part(Path(scratch), given.benches, given.rows)
+    write_json(results, file)
+    if not {"masks", "times"} <= results.keys():
+        return 0
     write_text(markdown(results), given.out / "false_alarms.md")
     print(markdown(results))
-    return int(results["masks"]["alarms"] > 0 or alarms > 0.01 * max(1, len(timings)))
+    time, mask = results["times"], results["masks"]
+    return int(mask["alarms"] + time["masks"]["alarms"] > 0 or time["alarms"] > 0.01 * time["comparisons"])
 
 
 if __name__ == "__main__":

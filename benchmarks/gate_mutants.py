@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,7 +45,7 @@ from u2export.reference.source import Source, verification_photos
 
 Model = Any
 Change = Callable[[Model], Any]
-OTHERS = 10
+OTHERS = 6
 
 
 @dataclass(frozen=True)
@@ -507,6 +508,7 @@ class Proof:
         self.others = self._others()
         self.maps: dict[str, Path] = {}
         self.baselines: dict[str, Baseline] = {}
+        self.inputs: dict[str, list[Floats]] = {}
         self.want: dict[str, list[Floats]] = {}
         self.was: dict[str, list[ImageFidelity]] = {}
         for origin, artifact in self.good.items():
@@ -545,7 +547,8 @@ class Proof:
         self.baselines[origin] = updated(replace(judged, rows=only), None, True, "good")
         contract = artifact.contract
         source = Source.open("u2netp", contract)
-        self.want[origin] = [source.predict(contract.read(p))[0, 0] for p in self.others]
+        self.inputs[origin] = [contract.read(p) for p in self.others]
+        self.want[origin] = [source.predict(x)[0, 0] for x in self.inputs[origin]]
         self.was[origin] = self._effect(artifact, origin)
 
     def _bench(self, artifact: Artifact, reference: str, save: Path | None = None) -> Any:
@@ -558,8 +561,8 @@ class Proof:
     def _effect(self, artifact: Artifact, origin: str) -> list[ImageFidelity]:
         """Fidelity to PyTorch on the other photos, in this process."""
         runner = runner_of(open_session(artifact.path, threads=1), artifact.contract, {})
-        inputs = (artifact.contract.read(p) for p in self.others)
-        return [compare(runner(x)[0, 0], want) for x, want in zip(inputs, self.want[origin], strict=True)]
+        pairs = zip(self.inputs[origin], self.want[origin], strict=True)
+        return [compare(runner(x)[0, 0], want) for x, want in pairs]
 
     def judge(self, mutant: Mutant, number: int) -> dict[str, Any]:
         """What the gate says of a fault, and what the fault does."""
@@ -667,10 +670,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="u2export-mutants-") as scratch:
         proof = Proof(Path(scratch))
         chosen = [m for m in catalogue(onnx.load(proof.good["onnx"].path)) if given.only in m.name]
-        found = [(m.name, m.origin, proof.judge(m, i)) for i, m in enumerate(chosen)]
-        found += [(name, "onnx", result) for name, result in proof.damaged() if given.only in name]
+        found = chain(
+            ((m.name, m.origin, proof.judge(m, i)) for i, m in enumerate(chosen)),
+            ((name, "onnx", result) for name, result in proof.damaged() if given.only in name),
+        )
         for name, origin, result in found:
             rows.append({"fault": name, "origin": origin, **result, "became": sentence(result)})
+            print(f"{len(rows)} {name}: {rows[-1]['became']}", file=sys.stderr, flush=True)
         results = summary(rows, proof, perf_counter() - start)
     write_json(results, given.out / "mutants.json")
     write_text(markdown(results), given.out / "mutants.md")
