@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ TYPINGS = ("auto", "weak", "strong")
 FATAL = ("Defaulting to INT8 instead", "not self-consistent")
 NO_GPU = "cudaError"
 Progress = Callable[[str, int, int], None]
+_log = logging.getLogger("tensorrt")
 
 
 @dataclass(frozen=True)
@@ -230,14 +232,15 @@ class Log:
         self.logger = Logger()
 
     def take(self, error: bool, warning: bool, text: str) -> None:
-        """Sort one message."""
+        """Sort one message; all of them show with -v and -vv."""
+        _log.log(logging.INFO if error or warning else logging.DEBUG, "%s", text)
         if error and NO_GPU not in text:  # without a GPU each error is followed by one about that
             self.errors.append(text.strip())
         elif warning:
             self.warnings.append(text.strip())
         elif text.startswith("Layers:"):
             self.layers = text
-        elif found := re.match(r"Total Activation Memory: (\d+) bytes", text):
+        elif found := re.match(r"Total Activation Memory: (\d+)", text):
             self.activation = int(found[1])
 
     @property
@@ -264,11 +267,7 @@ def build(
     _lint(trt, graph)
     log = Log(trt)
     builder = trt.Builder(log.logger)
-    network = builder.create_network(_creation_flags(trt, typing))
-    parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(graph)):
-        raise _refused(trt, parser, log)
-    _check_warnings(log)
+    network = _parsed(trt, builder, graph, typing, log)
     config = builder.create_builder_config()
     flags = _configure(trt, builder, network, config, recipe, options, typing)
     if hasattr(trt, "IProgressMonitor"):
@@ -293,6 +292,15 @@ def build(
         **({"dla_layers": _on_dla(network, config)} if options.dla >= 0 else {}),
     }  # fmt: skip
     return Built(bytes(plan), layers, table, comparison, facts, tuple(dict.fromkeys(log.warnings)))
+
+
+def _parsed(trt: Any, builder: Any, graph: Path, typing: str, log: Log) -> Any:
+    network = builder.create_network(_creation_flags(trt, typing))
+    parser = trt.OnnxParser(network, log.logger)
+    if not parser.parse_from_file(str(graph)):
+        raise _refused(trt, parser, log)
+    _check_warnings(log)
+    return network
 
 
 def check_precisions(comparison: Comparison) -> None:
