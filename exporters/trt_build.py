@@ -267,7 +267,9 @@ def build(
     _lint(trt, graph)
     log = Log(trt)
     builder = trt.Builder(log.logger)
-    network = _parsed(trt, builder, graph, typing, log)
+    network, _parser = _parsed(
+        trt, builder, graph, typing, log
+    )  # the parser owns the weights until the engine is built
     config = builder.create_builder_config()
     flags = _configure(trt, builder, network, config, recipe, options, typing)
     if hasattr(trt, "IProgressMonitor"):
@@ -294,13 +296,13 @@ def build(
     return Built(bytes(plan), layers, table, comparison, facts, tuple(dict.fromkeys(log.warnings)))
 
 
-def _parsed(trt: Any, builder: Any, graph: Path, typing: str, log: Log) -> Any:
+def _parsed(trt: Any, builder: Any, graph: Path, typing: str, log: Log) -> tuple[Any, Any]:
     network = builder.create_network(_creation_flags(trt, typing))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
         raise _refused(trt, parser, log)
     _check_warnings(log)
-    return network
+    return network, parser
 
 
 def check_precisions(comparison: Comparison) -> None:
