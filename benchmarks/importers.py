@@ -171,7 +171,8 @@ def benchmark_app(text: str, log: str) -> list[Found]:
     if "execution_results" not in sections:
         raise ValueError("no execution results; give the report of -report_type no_counters")
     results = sections["execution_results"]
-    setup = {**sections.get("cmd_options", {}), **sections.get("configuration_setup", {})}
+    options = {key.lstrip("-"): value for key, value in sections.get("cmd_options", {}).items()}
+    setup = {**options, **sections.get("configuration_setup", {})}
     version = re.search(r"Build \.+ (\S+)", log)
     given = {"version": version[1] if version else ""}
     runtime = {
@@ -181,7 +182,7 @@ def benchmark_app(text: str, log: str) -> list[Found]:
     name = Path(_of(setup, "m", "model", "topology").replace("\\", "/")).name
     told = Found("benchmark_app", name, runtime={k: v for k, v in runtime.items() if v}, **given)
     if error := _of(results, "error"):
-        return [replace(told, problem=f"benchmark_app: {error.splitlines()[0]}")]
+        return [replace(told, problem=f"benchmark_app: {' '.join(error.split())}")]
     stated = {key: milliseconds(results[k]) for key, names in BENCHMARK_APP.items() for k in names if k in results}
     if percentile := _of(results, "percentile_boundary"):  # the C++ tool's JSON keeps one key for all percentiles
         stated[f"p{int(float(percentile))}"] = milliseconds(results["latency_median"])
@@ -525,10 +526,11 @@ def _base(found: Found, path: Path, claim: Claim) -> Measurement:
     """The row of the artifact, or one that says that its weights are unknown."""
     if claim.artifact:
         row = artifact_subject(claim.artifact.name, claim.artifact).row
-        if found.artifact and found.artifact != row.digest:
-            raise UserError(
-                f"{path} is of another artifact than {claim.artifact.name}", "give the artifact the kit was made of"
-            )
+        # An engine is called otherwise than the file it was built of; files of one kind are the same or not.
+        same_kind = Path(found.name).suffix == claim.artifact.path.suffix
+        if (found.artifact and found.artifact != row.digest) or (same_kind and found.name != claim.artifact.name):
+            what = f"{path} is of another artifact than {claim.artifact.name}"
+            raise UserError(what, "give the artifact that was timed")
         return row
     precision = claim.precision or found.precision or "unknown"
     name = found.name or path.stem

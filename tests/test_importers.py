@@ -246,14 +246,26 @@ def test_a_device_must_be_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["benchmark_report.csv", "benchmark_report.json"])
-def test_real_benchmark_app_reports(name: str) -> None:
-    """Reports that OpenVINO's own tool wrote, run on u2netp."""
-    (report,) = reports(DATA / name, "benchmark_app", Claim("CPU"))
+def test_real_benchmark_app_reports(name: str, tmp_path: Path) -> None:
+    """Reports that OpenVINO 2026.4's own tool wrote, run on an artifact of this project."""
+    log = tmp_path / "log.txt"
+    log.write_text("[ INFO ] OpenVINO:\n[ INFO ] Build ................................. 2026.4.1-22982-e213a147257\n")
+    (report,) = reports(DATA / name, "benchmark_app", Claim("CPU"), log)
     (row,) = report.rows
-    assert row.name == "u2netp-320-openvino-fp32.xml" and row.runtime["device"] == "CPU"
-    assert row.stated["min"] <= row.stated["p90" if name.endswith("json") else "p50"] <= row.stated["max"]
+    assert row.name == "random-u2netp-64-openvino-int8.xml" and row.runtime["device"] == "CPU"
+    headline = "p90" if name.endswith("json") else "p50"
+    assert set(row.stated) == {headline, "mean", "min", "max"} and not row.latency.ns
+    assert row.stated["min"] < row.stated[headline] < row.stated["max"]
     assert set(row.opening_ns) == {"read", "compile"} and row.load_ns == (sum(v[0] for v in row.opening_ns.values()),)
-    assert row.first_ns > 1_000_000 and row.source["timed"].startswith("sync inference, 1 requests at a time")
+    assert 30_000_000 < row.first_ns < 33_000_000 and row.source["version"].startswith("2026.4.1")
+    assert row.source["timed"].startswith("sync inference, 1 requests at a time")
+
+
+def test_a_report_of_another_model_is_not_joined(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    other = replace(made, path=tmp_path / "u2netp-320-openvino-fp32.xml")
+    with pytest.raises(UserError, match="is of another artifact than u2netp-320-openvino-fp32"):
+        reports(DATA / "benchmark_report.csv", "benchmark_app", Claim("CPU", artifact=replace(other, files={})))
 
 
 def test_benchmark_app_of_cpp_and_its_errors(tmp_path: Path) -> None:
@@ -262,9 +274,11 @@ def test_benchmark_app_of_cpp_and_its_errors(tmp_path: Path) -> None:
     file.write_text(json.dumps({"configuration_setup": {"topology": "net"}, "execution_results": results}))
     (row,) = one(file, "benchmark_app").rows
     assert row.stated == {"p99": 12.5, "mean": 11.0, "min": 10.0} and row.name == "net"
-    file.write_text(json.dumps({"execution_results": {"error": "no GPU\nat line 3"}}))
+    error = 'Exception from src/core.cpp:77:\nCannot load library "plugin.so": libOpenCL.so.1: cannot open\n'
+    file.write_text(json.dumps({"cmd_options": {"-m": "x.xml", "-d": "GPU"}, "execution_results": {"error": error}}))
     (row,) = one(file, "benchmark_app").rows
-    assert (row.reason, row.problem) == ("failed", "benchmark_app: no GPU")
+    assert (row.reason, row.name) == ("failed", "x.xml") and "libOpenCL.so.1: cannot open" in row.problem
+    assert "\n" not in row.problem
     file.write_text(json.dumps({"report_type": "average", "avg_performance": {}}))
     with pytest.raises(UserError, match="no execution results"):
         one(file, "benchmark_app")
