@@ -43,7 +43,7 @@ def harness(artifact: Artifact, photo: Path, threads: int, seconds: float) -> fl
     with tempfile.TemporaryDirectory() as folder, Child(Path(folder) / "log", 120) as child:
         child.ask("open", artifact=str(artifact.path), mode="", threads=threads)
         child.ask("warm", photo=str(photo), limit=5)
-        return median(child.ask("time", samples=1, seconds=seconds)["ns"])
+        return float(median(child.ask("time", samples=1, seconds=seconds)["ns"]))
 
 
 def benchmark_app(artifact: Artifact, photo: Path, threads: int, seconds: float) -> float:

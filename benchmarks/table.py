@@ -337,8 +337,15 @@ def _references(report: Report) -> list[str]:
     lines = []
     for name in dict.fromkeys(row.reference for row in report.rows if row.reference):
         row = report.row(name)
+        elsewhere = report.environment.get("reference")
+        ran = elsewhere.get(name) if isinstance(elsewhere, dict) and not row else None
         what = f"{row.ran_as} ({name})" if row else name
         plainly = "" if row and row.exporter == "pytorch" else ", not PyTorch on this machine"
+        if isinstance(ran, dict):
+            what, plainly = (
+                f"{ran.get('runtime', 'failed')} ({name})",
+                ", on the machine that the device was measured from",
+            )
         lines.append(f"reference of the masks: {what}{plainly}")
     return lines or ["reference of the masks: none; neither PyTorch with the weights nor an fp32 ONNX was there"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +26,7 @@ from u2export.benchmarks.child import Failed
 from u2export.benchmarks.measure import Plan, measure, photos_in
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.ssh import Address, Remote, address, core
+from u2export.benchmarks.table import render
 from u2export.errors import UserError
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -196,6 +197,7 @@ def test_the_same_rows_here_and_over_ssh(
     assert server.left == [] and not list(server.home.glob("**/pwned")) and not Path("pwned").exists()
 
 
+@pytest.mark.slow
 def test_reference_masks_are_made_here(
     server: Server, model: Callable[[str, float], Path], photos: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +217,7 @@ def test_reference_masks_are_made_here(
     row = report.rows[0]
     assert row.reference == "random-u2netp-64-pytorch-fp32" and row.fidelity and row.fidelity.mae < 1e-4
     assert report.environment["reference"][row.reference]["runtime"].startswith("PyTorch")
+    assert f"({row.reference}), on the machine that the device was measured from" in render([report], "md")
     assert len(row.load_ns) == len(row.opening_ns["import"]) == 2 and row.load_ns[0] > row.opening_ns["import"][0]
     assert server.left == []
 
