@@ -391,7 +391,7 @@ def test_an_interrupted_bench_leaves_a_file_that_resumes(
 ) -> None:
     model, out = tiny("first.onnx", 1.0), photos["p0.png"].parent.parent / "r.json"
     words = ["bench", str(model), "--images", str(photos["p0.png"]), "--json", str(out), "--samples", "1",
-             "--seconds", "6", "--rounds", "30", "--reference", str(model)]  # fmt: skip
+             "--seconds", "15", "--rounds", "30", "--reference", str(model)]  # fmt: skip
     command = [sys.executable, "-m", "u2export", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
