@@ -174,13 +174,10 @@ def benchmark_app(text: str, log: str) -> list[Found]:
     options = {key.lstrip("-"): value for key, value in sections.get("cmd_options", {}).items()}
     setup = {**options, **sections.get("configuration_setup", {})}
     version = re.search(r"Build \.+ (\S+)", log)
-    given = {"version": version[1] if version else ""}
-    runtime = {
-        "runtime": f"OpenVINO {given['version']}".strip(),
-        "device": _of(setup, "target device", "target_device"),
-    }
+    build = version[1] if version else ""
+    runtime = {"runtime": f"OpenVINO {build}".strip(), "device": _of(setup, "target device", "target_device")}
     name = Path(_of(setup, "m", "model", "topology").replace("\\", "/")).name
-    told = Found("benchmark_app", name, runtime={k: v for k, v in runtime.items() if v}, **given)
+    told = Found("benchmark_app", name, runtime={k: v for k, v in runtime.items() if v}, version=build)
     if error := _of(results, "error"):
         return [replace(told, problem=f"benchmark_app: {' '.join(error.split())}")]
     stated = {key: milliseconds(results[k]) for key, names in BENCHMARK_APP.items() for k in names if k in results}
@@ -294,8 +291,11 @@ def device_json(text: str, log: str) -> list[Found]:
                       runtime={"runtime": "Core ML"}, timed="MLModel prediction")]  # fmt: skip
     if data.get("format") != KIT_FORMAT:
         raise ValueError(f"its format is {data.get('format')!r:.40}, not {KIT_FORMAT!r}")
-    texts = ("model", "cpu", "arch", "os", "soc")
-    device = {k: str(v) for k, v in data["device"].items() if k in texts}
+    d = {str(k): str(v) for k, v in data["device"].items()}
+    cores = int(d.get("cores", 0))
+    device = Device(
+        d.get("model", ""), d.get("cpu", ""), d.get("arch", ""), cores, os=d.get("os", ""), soc=d.get("soc", "")
+    )
     version = str(data.get("runtime_version", ""))
     runtime = {"runtime": f"{data['runtime']} {version}".strip(), "device": str(data.get("compute_unit", ""))}
     more = {k: str(data[k]) for k in ("threads", "thermal", "power_mode", "battery") if data.get(k)}
@@ -303,7 +303,7 @@ def device_json(text: str, log: str) -> list[Found]:
         Found(
             str(data.get("tool", "u2export kit")),
             str(data.get("name", "")),
-            Device(**{"model": "", "cpu": "", "arch": "", "cores": int(data["device"].get("cores", 0)), **device}),
+            device,
             rounds=(_samples(data["predict_ms"]),),
             load_ns=tuple(nanoseconds(v) for v in _list(data.get("load_ms", []))),
             first_ns=nanoseconds(data["first_ms"]) if data.get("first_ms") else 0,
