@@ -343,6 +343,15 @@ def test_child_that_cannot_start(tmp_path: Path) -> None:
         child.ask("memory")
 
 
+def test_child_that_talks_nonsense(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "print('Welcome!', flush=True); input()")
+    with (
+        Child(tmp_path / "log", 60, command) as child,
+        pytest.raises(Failed, match="answered 'memory' with b'Welcome!'"),
+    ):
+        child.ask("memory")
+
+
 # With the real runtimes
 
 
