@@ -2,10 +2,9 @@
 
     python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate
 
-Times: copies of one artifact benched together at tier normal, each checked against each other; pairs of one bench
-share rows, so they are not independent. Masks: those copies, and real artifacts of four kinds, benched again and again
-on one or two threads, checked against a baseline of their first run. Every second bench has another process busy
-beside it.
+Masks: real artifacts of four kinds, benched again and again on one or two threads, every second time beside a busy
+process, checked against a baseline of their first run. Times: the like copies of `u2export.benchmarks.gate_power`,
+which has to have run before.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import combinations
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from u2export.benchmarks.baseline import Baseline, updated
-from u2export.benchmarks.check import check
-from u2export.benchmarks.gate_power import SIZE, about, against, copies, exported, load, spread, timed, told
+from u2export.benchmarks.baseline import updated
+from u2export.benchmarks.device import environment, this_device
+from u2export.benchmarks.gate_power import alarms, by_load, judged, load, summary, table
 from u2export.benchmarks.measure import Plan, measure
-from u2export.benchmarks.report import Latency, Report, Settings
+from u2export.benchmarks.report import Report, Settings
 from u2export.calibration.dataset import Calibration
 from u2export.exporters.base import Artifact, Request
 from u2export.exporters.onnx import Onnx
@@ -32,14 +30,6 @@ from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
 from u2export.files import read_json, write_json, write_text
 from u2export.reference.source import Source, verification_photos
-
-
-def times(folder: Path, benches: int, rows: int) -> Iterator[tuple[Report, bool]]:
-    """Benches of copies of one artifact, every second one with another busy process."""
-    artifacts = copies(exported(folder / "good"), folder / "copies", [f"plain{i}" for i in range(rows)])
-    for number in range(benches):
-        busy = number % 2 == 1
-        yield timed(artifacts, number, busy), busy
 
 
 def artifacts_of(folder: Path) -> list[Artifact]:
@@ -74,115 +64,50 @@ def masks(folder: Path, runs: int) -> Iterator[dict[str, Any]]:
         yield from judged(report, baseline, busy)
 
 
-def judged(report: Report, baseline: Baseline, busy: bool) -> Iterator[dict[str, Any]]:
-    """What the gate says of the masks of each row, and the largest difference of a photo's MAE."""
-    for judgement in check(report, baseline).judgements:
-        largest = max(abs(f.value) for f in judgement.findings if f.measure == "worst mae" and f.value is not None)
-        yield {"artifact": judgement.artifact, "busy": busy, "verdict": judgement.verdict, "mae": largest}
-
-
-class Copies:
-    """Masks of the copies that are timed, each against the first of them that was judged."""
-
-    def __init__(self) -> None:
-        self.baseline: Baseline | None = None
-
-    def judged(self, report: Report, busy: bool) -> Iterator[dict[str, Any]]:
-        """As `judged`, for every row but the reference itself."""
-        for row in report.rows:
-            if row.images:
-                alone = replace(report, rows=(replace(row, name="copy.onnx", latency=Latency()),))
-                if self.baseline is None:
-                    self.baseline = updated(alone, None, True, "")
-                else:
-                    yield from judged(alone, self.baseline, busy)
-
-
 def markdown(results: Mapping[str, Any]) -> str:
     """The results for readers."""
-    time, mask = results["times"], results["masks"]
-    copied = time["masks"]
-    rows = "".join(
-        f"| {kind} | {sum(v.values())} | {v.get('fail', 0)} | {v.get('inconclusive', 0)} | {v.get('pass', 0)} |\n"
-        for kind, v in time["verdicts"].items()
-    )
+    masks, copied, times = results["masks"], results["copies"], results["times"]
     return f"""# False alarms of the gate
 
-The same artifacts against themselves, in fresh processes, under the default policy, on {time["device"]["cpu"]};
-{mask["seconds"] + time["seconds"]:.0f} s. Again with
+The same artifacts against themselves, in fresh processes, under the default policy. Again with
 
+    python -m u2export.benchmarks.gate_power --out benchmarks/results/gate
     {results["rerun"]}
 
-Masks: {mask["alarms"] + copied["alarms"]} false alarms in {mask["comparisons"] + copied["comparisons"]} comparisons.
-{mask["comparisons"]} are of {", ".join(mask["artifacts"])} on one or two threads, {copied["comparisons"]} of the
-copies below; every second run was beside a busy process. Largest difference of a photo's MAE:
-{max(mask["largest"], copied["largest"]):.1g}.
+Masks: {masks["alarms"] + copied["alarms"]} false alarms in {masks["comparisons"] + copied["comparisons"]} comparisons.
+{masks["comparisons"]} are of {", ".join(masks["artifacts"])} on one or two threads, {copied["comparisons"]} of the
+copies that were timed; every second run was beside a busy process. Largest difference of a photo's MAE:
+{max(masks["largest"], copied["largest"]):.1g}.
 
-Times: {time["alarms"]} false alarms in {time["comparisons"]} comparisons
-({100 * time["alarms"] / max(1, time["comparisons"]):.2f} %), tier normal, u2netp in ONNX at {SIZE} x {SIZE} on one
-thread, {time["rows"]} copies in each of {len(time["benches"])} benches, each against each other. Pairs of one bench
-share rows. "busy": another process ran in bursts on the same processor.
+Times: {times["alarms"]} false alarms in {times["comparisons"]} comparisons
+({100 * times["alarms"] / times["comparisons"]:.2f} %): like copies in the benches of [power.md](power.md), at tier
+normal. Pairs of one bench share rows.
 
-| machine | comparisons | false alarms | inconclusive | pass |
-| :-- | --: | --: | --: | --: |
-{rows}"""
-
-
-def timed_part(folder: Path, benches: int, rows: int) -> dict[str, Any]:
-    """Results of the copies: times of each against each, masks of each against the first."""
-    timings: list[dict[str, Any]] = []
-    seen: list[dict[str, Any]] = []
-    machine, copied, start = [], Copies(), perf_counter()
-    for report, busy in times(folder, benches, rows):
-        seen += copied.judged(report, busy)
-        timings += [told(against(report, a, b), busy) for a, b in combinations(report.rows, 2)]
-        machine.append({"busy": busy, **spread(report)})
-        print(f"times: {len(timings)}, alarms: {alarms(timings)}", file=sys.stderr, flush=True)
-    return {
-        **about(timings, perf_counter() - start), "alarms": alarms(timings), "rows": rows, "benches": machine,
-        "masks": summary(seen), "pairs": timings,
-    }  # fmt: skip
-
-
-def alarms(found: Sequence[Mapping[str, Any]]) -> int:
-    """Comparisons that fail."""
-    return sum(f["verdict"] == "fail" for f in found)
-
-
-def summary(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Comparisons of masks: any verdict but pass counts as an alarm, the undecided too."""
-    return {
-        "comparisons": len(seen), "alarms": sum(s["verdict"] != "pass" for s in seen),
-        "largest": max((s["mae"] for s in seen), default=0.0), "artifacts": sorted({s["artifact"] for s in seen}),
-    }  # fmt: skip
+{table(times["verdicts"], "false alarms | inconclusive | pass")}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; exit code 1 where masks gave any false alarm, or times in more than one of a hundred."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for false_alarms.json and false_alarms.md")
-    parser.add_argument("--part", choices=("masks", "times"), help="run this alone, keep the other's results")
-    parser.add_argument("--benches", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=7, help="copies in a bench of times")
+    parser.add_argument("--out", type=Path, required=True, help="folder with power.json; for false_alarms.json and .md")
     parser.add_argument("--runs", type=int, default=36, help="benches of masks")
     given = parser.parse_args(arguments)
-    file = given.out / "false_alarms.json"
-    results: dict[str, Any] = read_json(file, "earlier results") if given.part and file.exists() else {}
-    results |= {"schema": 1, "rerun": "python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate"}
+    start = perf_counter()
     with tempfile.TemporaryDirectory(prefix="u2export-alarms-") as scratch:
-        if given.part != "times":
-            start = perf_counter()
-            seen = list(masks(Path(scratch), given.runs))
-            results["masks"] = {**summary(seen), "seconds": round(perf_counter() - start, 1)}
-        if given.part != "masks":
-            results["times"] = timed_part(Path(scratch), given.benches, given.rows)
-    write_json(results, file)
-    if not {"masks", "times"} <= results.keys():
-        return 0
+        found = summary(list(masks(Path(scratch), given.runs)))
+    power = read_json(given.out / "power.json", "results of u2export.benchmarks.gate_power")
+    same = power["same"]
+    results = {
+        "schema": 1, "rerun": "python -m u2export.benchmarks.gate_false_alarms --out benchmarks/results/gate",
+        "device": asdict(this_device()), "environment": environment(), "seconds": round(perf_counter() - start, 1),
+        "masks": found, "copies": power["masks"],
+        "times": {"comparisons": len(same), "alarms": alarms(same), "verdicts": by_load(same)},
+    }  # fmt: skip
+    write_json(results, given.out / "false_alarms.json")
     write_text(markdown(results), given.out / "false_alarms.md")
     print(markdown(results))
-    time, mask = results["times"], results["masks"]
-    return int(mask["alarms"] + time["masks"]["alarms"] > 0 or time["alarms"] > 0.01 * time["comparisons"])
+    too_many = alarms(same) > 0.01 * len(same)
+    return int(found["alarms"] + power["masks"]["alarms"] > 0 or too_many)
 
 
 if __name__ == "__main__":

@@ -501,9 +501,9 @@ def zero_point_off(model: Model, index: int, by: int) -> None:
 class Proof:
     """Good artifacts, their baseline, and the other photos that tell what a fault does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, given: Path | None) -> None:
         self.folder = folder
-        self.good = self._export(folder / "good")
+        self.good = opened(given) if given else self._export(folder / "good")
         self.photos = {p.name: p for p in verification_photos()} | self._dark(verification_photos()[2])
         self.others = self._others()
         self.maps: dict[str, Path] = {}
@@ -615,6 +615,12 @@ class Proof:
             }  # fmt: skip
 
 
+def opened(folder: Path) -> dict[str, Artifact]:
+    """Good artifacts that were exported before."""
+    names = {"onnx": "onnx-fp32", "uint8": "onnx-fp32-uint8", "int8": "ort-int8"}
+    return {origin: Artifact.open(folder / f"u2netp-320-{name}.onnx") for origin, name in names.items()}
+
+
 def recorded(good: Artifact, path: Path) -> Artifact:
     """The artifact at a path, with a record as the good one's."""
     artifact = replace(good, path=path, files=hashes(path))
@@ -663,12 +669,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; exit code 1 where a harmful fault passed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="folder for mutants.json and mutants.md")
+    parser.add_argument("--good", type=Path, help="folder of exports to put faults into; made anew where left out")
     parser.add_argument("--only", default="", help="faults whose names hold this")
     given = parser.parse_args(arguments)
     start = perf_counter()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="u2export-mutants-") as scratch:
-        proof = Proof(Path(scratch))
+        proof = Proof(Path(scratch), given.good)
         chosen = [m for m in catalogue(onnx.load(proof.good["onnx"].path)) if given.only in m.name]
         found = chain(
             ((m.name, m.origin, proof.judge(m, i)) for i, m in enumerate(chosen)),
