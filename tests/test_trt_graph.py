@@ -10,31 +10,20 @@ import pytest
 
 from u2export.errors import UserError
 from u2export.exporters.trt_recipe import Recipe, calibration_cache
-from u2export.reference.image import Contract
 
-pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxsim")
 pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from toy_unet import CONVS, SHAPE, SIDE, photos, toy  # noqa: E402
 
 from u2export.calibration.quantize import TENSORRT, QuantSpec, calibrated  # noqa: E402
 from u2export.exporters import trt_graph as g  # noqa: E402
-from u2export.reference.graph import Graph, to_onnx  # noqa: E402
-from u2export.reference.source import Source  # noqa: E402
-
-SMALL = Contract(64, 64)
-
-
-def photos() -> list[Any]:
-    return [np.random.default_rng(i).normal(size=SMALL.shape).astype(np.float32) for i in range(2)]
 
 
 @pytest.fixture(scope="module")
 def fp32() -> Any:
-    source = Source.open("random-u2netp", SMALL)
-    return to_onnx(source.model, SMALL, Graph(), {})
+    return toy()
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +47,10 @@ def copy(model: Any) -> Any:
 
 
 def test_precisions_are_read_from_the_graph(fp32: Any, int8: Any) -> None:
-    assert Counter(g.precisions(fp32).values()) == {"fp32": 119}
-    assert Counter(g.precisions(g.to_half(fp32)).values()) == {"fp16": 119}
-    assert Counter(g.precisions(int8).values()) == {"int8": 112, "fp32": 7}
-    assert Counter(g.precisions(g.to_half(int8)).values()) == {"int8": 112, "fp16": 7}
+    assert Counter(g.precisions(fp32).values()) == {"fp32": 4}
+    assert Counter(g.precisions(g.to_half(fp32)).values()) == {"fp16": 4}
+    assert Counter(g.precisions(int8).values()) == {"int8": 3, "fp32": 1}
+    assert Counter(g.precisions(g.to_half(int8)).values()) == {"int8": 3, "fp16": 1}
 
 
 def test_half_is_close_and_its_ports_are_float(fp32: Any) -> None:
@@ -85,9 +74,9 @@ def test_half_int8_moves_no_further_than_fp16_rounding(int8: Any) -> None:
 
 def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
     wires = g.Wires(fp32)
-    conv = next(n for n in wires.nodes if n.name == "/stage1/rebnconv1d/conv_s1/Conv")
+    conv = next(n for n in wires.nodes if n.name == "/up/Conv")
     kept = g.island(wires, conv)
-    assert kept == {conv.name, "/stage1/rebnconv1d/relu_s1/Relu", "/stage1/Add"}
+    assert kept == {conv.name, "/up/Relu", "/sum/Add"}
     half = g.to_half(fp32, kept)
     assert [n for n, p in g.precisions(half).items() if p == "fp32"] == [conv.name]
     assert not g.lint(half, 20)
@@ -97,19 +86,19 @@ def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
 def test_islands_form_around_large_biases(fp32: Any) -> None:
     assert g.islands(fp32) == set()
     large = copy(fp32)
-    bias = next(t for t in large.graph.initializer if t.name == "stage2.rebnconv3.conv_s1.bias")
+    bias = next(t for t in large.graph.initializer if t.name == "down.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(bias.dims[0], 300, np.float32), bias.name))
-    assert "/stage2/rebnconv3/conv_s1/Conv" in g.islands(large)
-    assert g.chosen_islands(fp32, ("/side[12]/Conv",)) >= {"/side1/Conv", "/side2/Conv"}
+    assert "/down/Conv" in g.islands(large)
+    assert g.chosen_islands(fp32, ("/(in|out)/Conv",)) >= {"/in/Conv", "/out/Conv", "/mask/Sigmoid"}
     with pytest.raises(UserError, match="no node"):
         g.chosen_islands(fp32, ("/nothing/like/that",))
 
 
 def test_a_constant_too_large_for_fp16_is_named(fp32: Any) -> None:
     large = copy(fp32)
-    bias = next(t for t in large.graph.initializer if t.name == "side1.bias")
+    bias = next(t for t in large.graph.initializer if t.name == "out.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(1, 1e5, np.float32), bias.name))
-    with pytest.raises(UserError, match=r"side1\.bias"):
+    with pytest.raises(UserError, match=r"out\.bias"):
         g.to_half(large)
 
 
@@ -145,7 +134,7 @@ def shifted(model: Any) -> str:
 
 def int32_bias(model: Any) -> str:
     model.graph.initializer.extend([
-        numpy_helper.from_array(np.zeros(64, np.int32), "b"), numpy_helper.from_array(np.float32(1), "s"),
+        numpy_helper.from_array(np.zeros(16, np.int32), "b"), numpy_helper.from_array(np.float32(1), "s"),
         numpy_helper.from_array(np.int32(0), "z"),
     ])  # fmt: skip
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b", "s", "z"], ["bias"], "bias/DequantizeLinear"))
@@ -238,8 +227,8 @@ def corners(model: Any) -> str:
 
 
 def infinite(model: Any) -> str:
-    constant(model, "side1.bias", np.array([np.inf], np.float32))
-    return "side1.bias"
+    constant(model, "out.bias", np.array([np.inf], np.float32))
+    return "out.bias"
 
 
 DAMAGES: list[tuple[Callable[[Any], str], str]] = [
@@ -266,7 +255,7 @@ def test_lint_knows_the_opset_of_the_target(fp32: Any) -> None:
 
 def test_lint_sees_a_lone_island(fp32: Any) -> None:
     wires = g.Wires(fp32)
-    conv = next(n for n in wires.nodes if n.name == "/stage1/rebnconv2/conv_s1/Conv")
+    conv = next(n for n in wires.nodes if n.name == "/down/Conv")
     assert ("lone island", conv.name) in {(p.rule, p.node) for p in g.lint(g.to_half(fp32, {conv.name}), 20)}
 
 
@@ -276,7 +265,7 @@ def test_lint_sees_sizes_that_do_not_halve(fp32: Any) -> None:
     node = first(scaled, "Resize")
     node.input[:] = [node.input[0], "", "twice"]
     assert g.lint(scaled, 20) == []
-    scaled.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 300
+    scaled.graph.input[0].type.tensor_type.shape.dim[2].dim_value = SIDE + 4
     assert [(p.rule, p.node) for p in g.lint(scaled, 20)] == [("size", node.name)]
 
 
@@ -290,8 +279,10 @@ def test_recipe_round_trip_and_what_it_refuses(int8: Any, tmp_path: Path) -> Non
     recipe.write(tmp_path / "x.recipe.json")
     for given in ("x.recipe.json", "x.onnx", "x.onnx.json"):
         assert Recipe.read(tmp_path / given) == (recipe, path)
-    assert Counter(recipe.layers.values()) == {"int8": 112, "fp32": 7} and recipe.shape == (1, 3, 64, 64)
-    assert len(recipe.scales) > 100 and all(s > 0 for s in recipe.scales.values())
+    assert Counter(recipe.layers.values()) == {"int8": 3, "fp32": 1} and set(recipe.layers) == set(CONVS)
+    assert recipe.shape == SHAPE and all(s > 0 for s in recipe.scales.values())
+    assert set(recipe.scales) == {"image", "in", "down", "wide", "up"}
+    assert recipe.scales["in"] == recipe.scales["wide"]  # concatenated on one grid
     assert [k for k in recipe.commands() if "--int8 --fp16" in recipe.commands()[k]] == ["8.5 to 10, weak typing"]
     assert "--stronglyTyped" in recipe.commands()["10, strong typing"]
     path.write_bytes(path.read_bytes() + b"\0")
