@@ -100,7 +100,6 @@ class Remote(Host):
 
     Args:
         address: where. python: the interpreter there. config: ssh's configuration file in place of the user's.
-        worker: command of a worker here, for the reference.
 
     Raises, on entering:
         UserError: no ssh here, an unknown or changed host key, no connection, no login, an unfit Python.
@@ -239,6 +238,7 @@ class Remote(Host):
             "BatchMode": "yes", "StrictHostKeyChecking": "yes", "ConnectTimeout": "20", "ServerAliveInterval": "15",
             "ControlMaster": "yes" if master else "no", "ControlPath": f"{self.control}/s", "ControlPersist": "no",
             "ForwardAgent": "no", "ForwardX11": "no", "ClearAllForwardings": "yes", "RequestTTY": "no",
+            "RemoteCommand": "none", "PermitLocalCommand": "no",
         }  # fmt: skip
         words = ["-F", str(self.config)] if self.config else []
         words += [word for option in options.items() for word in ("-o", "=".join(option))]
