@@ -8,13 +8,14 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "accuracy"]
 nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.4"
 
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = ("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "opencv-python-headless")
 EXTRAS = ("onnx", "openvino", "coreml", "eval")
+SHARED = ".nox/project"  # one environment for what needs all extras: to install them takes longer than to run mypy
 
 
 def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
@@ -26,7 +27,7 @@ def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
     session.install("--no-deps", "--force-reinstall", ".", silent=True)
 
 
-@nox.session
+@nox.session(venv_location=SHARED)
 def tests(session: nox.Session) -> None:
     """All tests, the slow ones included. `nox -s tests -- -m "not slow"` for the fast ones."""
     install(session, EXTRAS, *TESTS)
@@ -44,13 +45,35 @@ def backend(session: nox.Session, extra: str) -> None:
     session.run("pytest", "-m", "not slow", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_location=SHARED)
 def types(session: nox.Session) -> None:
     """Mypy over the installed wheel: it follows no mapping of folders in a checkout."""
     install(session, EXTRAS, "mypy")
     config = Path("pyproject.toml").resolve()
     session.chdir(session.create_tmp())
     session.run("mypy", "--strict", "--config-file", str(config), "-p", "u2export")
+
+
+@nox.session(venv_location=SHARED)
+def accuracy(session: nox.Session) -> None:
+    """Our own artifacts' masks against the committed baseline. `nox -s accuracy -- update` accepts what it measured."""
+    install(session, EXTRAS)
+    out, baselines = Path("artifacts/accuracy"), Path("benchmarks/baselines")
+    shutil.rmtree(out, ignore_errors=True)
+    results, baseline = str(out / "results.json"), str(baselines / "cpu.json")
+    calib = ("--calib", "calibration/")
+    for words in (("onnx",), ("openvino", "--fp32"), ("ort", "--int8", *calib), ("openvino", "--int8", *calib)):
+        session.run("u2export", *words, "--out", str(out))
+    records = sorted(str(path) for path in out.glob("*.json"))
+    session.run(
+        "u2export", "bench", *records, "--images", "reference/photos", "--modes", "default", "--no-latency",
+        "--json", results,
+    )  # fmt: skip
+    if session.posargs:
+        session.run("u2export", "baseline", *session.posargs, results, "--baseline", baseline)
+    else:
+        policy = str(baselines / "policy.toml")
+        session.run("u2export", "check", results, "--baseline", baseline, "--policy", policy)
 
 
 @nox.session
