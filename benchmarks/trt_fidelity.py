@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -90,7 +91,8 @@ def step(*words: str) -> Step:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UserError(*[line.removeprefix("u2export: ").strip() for line in (*said, "", "")[-2 - 2 :][:2]])
+        problem, hint = ("", "", *said)[-2:]
+        raise UserError(problem.removeprefix("u2export: "), hint.strip())
     return Step(json.loads(out), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
@@ -126,16 +128,13 @@ def rows(weights: str, calib: Path, sets: Mapping[str, Sequence[tuple[Floats, Fl
             }
 
 
-class few_photos(TemporaryDirectory[str]):  # noqa: N801 - a context manager, as in tempfile
+@contextmanager
+def few_photos(calib: Path) -> Iterator[Path]:
     """A folder of four calibration photos: enough where only structure counts."""
-
-    def __init__(self, calib: Path) -> None:
-        super().__init__()
+    with TemporaryDirectory() as folder:
         for i, photo in enumerate(find_photos([calib])[:4]):
-            (Path(self.name) / f"{i}{photo.suffix}").symlink_to(photo.resolve())
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(self.name)
+            (Path(folder) / f"{i}{photo.suffix}").symlink_to(photo.resolve())
+        yield Path(folder)
 
 
 HEAD = """# TensorRT, simulated
