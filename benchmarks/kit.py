@@ -180,12 +180,14 @@ def judge(kit: Path, results: Path) -> Callable[[Found], Mapping[str, ImageFidel
 
 
 def _read(kit: Path) -> dict[str, Any]:
-    data = read_json(kit / "kit.json", "the folder that u2export kit wrote")
-    if not isinstance(data, dict) or not {"pictures", "artifact_sha256", "output", "artifact"} <= data.keys():
-        raise UserError(f"{kit / 'kit.json'} is not a kit's", "give the folder that u2export kit wrote")
-    if data.get("schema") != SCHEMA:
-        raise UserError(f"{kit} has schema {data.get('schema')}, this u2export reads {SCHEMA}", "make the kit again")
-    return {**data, "pictures": [Path(str(name)).name for name in data["pictures"]]}
+    file = kit / "kit.json"
+    data = read_json(file, "the folder that u2export kit wrote")
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise UserError(f"{file} is not a kit's of schema {SCHEMA}", "give the folder that u2export kit wrote")
+    pictures, words = data.get("pictures"), [data.get(key) for key in ("artifact", "artifact_sha256", "output")]
+    if not isinstance(pictures, list) or not pictures or not all(isinstance(w, str) for w in (*words, *pictures)):
+        raise UserError(f"{file} is damaged", "make the kit again")
+    return {**data, "pictures": [Path(name).name for name in pictures]}
 
 
 def artifact_of(kit: Path) -> Artifact:
@@ -194,7 +196,7 @@ def artifact_of(kit: Path) -> Artifact:
     Raises:
         UserError: no kit there, or its artifact has changed.
     """
-    return Artifact.open(kit / Path(str(_read(kit)["artifact"])).name)
+    return Artifact.open(kit / Path(_read(kit)["artifact"]).name)
 
 
 def _judged(kit: Path, results: Path, name: str, mask: str, manifest: Mapping[str, Any]) -> ImageFidelity:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Cli, two_lines
+from hypothesis import given
+from hypothesis import strategies as st
 
 from u2export.benchmarks.importers import KIT_FORMAT, Claim, Found, reports
 from u2export.benchmarks.kit import PLATFORMS, artifact_of, judge, write
@@ -181,3 +183,15 @@ def test_a_folder_that_is_no_kit(cli: Cli, tmp_path: Path) -> None:
     two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "is not a kit's")
     with pytest.raises(UserError):
         judge(tmp_path, file)(Found("kit"))
+
+
+MANIFEST = {"schema": 1, "pictures": ["golden"], "artifact": "m.ort", "artifact_sha256": "", "output": "d0"}
+
+
+@given(st.sampled_from(list(MANIFEST)), st.none() | st.integers() | st.text(max_size=4) | st.lists(st.integers()))
+def test_damaged_kits_are_user_errors(tmp_path_factory: pytest.TempPathFactory, key: str, value: object) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "kit.json").write_text(json.dumps({**MANIFEST, key: value}))
+    with pytest.raises(UserError) as caught:
+        judge(folder, folder / "r.json")(Found("kit", masks={"golden": "golden.mask"}))
+    assert caught.value.problem and caught.value.hint

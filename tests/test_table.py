@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, Cli, two_lines
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from u2export.benchmarks.device import Device
@@ -19,7 +21,7 @@ from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.measure import Judged
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings, Sustained
 from u2export.benchmarks.sheet import LESS, MORE, draw, worst
-from u2export.benchmarks.table import BEGIN, WIDTH, about, gather, inserted, overview, render, small
+from u2export.benchmarks.table import BEGIN, FORMATS, WIDTH, about, gather, inserted, overview, render, small
 from u2export.errors import UserError
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity
@@ -264,6 +266,26 @@ def test_damaged_published_figures(tmp_path: Path, change: dict[str, object]) ->
     file.write_text(json.dumps({**PUBLISHED, **change}))
     with pytest.raises(UserError, match="not published figures"):
         gather([file])
+
+
+values = (
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.lists(st.floats(), max_size=3)
+)
+
+
+@given(st.sampled_from(["device", "model", "runtime", "precision", "ms", "fps", "peak_mb", "statistic", "url"]), values)
+def test_any_published_row_is_shown_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: object
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "p.json"
+    first = {**PUBLISHED["rows"][0], key: value}  # type: ignore[index]
+    file.write_text(json.dumps({**PUBLISHED, "rows": [first]}))
+    try:
+        reports = gather([file])
+    except UserError as error:
+        assert error.problem and error.hint and "\n" not in error.problem
+    else:
+        assert overview(reports) and all(render(reports, form) for form in FORMATS)
 
 
 def test_folders_without_results(tmp_path: Path) -> None:
