@@ -79,7 +79,7 @@ ACTIONS = {
 }
 
 # Seconds by the number of the call.
-PAUSES = {"sleep": lambda calls: 0.02, "tire": lambda calls: 0.001 if calls < 300 else 0.003}
+PAUSES = {"sleep": lambda calls: 0.02, "tire": lambda calls: 0.002 if calls < 300 else 0.01}
 
 if __name__ == "__main__":
     EXPORTERS["hostile"] = Hostile()
