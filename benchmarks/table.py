@@ -262,7 +262,7 @@ def about(report: Report) -> list[str]:
     if any("single" in row.stated for row in report.rows):
         lines.append("¹ one number, its source does not say which statistic")
     lines += [f"{code}: {BLANKS[code]}" for code in _codes([report])]
-    lines.append("" if len(ours) == len(report.rows) else LEGEND)
+    lines.append(LEGEND)
     lines.append("" if report.complete else "incomplete: the run was interrupted; continue it with --resume")
     return list(filter(None, lines))
 
@@ -451,13 +451,15 @@ def _times(latency: Latency) -> dict[str, object]:
 STYLE = """
 :root { color-scheme: light dark; --line: #d8dbe0; --pale: #6b7078; --head: #f3f4f6; --warn: #a15c00 }
 @media (prefers-color-scheme: dark) { :root { --line: #3a3d42; --pale: #9aa0a8; --head: #24272b; --warn: #f0a840 } }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 96rem; padding: 0 1rem }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; padding: 0 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top }
+th, td { padding: .3rem .6rem; text-align: left; vertical-align: top }
 th { background: var(--head); white-space: nowrap } .n { text-align: right; white-space: nowrap }
-td:first-child, td:nth-child(2) { white-space: nowrap } td:last-child { min-width: 18rem }
-.code, ul { color: var(--pale) } ul { font-size: 13px; padding-left: 1.2rem } tr.empty td { color: var(--warn) }
+td { white-space: nowrap } tr.note td { padding-top: 0; white-space: normal }
+tr.note span { display: block; max-width: 70rem; position: sticky; left: .6rem }
+.code, ul, tr.note { color: var(--pale) } ul { font-size: 13px; padding-left: 1.2rem }
+tr.empty td, tr.empty + tr.note td { color: var(--warn) } tr.row td, tr.empty td { border-top: 1px solid var(--line) }
 """
 
 
@@ -473,22 +475,25 @@ def page(reports: Sequence[Report]) -> str:
 
 
 def _section(report: Report) -> str:
-    columns = cells(report)
+    columns = [(c, values) for c, values in cells(report) if c.title != "note"]
     head = "".join(f"<th{' class=n' if c.right else ''}>{html.escape(c.title)}</th>" for c, _ in columns)
-    body = "\n".join(_tr(report.rows[i], [(c, v[i]) for c, v in columns]) for i in range(len(report.rows)))
+    body = "\n".join(_tr(report, row, [(c, v[i]) for c, v in columns]) for i, row in enumerate(report.rows))
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in about(report))
     title = html.escape(label(report.device)) + (" (published by others)" if is_published(report) else "")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
     return f"<h2>{title}</h2>\n<div class=wide>{table}</div>\n<ul>{lines}</ul>"
 
 
-def _tr(row: Measurement, values: Sequence[tuple[Column, str]]) -> str:
+def _tr(report: Report, row: Measurement, values: Sequence[tuple[Column, str]]) -> str:
+    """A row; its note below it, across the table."""
     kinds = [" ".join(filter(None, ("n" if c.right else "", "code" if v in BLANKS else ""))) for c, v in values]
     tds = "".join(
         f"<td{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{html.escape(value)}</td>"
         for kind, (_, value) in zip(kinds, values, strict=True)
     )
-    return f"<tr{' class=empty' if row.reason else ''}>{tds}</tr>"
+    said = html.escape(_note(report, row))
+    note = f'<tr class="note"><td colspan="{len(values)}"><span>{said}</span></td></tr>' if said else ""
+    return f'<tr class="{"empty" if row.reason else "row"}">{tds}</tr>{note}'
 
 
 def terminal(report: Report) -> RenderableType:
