@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     import onnx
 
 SCHEMA = 1
-# A block is looked into if its stay in float takes off this share of what is to be taken off, and if it does so much
-# of the work.
-WORTH_SPLITTING, WORK_WORTH_SPLITTING = 0.1, 0.03
+# A block is looked into if it alone in 8 bit uses up this share of the budget, and if it does so much of the work.
+WORTH_SPLITTING, WORK_WORTH_SPLITTING = 0.1, 0.08
 Sample = tuple[Floats, Floats]  # network input and the reference's d0, each (1, ., H, W)
 
 
@@ -42,12 +41,13 @@ class Unit:
     Attributes:
         layers: names of their nodes, in execution order.
         work: multiply-accumulates, or nanoseconds saved by 8 bit where those were measured.
-        gain: by how much the budget's load falls when only they are kept in float.
+        cost: share of the budget that they use up when they alone are in 8 bit. Errors of one block in an exact
+            network show more clearly than what leaving it out of many others' errors changes, which is mostly chance.
     """
 
     layers: tuple[str, ...]
     work: float
-    gain: float
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sensitivity:
         budget: the limits it was searched for.
         met: whether the choice keeps them on the photos of the search.
         keep_float: the choice.
-        units: what was looked at one at a time, the most gain for its work first.
+        units: what was looked at one at a time, the most costly for its work first.
         points: every measured set on the way, by the share left in float.
         photos, evaluations: how many photos, and how many graphs were run on them.
         held_back: fidelity of the choice on photos that took part in nothing else; empty if there were none.
@@ -198,7 +198,7 @@ class Search:
         spec: how everything else is quantised.
         samples: photos to measure on, not those of the calibration, with the reference's d0.
         budget: limits as of `u2export.benchmarks.fidelity.parse_budget`.
-        held_back: further photos, looked at only when a choice is made: it must keep the budget on them too.
+        held_back: further photos, looked at only when a choice is made: it must suit them too.
         work: cost of each layer in float; multiply-accumulates by default.
         progress: told about each measurement: how many so far, and of what.
 
@@ -263,34 +263,32 @@ class Search:
         units: list[Unit] = []
         taken: list[Unit] = []
         if max(self.load(frozenset()), self._checked(taken)) > 1:
-            units = sorted(self.units(), key=lambda u: u.gain / u.work, reverse=True)
+            units = sorted(self.units(), key=lambda u: u.cost / u.work, reverse=True)
             taken = self._pruned(self._gathered(units))
-            taken = self._widened(taken, [u for u in units if u.gain > 0 and u not in taken])
+            taken = self._widened(taken, [u for u in units if u.cost > 0 and u not in taken])
         chosen = _joined(taken)
         met = max(self.load(chosen), self._checked(taken)) <= 1
         return Sensitivity(
             name, self.budget, met, self._names(chosen), tuple(units), self._points(), len(self.samples),
-            len(self.measured), self.checks[chosen].to_json() if self.held_back else {}, asdict(self.spec),
+            len(self.measured), self._check(taken).to_json() if self.held_back else {}, asdict(self.spec),
         )  # fmt: skip
 
     def units(self) -> Iterator[Unit]:
-        """Blocks and layers with what keeping each alone in float gains: stages first, halved where it is worth it."""
-        excess = max(0.0, self.load(frozenset()) - 1)
+        """Blocks and layers with what each alone in 8 bit costs: stages first, halved where it is worth it."""
+        everything, whole = frozenset(self.layers), sum(self.work.values())
         queue = [tuple(block) for _, block in groupby(self.layers, stage_of)]
         while queue:
             block = queue.pop(0)
-            gain = self.load(frozenset()) - self.load(frozenset(block))
-            work = sum(self.work[n] for n in block)
-            large = work > WORK_WORTH_SPLITTING * sum(self.work.values())
-            if len(block) > 1 and large and gain > WORTH_SPLITTING * excess:
+            cost, work = self.load(everything.difference(block)), sum(self.work[n] for n in block)
+            if len(block) > 1 and work > WORK_WORTH_SPLITTING * whole and cost > WORTH_SPLITTING:
                 half = len(block) // 2
                 queue += [block[:half], block[half:]]
             else:
-                yield Unit(block, work, gain)
+                yield Unit(block, work, cost)
 
     def _gathered(self, units: Sequence[Unit]) -> list[Unit]:
-        """A shortest run of the best units that meets the budget, found by doubling and halving; else all that gain."""
-        useful = [u for u in units if u.gain > 0]
+        """A shortest run of the costliest units that meets the budget, found by doubling and halving; else all."""
+        useful = [u for u in units if u.cost > 0]
         low, high = 0, 1  # of the run's length: too short, and to be tried
         while high < len(useful) and self.load(_joined(useful[:high])) > 1:
             low, high = high, 2 * high
@@ -309,7 +307,7 @@ class Search:
         return taken
 
     def _widened(self, taken: list[Unit], others: Sequence[Unit]) -> list[Unit]:
-        """The choice and the next best units, as many as it takes until held-back photos keep the budget too."""
+        """The choice and the next best units, as many as it takes until it suits the held-back photos too."""
         for unit in others:
             if self._checked(taken) <= 1:
                 break
@@ -317,12 +315,21 @@ class Search:
         return taken
 
     def _checked(self, taken: Sequence[Unit]) -> float:
-        """`load` of the held-back photos; 0 where there are none."""
+        """`load` of the held-back photos; 0 where there are none.
+
+        Harder photos than those of the search need not keep the budget, but must gain as much.
+        """
+        if not self.held_back:
+            return 0.0
+        harder = load_of(self._check(()), self.budget) / max(self.load(frozenset()), 1e-9)
+        return load_of(self._check(taken), self.budget) / max(1.0, harder)
+
+    def _check(self, taken: Sequence[Unit]) -> Fidelity:
         kept = _joined(taken)
-        if self.held_back and kept not in self.checks:
+        if kept not in self.checks:
             self.progress(len(self.measured), f"held-back photos, {self._label(kept)}")
             self.checks[kept] = self._fidelity(kept, self.held_back)
-        return load_of(self.checks[kept], self.budget) if self.held_back else 0.0
+        return self.checks[kept]
 
     def _names(self, kept: frozenset[str]) -> tuple[str, ...]:
         return tuple(name for name in self.layers if name in kept)
