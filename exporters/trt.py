@@ -128,12 +128,13 @@ class TensorRT(OnnxRuntimeRunner):
     def _typed(self, model: onnx.ModelProto, request: Request) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         """The graph in the precision asked for, and the nodes it keeps in fp32 among fp16."""
         from u2export.calibration.quantize import TENSORRT, calibrated
-        from u2export.exporters.trt_graph import chosen_islands, to_half
+        from u2export.exporters.trt_graph import chosen_islands, islands, to_half
 
         if request.precision == "fp32":
             return model, ()
         if request.precision == "fp16":
-            kept = chosen_islands(model, self.keep_float)
+            # Conditioned, the network has no such channels left: measured, islands gain nothing then.
+            kept = chosen_islands(model, self.keep_float) | (set() if request.condition else islands(model))
             return to_half(model, kept), tuple(sorted(kept))
         assert request.calibration
         spec = replace(TENSORRT, placement=self.placement, keep_float=self.keep_float)

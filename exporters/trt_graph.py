@@ -26,6 +26,7 @@ MOST_HALF = float(np.finfo(np.float16).max)
 LARGE_BIAS = 200.0
 # Quantising to and from fp16 came with this opset.
 HALF_QDQ_OPSET = 19
+MOVING = ("Concat", "MaxPool", "Resize")
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -103,11 +104,10 @@ def scales(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def islands(model: onnx.ModelProto) -> set[str]:
-    """Nodes that have to stay in fp32 where all others become fp16; empty for most networks, and conditioned ones.
+    """Nodes that have to stay in fp32 where all others become fp16, in a network that was not conditioned.
 
-    Convolutions with a bias over 200 undo a large constant channel, which rounding to fp16 spoils. Each stays with
-    what stands between it and the next convolution or sum, the sum included: TensorRT folds a lone convolution
-    between two casts back into fp16, and the cancellation only ends at the sum.
+    Convolutions with a bias over 200 make or undo a large constant channel, which rounding to fp16 spoils. Each stays
+    with what `island` adds, and with what only moves values from one of them to another.
     """
     wires = Wires(model)
     found: set[str] = set()
@@ -115,7 +115,19 @@ def islands(model: onnx.ModelProto) -> set[str]:
         bias = wires.array(node.input[2]) if node.op_type == "Conv" and len(node.input) > 2 else None
         if bias is not None and np.abs(bias).max() > LARGE_BIAS:
             found |= island(wires, node)
-    return found
+    return found | _between(wires, found)
+
+
+def _between(wires: Wires, found: set[str]) -> set[str]:
+    """Nodes that only move values, on a way from one node of a set to another."""
+    behind, ahead = set(found), set(found)
+    for node in wires.nodes:
+        if node.op_type in MOVING and any(n in wires.maker and wires.maker[n].name in behind for n in node.input):
+            behind.add(node.name)
+    for node in reversed(wires.nodes):
+        if node.op_type in MOVING and any(reader.name in ahead for reader in wires.after(node)):
+            ahead.add(node.name)
+    return behind & ahead
 
 
 def island(wires: Wires, conv: onnx.NodeProto) -> set[str]:
@@ -130,20 +142,20 @@ def island(wires: Wires, conv: onnx.NodeProto) -> set[str]:
 
 
 def chosen_islands(model: onnx.ModelProto, names: Collection[str]) -> set[str]:
-    """`islands`, and those around the nodes that are named, or matched by regular expressions for whole names.
+    """Islands around the nodes that are named, or matched by regular expressions for whole names.
 
     Raises:
         UserError: a name matches no node.
     """
     wires = Wires(model)
-    found = islands(model)
+    found: set[str] = set()
     for name in names:
         matched = [n for n in wires.nodes if n.name == name or re.fullmatch(name, n.name)]
         if not matched:
             raise UserError(f"no node is named or matched by {name!r}", f"names look like {wires.nodes[0].name}")
         for node in matched:
             found |= island(wires, node)
-    return found
+    return found | _between(wires, found)
 
 
 def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:

@@ -86,9 +86,14 @@ def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
 def test_islands_form_around_large_biases(fp32: Any) -> None:
     assert g.islands(fp32) == set()
     large = copy(fp32)
-    bias = next(t for t in large.graph.initializer if t.name == "down.bias")
-    bias.CopyFrom(numpy_helper.from_array(np.full(bias.dims[0], 300, np.float32), bias.name))
-    assert "/down/Conv" in g.islands(large)
+    constant(large, "down.bias", np.full(16, 300, np.float32))
+    assert g.islands(large) == {"/down/Conv", "/down/Relu"}
+    constant(large, "up.bias", np.full(16, -300, np.float32))
+    between = {"/wide/Resize", "/both/Concat"}  # what is made and undone again must not pass through fp16
+    assert g.islands(large) == {"/down/Conv", "/down/Relu", "/up/Conv", "/up/Relu", "/sum/Add", *between}
+    half = g.to_half(large, g.islands(large))
+    assert not g.lint(half, 20)
+    assert [n.name for n in half.graph.node if n.op_type == "Cast" and "both" in n.name] == []
     assert g.chosen_islands(fp32, ("/(in|out)/Conv",)) >= {"/in/Conv", "/out/Conv", "/mask/Sigmoid"}
     with pytest.raises(UserError, match="no node"):
         g.chosen_islands(fp32, ("/nothing/like/that",))
