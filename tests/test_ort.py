@@ -117,8 +117,8 @@ def test_the_preset_names_layers_of_the_network(source: Source) -> None:
     model = to_onnx(source.model, source.contract, Graph(), {})
     floats = float_nodes(model, int8_spec(keep_float=preset("u2netp")))
     kept = [n.name for n in conv_nodes(model) if n.name in floats]
-    assert "/stage1d/rebnconv2d/conv_s1/Conv" in kept and "/stage5/rebnconv1/conv_s1/Conv" in kept
-    assert len(kept) == 60 + 3 + 7
+    assert "/stage1d/rebnconv2d/conv_s1/Conv" in kept and "/stage1d/rebnconvin/conv_s1/Conv" not in kept
+    assert len(kept) == 107
 
 
 def test_no_preset_for_other_networks() -> None:
