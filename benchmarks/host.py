@@ -52,6 +52,10 @@ class Host:
     def send_photos(self, photos: Iterable[Path]) -> None:
         """Bring photos there, before `path` is asked for them."""
 
+    def workshop(self) -> str:
+        """Folder there to build in what must be built there; empty here, where what is given is what is measured."""
+        return ""
+
     def path(self, local: Path) -> str:
         """How the machine calls what was sent to it."""
         return str(local)

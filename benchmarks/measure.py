@@ -46,6 +46,8 @@ PAUSE = 0.1
 WARMUP_SECONDS = (2.0, 20.0)
 # A sustained run is asked for in slices, after each of which the machine's state is noted.
 SLICE = 10.0
+# An engine may take a small board half an hour to build.
+BUILD_SECONDS = 3600.0
 Progress = Callable[[str, int, int], None]
 
 
@@ -232,17 +234,23 @@ class Bench:
         """How a worker of the machine it runs on opens it."""
         opening = {"threads": self.plan.settings.threads, **subject.opening}
         if "artifact" in opening:
-            opening["artifact"] = self.host.path(Path(opening["artifact"]))
+            opening["artifact"] = opening.pop("built", "") or self.host.path(Path(opening["artifact"]))
         return opening
 
     def _rows_of(self, name: str, artifact: Artifact) -> Iterator[Subject]:
         first = artifact_subject(name, artifact)
         try:
             with self._child() as child:
-                modes = child.ask("describe", artifact=self.host.path(artifact.path))["modes"]
+                where = {"artifact": self.host.path(artifact.path), "workshop": self.host.workshop()}
+                answer = child.ask("describe", BUILD_SECONDS if where["workshop"] else 0.0, **where)
         except Failed as failure:
             yield replace(first, row=_failed(first.row, failure, self.host.path(artifact.path)))
             return
+        modes, built = answer["modes"], answer.get("built", "")
+        if built:
+            notes = (*first.row.notes, "built on the device")
+            opening = {**first.opening, "built": built}
+            first = replace(first, row=replace(first.row, size=answer["size"], notes=notes), opening=opening)
         for mode in modes if self.plan.modes == "all" else modes[:1]:
             row = replace(first.row, name=name if mode == modes[0] else f"{name} {mode}", mode=mode)
             yield replace(first, row=row, opening={**first.opening, "mode": mode}, default=mode == modes[0])

@@ -41,7 +41,10 @@ JANITOR = (
     'for p in "$d"/pids/*; do kill -9 "$(cat "$p")" 2>/dev/null; done; rm -rf "$d"'
 )
 # Two shells: the inner one becomes the worker under a known process id, the outer one tells how it ended.
-INNER = 'echo $$ > "$1/pids/$2"; cd "$1"; PYTHONPATH="$1/core" exec "$3" -m u2export.benchmarks.worker'
+INNER = (
+    'echo $$ > "$1/pids/$2"; cd "$1"; '
+    'PYTHONPATH="$1/core" U2EXPORT_HOME="$1/home" exec "$3" -m u2export.benchmarks.worker'
+)
 OUTER = 'sh -c "$1" sh "$2" "$3" "$4"; exit $?'
 ABOUT = "import sys; print(sys.executable); print(*sys.version_info[:2])"
 OLDEST = (3, 10)
@@ -112,7 +115,7 @@ class Remote(Host):
         self.address, self.python, self.config = address, python.removeprefix("~/"), config
         self.there: dict[Path, str] = {}
         self.watcher: Child | None = None
-        self.workers = 0
+        self.workers = self.workshops = 0
         self.control = ""
         self.folder = ""
 
@@ -214,6 +217,11 @@ class Remote(Host):
         named = {f"photos/{i}": path for i, path in enumerate(photos)}
         self._send(named)
         self.there.update({path: f"{self.folder}/{name}" for name, path in named.items()})
+
+    def workshop(self) -> str:
+        """A folder of its own for whatever is built there."""
+        self.workshops += 1
+        return f"{self.folder}/built/{self.workshops}"
 
     def path(self, local: Path) -> str:
         """How the machine calls what was sent to it."""

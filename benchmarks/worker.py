@@ -9,7 +9,8 @@ Requests, by their "do"; a path is of the worker's machine:
 
 - machine {} -> {device, environment, state}, as `u2export.benchmarks.device` and `sensors` have them
 - pulse {} -> {pulse}
-- describe {artifact}: modes the artifact can run in here -> {modes}
+- describe {artifact, workshop}: modes the artifact can run in here, and what was built of it in the folder `workshop`
+  first, if that is given and necessary -> {modes, built, size}, the latter the built artifact's path and bytes
 - open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}: open an
   artifact, or the PyTorch reference, once for each stream -> {load_ns, opening_ns, runtime, memory}
 - predict {photos}: d0 of every photo -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, d0} for each, d0
@@ -83,10 +84,15 @@ class Worker:
         """Its state in short."""
         yield {"pulse": pulse()}
 
-    def describe(self, artifact: str) -> Iterator[dict[str, Any]]:
+    def describe(self, artifact: str, workshop: str = "") -> Iterator[dict[str, Any]]:
         """The modes of an artifact; asking may already load the runtime."""
         opened = Artifact.open(Path(artifact))
-        yield {"modes": list(_ready(opened))}
+        modes = _ready(opened)
+        made = EXPORTERS[opened.exporter].built(opened, Path(workshop)) if workshop else None
+        if made is None:
+            yield {"modes": list(modes)}
+        else:
+            yield {"modes": list(_ready(made)), "built": str(made.path), "size": made.size}
 
     def open(self, threads: int, batch: int = 1, streams: int = 1, **which: Any) -> Iterator[dict[str, Any]]:
         """Open an artifact or the reference."""

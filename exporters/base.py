@@ -258,6 +258,14 @@ class Exporter(ABC):
         """The arithmetics this machine can run the artifact in, the one its precision means first."""
         return (artifact.precision,)
 
+    def built(self, artifact: Artifact, folder: Path) -> Artifact | None:
+        """What this machine has to make of an artifact before it can run it, in `folder`; None where it runs as it is.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        return None
+
     def missing(self) -> Unavailable | None:
         """Why this machine cannot export to the target; None if it can."""
         return missing_modules(self.title, self.needs, self.extra)

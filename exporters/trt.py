@@ -18,7 +18,7 @@ from u2export import __version__
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.base import Artifact, Made, Request, Runner, adopt, hashes, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runner_of
-from u2export.exporters.trt_build import LOCAL, Built, Options, devices
+from u2export.exporters.trt_build import LOCAL, Built, Options, devices, installed
 from u2export.exporters.trt_layers import HIDDEN
 from u2export.exporters.trt_recipe import SUFFIX, Recipe
 from u2export.files import make_folder, publish, staging, write_json
@@ -97,6 +97,16 @@ class TensorRT(OnnxRuntimeRunner):
                 raise Unavailable("no CUDA device", "run the engine on the GPU it was built for")
             return (artifact.precision,)
         return (f"simulated {artifact.precision}",)
+
+    def built(self, artifact: Artifact, folder: Path) -> Artifact | None:
+        """The engine of a typed ONNX that has its recipe, where there are TensorRT and a GPU."""
+        from u2export.exporters.trt_build import build, choose, load
+
+        if artifact.path.suffix == ENGINE or not devices() or not installed():
+            return None
+        recipe, graph = Recipe.read(artifact.path)
+        runtime = load(choose("auto", (LOCAL,), gpu=True))
+        return save_engine(build(runtime, graph, recipe, Options()), graph, recipe, Options(), folder)
 
     def adopts(self, path: Path) -> bool:
         """Engines; a typed ONNX without its record looks like any other."""

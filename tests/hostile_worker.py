@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,8 @@ import numpy as np
 from u2export.benchmarks import worker
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
-from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner
+from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, hashes
+from u2export.files import write_json
 from u2export.reference.image import Floats
 from u2export.reference.source import Source
 
@@ -31,6 +33,16 @@ class Hostile(Exporter):
         if artifact.path.stem == "missing":
             raise Unavailable("no such device here", "buy one")
         return (artifact.path.stem,)
+
+    def built(self, artifact: Artifact, folder: Path) -> Artifact | None:
+        if artifact.path.stem != "build":
+            return None
+        folder.mkdir(parents=True)
+        path = folder / "engine.hostile"
+        path.write_text("made of " + artifact.path.read_text())
+        made = replace(artifact, path=path, files=hashes(path))
+        write_json(made.to_json(), made.record)
+        return made
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         raise NotImplementedError

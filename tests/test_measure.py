@@ -20,6 +20,7 @@ from PIL import Image
 
 from u2export.benchmarks import measure as measuring
 from u2export.benchmarks.child import Child, Failed
+from u2export.benchmarks.host import Host
 from u2export.benchmarks.measure import TIERS, Plan, measure, photos_in, settings
 from u2export.benchmarks.report import Measurement, Report, Settings
 from u2export.benchmarks.subjects import Choice, named
@@ -262,6 +263,24 @@ def test_sustained_runs(hostile: Make, photos: dict[str, Path], monkeypatch: pyt
     assert row(again, "good.hostile").sustained == row(half, "good.hostile").sustained  # whole: kept
     new, old = (row(r, "tire.hostile").sustained.slices.rounds for r in (again, half))
     assert len(new) == 5 and not set(new) & set(old)  # broken off: started anew
+
+
+def test_what_must_be_built_is_built_where_it_is_measured(
+    hostile: Make, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    class Elsewhere(Host):
+        here = False
+
+        def workshop(self) -> str:
+            return str(tmp_path / "workshop")
+
+    artifacts = [hostile("good"), hostile("build")]
+    here = row(run(artifacts, photos, latency=False), "build.hostile")
+    there = row(run(artifacts, photos, latency=False, host=Elsewhere(HOSTILE)), "build.hostile")
+    assert (here.mode, here.size, here.notes) == ("build", len("model build"), ())
+    assert (there.mode, there.size) == ("engine", len("made of model build"))
+    assert there.notes == ("built on the device",) and there.runtime["arithmetic"] == "engine"
+    assert there.digest == here.digest and there.images == here.images
 
 
 def test_resume_refuses_what_is_not_the_same(hostile: Make, photos: dict[str, Path]) -> None:
