@@ -122,7 +122,10 @@ def choose(runtime: str, targets: Sequence[str], gpu: bool) -> str:
     if wanted == "tensorrt" and elsewhere:
         raise UserError("TensorRT builds for the GPU at hand alone", "leave out --target, or add --runtime rtx")
     if wanted not in here:
-        extra = {"rtx": "pip install 'u2export[trt-rtx]'", "tensorrt": "use a Jetson's own Python, or a GPU box"}
+        extra = {
+            "rtx": "pip install 'u2export[trt-rtx]', or run u2export trt build RECIPE where it is",
+            "tensorrt": "run u2export trt build RECIPE on a Jetson or GPU box, with the system's Python",
+        }
         nothing = "neither tensorrt nor tensorrt_rtx is" if not here else f"{MODULES[wanted]} is not"
         raise Unavailable(f"{nothing} installed here", extra[wanted])
     if not elsewhere and not gpu:

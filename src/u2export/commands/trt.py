@@ -125,7 +125,7 @@ def trt(
     if not as_json:
         print(recipe)
     if reason:
-        raise Unavailable(f"prepared, not built: {reason.problem}", f"{reason.hint} (recipe: {recipe})")
+        raise Unavailable(f"prepared, not built: {reason.problem}", reason.hint.replace("RECIPE", str(recipe)))
     if not prepare_only:
         from u2export.exporters.trt_build import Options
 
