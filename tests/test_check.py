@@ -581,8 +581,9 @@ def test_the_action_passes_the_exit_code_on(tmp_path: Path) -> None:
 def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
     u2netp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The committed baseline, the real exporter, and one of its resizes aligned at corners."""
+    """The committed baseline, the real exporter, and one of 119 convolutions without its bias."""
     pytest.importorskip("torch")
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from u2export.benchmarks.measure import Plan, measure
     from u2export.exporters import onnx as room
@@ -606,9 +607,8 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
 
     def sabotaged(*words: Any) -> Any:
         model = to_onnx(*words)
-        resize = next(n for n in model.graph.node if n.op_type == "Resize")
-        (mode,) = (a for a in resize.attribute if a.name == "coordinate_transformation_mode")
-        mode.s = b"align_corners"
+        bias = next(t for t in model.graph.initializer if t.name == "stage4.rebnconv2.conv_s1.bias")
+        bias.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(bias.dims), np.float32), bias.name))
         return model
 
     monkeypatch.setattr(room, "to_onnx", sabotaged)
