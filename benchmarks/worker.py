@@ -136,7 +136,7 @@ class Worker:
             end = perf_counter_ns()
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
             times.update({"postprocess_ns": end - inferred} if finite else {})
-            yield {"photo": i, **times, "d0": b64encode(np.ascontiguousarray(d0[0, 0], "<f4")).decode()}
+            yield {"photo": i, **times, "d0": b64encode(d0[0, 0].astype("<f4").tobytes()).decode()}
 
     def _check(self, d0: Floats, batch: int) -> None:
         size = (self.contract.height, self.contract.width)
