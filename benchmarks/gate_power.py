@@ -141,11 +141,13 @@ def told(finding: Finding, busy: bool) -> dict[str, Any]:
 
 def spread(report: Report) -> dict[str, Any]:
     """How calm the machine was: the rows' medians in ms, and the deviation of rounds' medians as a share."""
-    rounds = [[float(np.median(turn)) for turn in row.latency.rounds] for row in report.rows]
+    rows = [row for row in report.rows if not row.reason]
+    rounds = [[float(np.median(turn)) for turn in row.latency.rounds] for row in rows]
     return {
-        "p50_ms": [round(row.latency.p50, 2) for row in report.rows],
+        "p50_ms": [round(row.latency.p50, 2) for row in rows],
         "deviation_of_rounds": [round(float(np.std(r) / np.mean(r)), 4) for r in rounds],
-        "samples": min(len(row.latency.ns) for row in report.rows),
+        "samples": min(len(row.latency.ns) for row in rows),
+        "not_timed": [f"{row.name}: {row.reason}: {row.problem}" for row in report.rows if row.reason],
     }
 
 
@@ -170,8 +172,9 @@ def series(artifacts: Sequence[Artifact], benches: int, minutes: float) -> Itera
 
 def pairs(report: Report) -> tuple[list[tuple[Measurement, Measurement]], list[tuple[Measurement, Measurement]]]:
     """Every slowed row with every plain one, and every two rows of one kind."""
-    slow = [row for row in report.rows if row.name.startswith(SLOWED)]
-    plain = [row for row in report.rows if not row.name.startswith(SLOWED)]
+    timed_rows = [row for row in report.rows if not row.reason]
+    slow = [row for row in timed_rows if row.name.startswith(SLOWED)]
+    plain = [row for row in timed_rows if not row.name.startswith(SLOWED)]
     return list(product(slow, plain)), [*combinations(slow, 2), *combinations(plain, 2)]
 
 
