@@ -16,7 +16,7 @@ from u2export.files import read_json, write_json, write_text
 from u2export.reference.weights import file_digest
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import ModelProto
 
 SCHEMA = 1
 SUFFIX = ".recipe.json"
@@ -117,7 +117,7 @@ class Recipe:
         write_json(self.to_json(), path)
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, path: Path, **more: Any) -> Recipe:
+    def of(cls, model: ModelProto, path: Path, **more: Any) -> Recipe:
         """The recipe of a typed graph that has been written to `path`."""
         from u2export.exporters.trt_graph import opset_of, precisions, scales
 

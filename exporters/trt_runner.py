@@ -169,8 +169,8 @@ class CudaTorch:
     def __init__(self) -> None:
         import torch
 
-        self.torch = torch
-        self._stream = torch.cuda.Stream()
+        self.torch: Any = torch
+        self._stream = self.torch.cuda.Stream()
         self._kept: dict[int, Any] = {}
 
     def alloc(self, size: int) -> int:
