@@ -352,3 +352,32 @@ def test_full_size_u2net_builds_in_fp16(tmp_path: Path) -> None:
     recipe, graph = Recipe.read(made.path)
     built = build(load("rtx"), graph, recipe, Options(targets=("sm86",)))
     assert built.comparison and not built.comparison.changed and len(built.plan) > 80e6
+
+
+# --- the table of costs -----------------------------------------------------------------------------------------
+
+
+def cost(variant: str, seconds: float, masks: bool = True) -> dict[str, Any]:
+    step = {"cpu_seconds": seconds, "peak_bytes": 2e9}
+    engine = {
+        "plan_bytes": 5e6, "activation_bytes": 7e6, "table": {"layers": 9, "traffic_bytes": 3e6},
+        "precisions": {"got": {"int8": 3, "fp32": 1}},
+    }  # fmt: skip
+    fidelity = {"horses": {"mae": 0.002, "iou": 0.99, "iou_worst": 0.98}} if masks else {}
+    return {
+        "variant": variant, "prepare": step, "build": step, "onnx_bytes": 1e6, "engine": engine, "fidelity": fidelity
+    }  # fmt: skip
+
+
+def test_costs_are_ratios_within_a_network() -> None:
+    from u2export.benchmarks.trt_fidelity import VARIANTS, table
+
+    labels = [v.label for v in VARIANTS]
+    assert len(set(labels)) == len(labels) and "fp16 not conditioned" in labels
+    random = "fp32, random-u2net, structure only"
+    assert random in labels
+    found = [cost("fp32", 2), cost("int8", 5), cost(random, 10, False), cost(random.replace("fp32", "int8"), 40, False)]
+    rows = [line.split(" | ") for line in table(found).splitlines()[2:]]
+    assert [row[2] for row in rows] == ["1.0 x, 2000 MB", "2.5 x, 2000 MB", "1.0 x, 2000 MB", "4.0 x, 2000 MB"]
+    assert rows[1][1] == "3 int8, 1 fp32" and "0.00200, 0.9900 / 0.9800" in rows[1][-1]
+    assert "0.99" not in rows[2][-1]
