@@ -70,6 +70,12 @@ def short(row: Measurement) -> str:
     return f"{row.exporter} {row.precision}{same}{mark}"
 
 
+def name(report: Report, row: Measurement) -> str:
+    """A row's short name; its full one where two rows would be called alike."""
+    alike = [r for r in report.rows if short(r) == short(row)]
+    return short(row) if len(alike) == 1 else row.title
+
+
 def drawable(report: Report) -> list[tuple[Measurement, float, float]]:
     """Rows with both a median latency in ms and a fidelity: (row, ms, mean absolute difference)."""
     found = []
@@ -112,7 +118,7 @@ def pareto(report: Report) -> Any:
             low, high = row.latency.percentile(10), row.latency.p90
             axes.hlines(mae, low, high, color=style(report, row)["color"], lw=1.5, zorder=2)
         equal = " (the reference)" if mae <= FLOOR else ""
-        axes.scatter([ms], [mae], s=46, zorder=3, label=short(row) + equal, **style(report, row))
+        axes.scatter([ms], [mae], s=46, zorder=3, label=name(report, row) + equal, **style(report, row))
     axes.set_yscale("log")
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds of one inference: median, and 10th to 90th percentile")
@@ -137,7 +143,7 @@ def photos(report: Report) -> Any:
         worst = list(row.images)[int(values.argmax())]
         axes.annotate(Path(worst).stem, (values.max(), y), xytext=(5, 7), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(rows)), [short(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [name(report, row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("mean absolute difference of one photo's mask (log)\nbar: mean over photos; named: the worst photo")
     axes.grid(axis="x", alpha=0.25)
@@ -159,7 +165,7 @@ def latency(report: Report) -> Any:
         axes.scatter(ms, np.full(len(ms), y + 0.3), s=3, alpha=0.25, linewidths=0, color=style(report, row)["color"])
         axes.vlines(row.latency.p50, y - 0.3, y + 0.3, color="black", lw=1.5)
         axes.vlines(row.latency.p90, y - 0.3, y + 0.3, color="black", lw=1, linestyles="dotted")
-    axes.set_yticks(range(len(rows)), [f"{short(row)}\nn = {len(row.latency.ns)}" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{name(report, row)}\nn = {len(row.latency.ns)}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     # The slowest samples would squeeze all others together; how many lie outside is said instead.
     right = 1.15 * max(float(np.percentile(row.latency.ns, 99)) / 1e6 for row in rows)

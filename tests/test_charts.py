@@ -11,7 +11,7 @@ from conftest import Cli, two_lines
 from PIL import Image
 from test_table import imported, report
 
-from u2export.benchmarks.charts import FLOOR, KINDS, draw, drawable, front, short
+from u2export.benchmarks.charts import FLOOR, KINDS, draw, drawable, front, name, short
 from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.report import Latency
 from u2export.errors import UserError
@@ -42,6 +42,8 @@ def test_short_names_tell_what_ran() -> None:
     assert names[0] == "pytorch fp32" and short(imported().rows[0]).endswith("(imported)")
     odd = replace(report().rows[1], runtime={"runtime": "OpenVINO", "arithmetic": "bf16"})
     assert short(odd) == "onnx fp32 run in bf16"
+    twice = replace(report(), rows=(*report().rows, replace(report().rows[2], name="mixed.onnx")))
+    assert name(twice, twice.rows[0]) == "pytorch fp32" and name(twice, twice.rows[4]).startswith("mixed.onnx")
 
 
 @pytest.fixture(scope="module")
