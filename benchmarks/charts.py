@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,15 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
     import matplotlib.pyplot as plt
 
     written = []
-    with plt.rc_context(
-        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "u2export"}
-    ):
-        for kind in kinds:
+    with plt.rc_context(STYLE), staging(folder) as scratch:
+        for kind, suffix in product(kinds, suffixes):
+            # A figure of its own for each file: laying one out twice moves it by rounding.
             figure = PAINTERS[kind](report)
-            with staging(folder) as scratch:
-                for suffix in suffixes:
-                    made = scratch / f"{stem}-{kind}.{suffix}"
-                    figure.savefig(made, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
-                    publish(made, folder / made.name)
-                    written.append(folder / made.name)
+            made = scratch / f"{stem}-{kind}.{suffix}"
+            figure.savefig(made, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
             plt.close(figure)
+            publish(made, folder / made.name)
+            written.append(folder / made.name)
     return written
 
 
