@@ -274,4 +274,4 @@ def test_device_of_a_jetson(tmp_path: Path) -> None:
     assert device.model == "NVIDIA Jetson Orin Nano Developer Kit" and device.memory == 7.4 and not device.virtual
     assert device.features == ("asimd", "asimddp", "asimdhp") and device.os == "Ubuntu 22.04.5 LTS"
     assert device.accelerators["jetson"] == "L4T 36.4.3"
-    assert (now["governor"], now["mhz"], now["celsius"]) == ("schedutil", [1510], {"cpu-thermal": 48.562})
+    assert (now["governor"], now["mhz"], now["celsius"]) == ("schedutil", [1510.4], {"cpu-thermal": 48.562})
