@@ -14,7 +14,7 @@ nox.needs_version = ">=2024.4"
 
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = ("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "opencv-python-headless")
-EXTRAS = ("onnx", "openvino", "coreml", "eval")
+EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "eval")
 SHARED = ".nox/project"  # one environment for what needs all extras: to install them takes longer than to run mypy
 
 
