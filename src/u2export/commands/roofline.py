@@ -64,6 +64,8 @@ def roofline(
     for row, rate, share in rows:
         out.print(f"{row.name} ({row.ran_as}): {rate / 1e9:.1f} GFLOP/s, {share:.0%} of the measured float32 peak",
                   highlight=False)  # fmt: skip
+    if any(share > 1 for *_, share in rows):
+        out.print("more than 100 %: units for 8 bit or bfloat16, or a machine that is busier now than it was then")
     if layers:
         out.print(_layers(work, layers, precision.value))
     if json:
