@@ -341,7 +341,8 @@ def _read(path: Path, row: int | None, contract: Contract) -> NDArray[Any]:
     """Pixels (H, W, C) uint8, or a stored network input (C, H, W) float32."""
     if row is None:
         return read_photo(path, contract.channels)
-    stored: NDArray[Any] = np.array(_array(path)[row])  # a copy: torch warns of arrays that are mapped read-only
+    # A copy: torch warns of arrays that are mapped read-only, and runtimes want rows in order.
+    stored: NDArray[Any] = np.array(_array(path)[row], order="C")
     return stored
 
 
