@@ -21,8 +21,8 @@ from threading import Thread
 from time import perf_counter, process_time, sleep
 from typing import TYPE_CHECKING, Any
 
-from u2export.benchmarks.coreml_fidelity import spread
 from u2export.benchmarks.device import this_device
+from u2export.benchmarks.photo_sets import spread
 from u2export.benchmarks.worker import peak, resident
 from u2export.errors import UserError
 from u2export.exporters.base import versions

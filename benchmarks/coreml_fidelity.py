@@ -16,24 +16,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, compare
+from u2export.benchmarks.photo_sets import Pair, Sets, folders, judged, photos_in, references, spread
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
 from u2export.exporters.base import Artifact, Request, versions
 from u2export.exporters.coreml import CoreML
 from u2export.files import write_json, write_text
-from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
 
 if TYPE_CHECKING:
     from u2export.reference.model import U2Net
 
 SCHEMA = 1
-T = TypeVar("T")
 ALL: Mapping[str, float] = {"mae": 1.0, "mae_worst": 1.0}  # what misses its budget is measured too, and shown
 
 
@@ -69,21 +67,10 @@ VARIANTS = (
 )
 
 
-Pair = tuple[Floats, Floats]  # a network input and the reference's d0 of it
-Sets = Mapping[str, Sequence[Pair]]
-
-
-def references(source: Source, photos: Sequence[Path]) -> Iterator[Pair]:
-    """The reference's answers."""
-    for path in photos:
-        x = source.contract.read(path)
-        yield x, source.predict(x)
-
-
 def measure(artifact: Artifact, mode: str, photos: Sequence[Pair]) -> list[ImageFidelity]:
     """Fidelity per photo."""
     with CoreML().load(artifact, mode) as runner:
-        return [compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in photos]
+        return judged(runner, photos)
 
 
 def cpu_ratio(source: Source, artifact: Artifact, mode: str, x: Floats, rounds: int = 3) -> float:
@@ -185,9 +172,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/simulated"))
     given = parser.parse_args(argv)
     source = Source.open(given.weights, Contract())
-    folders = {name: Path(folder) for name, _, folder in (s.partition("=") for s in given.sets)}
-    calibration = Calibration.open(given.calib, source.contract, avoid=list(folders.values()), limit=given.calib_photos)
-    photos = {name: spread(find_photos([folder]), given.photos) for name, folder in folders.items()}
+    named = folders(given.sets)
+    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()), limit=given.calib_photos)
+    photos = photos_in(named, given.photos)
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "simulated",
@@ -225,12 +212,6 @@ def chosen(labels: str) -> list[Variant]:
     if lost := [label for label in wanted if label not in known]:
         raise UserError(f"no variant {lost[0]!r}", f"choose among {'; '.join(known)}")
     return [known[label] for label in wanted or known]
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """So many of them, evenly spread over the list."""
-    picks = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[i] for i in picks]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from u2export.benchmarks.coreml_fidelity import ALL, Sets, references, spread, summarise
+from u2export.benchmarks.coreml_fidelity import ALL, summarise
 from u2export.benchmarks.device import this_device
-from u2export.benchmarks.fidelity import ImageFidelity, compare
+from u2export.benchmarks.fidelity import ImageFidelity
+from u2export.benchmarks.photo_sets import Sets, folders, judged, photos_in, references
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
 from u2export.exporters.base import Exporter, Request, versions
@@ -29,7 +30,7 @@ from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import PHOTOS, int8_spec, preset
 from u2export.files import read_json, write_json, write_text
-from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Bench:
 def measure(bench: Bench, cell: Cell, sets: Sets) -> dict[str, Any]:
     """The cell's row: statistics and each photo's MAE and IoU, by set."""
     with bench.opened(cell) as predict:
-        images = {name: [compare(predict(x)[0, 0], d0[0, 0]) for x, d0 in pairs] for name, pairs in sets.items()}
+        images = {name: judged(predict, pairs) for name, pairs in sets.items()}
     return {
         **asdict(cell),
         "sets": {name: {**summarise(found), "images": _each(found)} for name, found in images.items()},
@@ -202,9 +203,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8"))
     given = parser.parse_args(argv)
     source = Source.open(given.weights, Contract(given.size, given.size))
-    folders = {name: Path(folder) for name, _, folder in (s.partition("=") for s in given.sets)}
-    calibration = Calibration.open(given.calib, source.contract, avoid=list(folders.values()))
-    photos = {name: spread(find_photos([folder]), given.photos) for name, folder in folders.items()}
+    named = folders(given.sets)
+    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()))
+    photos = photos_in(named, given.photos)
     head = {
         "schema": SCHEMA,
         "weights": {"name": source.weights.name, "sha256": source.weights.sha256},

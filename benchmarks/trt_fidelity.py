@@ -23,16 +23,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, compare
+from u2export.benchmarks.fidelity import Fidelity, ImageFidelity
+from u2export.benchmarks.photo_sets import Pair, Sets, folders, judged, photos_in, references
 from u2export.calibration.dataset import Calibration
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.base import Artifact, versions
 from u2export.exporters.trt import TensorRT
 from u2export.exporters.trt_build import devices, installed
 from u2export.files import write_json, write_text
-from u2export.reference.image import Floats, find_photos
+from u2export.reference.image import find_photos
 from u2export.reference.source import Source
 
 SCHEMA = 1
@@ -102,13 +101,13 @@ def prepare(variant: Variant, weights: str, calib: Path, folder: Path) -> Step:
     return step(*words, *(() if "--fp32" in words else ("--calib", str(calib))))
 
 
-def judge(artifact: Artifact, pairs: Sequence[tuple[Floats, Floats]]) -> list[ImageFidelity]:
+def judge(artifact: Artifact, pairs: Sequence[Pair]) -> list[ImageFidelity]:
     """Fidelity per photo, of the typed ONNX in ONNX Runtime."""
     with TensorRT().load(artifact) as runner:
-        return [compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in pairs]
+        return judged(runner, pairs)
 
 
-def rows(weights: str, calib: Path, sets: Mapping[str, Sequence[tuple[Floats, Floats]]]) -> Iterator[dict[str, Any]]:
+def rows(weights: str, calib: Path, sets: Sets) -> Iterator[dict[str, Any]]:
     """One row for each variant."""
     for variant in VARIANTS:
         with TemporaryDirectory() as scratch, few_photos(calib) as few:
@@ -189,11 +188,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "rtx" not in installed():
         raise Unavailable("engines are built with tensorrt_rtx", "pip install 'u2export[trt-rtx]'")
     source = Source.open(given.weights)
-    folders = {name: Path(folder) for name, _, folder in (s.partition("=") for s in given.sets)}
-    calibration = Calibration.open(given.calib, source.contract, avoid=list(folders.values()))
-    photos = {name: spread(find_photos([folder]), given.photos) for name, folder in folders.items()}
-    inputs = {name: [source.contract.read(p) for p in found] for name, found in photos.items()}
-    sets = {name: [(x, source.predict(x)) for x in xs] for name, xs in inputs.items()}
+    named = folders(given.sets)
+    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()))
+    photos = photos_in(named, given.photos)
+    sets = {name: list(references(source, found)) for name, found in photos.items()}
     tools = versions("u2export", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "numpy")
     data: dict[str, Any] = {
         "schema": SCHEMA,
@@ -214,12 +212,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         data["rows"].append(row)
         write_json(data, given.out / "trt.json")
         write_text(f"{head}\n{table(data['rows'])}", given.out / "trt.md")
-
-
-def spread(items: Sequence[Path], count: int) -> list[Path]:
-    """So many of them, evenly spread over the list."""
-    picks = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[i] for i in picks]
 
 
 if __name__ == "__main__":

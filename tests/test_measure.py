@@ -374,26 +374,6 @@ def test_child_that_talks_nonsense(tmp_path: Path) -> None:
 # With the real runtimes
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float], Path]:
-    """A real ONNX file without a record: sigmoid of a weighted sum of the channels, 32 x 48."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    folder = tmp_path_factory.mktemp("tiny")
-
-    def make(name: str, weight: float) -> Path:
-        helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-        weights = helper.make_tensor("w", kind, (1, 3, 1, 1), [weight, 0.5, -0.25])
-        nodes = [helper.make_node("Conv", ["image", "w"], ["sum"]), helper.make_node("Sigmoid", ["sum"], ["mask"])]
-        shapes = [helper.make_tensor_value_info(n, kind, (1, c, 32, 48)) for n, c in (("image", 3), ("mask", 1))]
-        graph = helper.make_graph(nodes, "tiny", shapes[:1], shapes[1:], [weights])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.save(model, folder / name)
-        return folder / name
-
-    return make
-
-
 def test_bench_on_the_command_line(cli: Cli, tiny: Callable[[str, float], Path], photos: dict[str, Path]) -> None:
     folder = photos["p0.png"].parent
     first, second, out = tiny("first.onnx", 1.0), tiny("second.onnx", 1.01), folder.parent / "out"

@@ -131,25 +131,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process.wait()
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float], Path]:
-    """A real ONNX file without a record: sigmoid of a weighted sum of the channels, 32 x 48."""
-    onnx = pytest.importorskip("onnx")
-    folder = tmp_path_factory.mktemp("models")
-
-    def make(name: str, weight: float) -> Path:
-        helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-        weights = helper.make_tensor("w", kind, (1, 3, 1, 1), [weight, 0.5, -0.25])
-        nodes = [helper.make_node("Conv", ["image", "w"], ["sum"]), helper.make_node("Sigmoid", ["sum"], ["mask"])]
-        shapes = [helper.make_tensor_value_info(n, kind, (1, c, 32, 48)) for n, c in (("image", 3), ("mask", 1))]
-        graph = helper.make_graph(nodes, "tiny", shapes[:1], shapes[1:], [weights])
-        opset = [helper.make_opsetid("", 17)]
-        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / name)
-        return folder / name
-
-    return make
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "my photos"
@@ -161,10 +142,10 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_the_same_rows_here_and_over_ssh(
-    cli: Cli, server: Server, model: Callable[[str, float], Path], photos: Path, tmp_path: Path
+    cli: Cli, server: Server, tiny: Callable[[str, float], Path], photos: Path, tmp_path: Path
 ) -> None:
     """Three rows, more than the server's sessions; names that a shell must never see."""
-    files = [model(name, 1 + i / 100) for i, name in enumerate(("first.onnx", ODD, "-rf.onnx"))]
+    files = [tiny(name, 1 + i / 100) for i, name in enumerate(("first.onnx", ODD, "-rf.onnx"))]
     words = (
         "bench",
         *files,
@@ -199,7 +180,7 @@ def test_the_same_rows_here_and_over_ssh(
 
 @pytest.mark.slow
 def test_reference_masks_are_made_here(
-    server: Server, model: Callable[[str, float], Path], photos: Path, tmp_path: Path
+    server: Server, tiny: Callable[[str, float], Path], photos: Path, tmp_path: Path
 ) -> None:
     """The PyTorch network has no place over there, and no row in the other machine's report."""
     pytest.importorskip("torch")
@@ -283,9 +264,9 @@ def wait_for_rounds(out: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_an_interruption_leaves_nothing_over_there(
-    server: Server, model: Callable[[str, float], Path], photos: Path, tmp_path: Path, ending: signal.Signals
+    server: Server, tiny: Callable[[str, float], Path], photos: Path, tmp_path: Path, ending: signal.Signals
 ) -> None:
-    first, out = model("first.onnx", 1.0), tmp_path / "r.json"
+    first, out = tiny("first.onnx", 1.0), tmp_path / "r.json"
     words = ["bench", str(first), "--images", str(photos), "--json", str(out), "--samples", "1", "--seconds", "60",
              "--rounds", "300", "--reference", str(first), *server.words]  # fmt: skip
     command = [sys.executable, "-m", "u2export", *words]
@@ -302,8 +283,8 @@ def test_an_interruption_leaves_nothing_over_there(
             os.kill(pid, 0)
 
 
-def test_refusals(cli: Cli, server: Server, model: Callable[[str, float], Path], photos: Path, tmp_path: Path) -> None:
-    first = model("first.onnx", 1.0)
+def test_refusals(cli: Cli, server: Server, tiny: Callable[[str, float], Path], photos: Path, tmp_path: Path) -> None:
+    first = tiny("first.onnx", 1.0)
     words = ("bench", first, "--images", photos)
     config = server.config.read_text()
 

@@ -69,8 +69,7 @@ def onnx(
     as_json: o.AsJson = False,
 ) -> None:
     """Export to ONNX, simplified, checked and compared with PyTorch on photos."""
-    axes = tuple(filter(None, (a.strip() for a in dynamic.split(","))))
-    exporter = Onnx(Graph(opset, all_outputs, axes, embed_preprocess))
+    exporter = Onnx(Graph(opset, all_outputs, o.words(dynamic), embed_preprocess))
     precision = o.chosen({"fp32": fp32, "fp16": fp16}, "fp32")
     run(exporter, weights, out, o.contract_of(size, resize), precision, calib, not no_condition, budget, as_json)
 

@@ -71,6 +71,11 @@ def chosen(flags: dict[str, bool], default: str) -> str:
     return given[0] if given else default
 
 
+def words(text: str) -> tuple[str, ...]:
+    """What an option lists between commas."""
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
 def kept(path: Path | None) -> tuple[str, ...]:
     """The layers that `--keep-float` lists; none without it.
 

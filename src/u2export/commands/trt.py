@@ -111,8 +111,7 @@ def trt(
         _nothing_before(context)
         return
     precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp16")
-    axes = tuple(filter(None, (a.strip() for a in dynamic.split(","))))
-    exporter = TensorRT(placement.value, o.kept(keep_float), rest.value, axes)
+    exporter = TensorRT(placement.value, o.kept(keep_float), rest.value, o.words(dynamic))
     targets = _targets(target)
     reason = None if prepare_only else _hindrance(runtime, targets)
     if reason and not isinstance(reason, Unavailable):
@@ -224,7 +223,7 @@ def _nothing_before(context: typer.Context) -> None:
 
 
 def _targets(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(filter(None, (t.strip().lower() for t in text.split(",")))))
+    found = tuple(dict.fromkeys(o.words(text.lower())))
     if not found:
         raise UserError("--target names nothing", "give local, or such as sm86")
     return found
