@@ -27,6 +27,7 @@ from u2export.benchmarks.subjects import Choice, named
 from u2export.benchmarks.worker import STEADY, steady
 from u2export.errors import UserError
 from u2export.exporters.base import Artifact, hashes
+from u2export.exporters.onnx import timed_session
 from u2export.files import write_json
 from u2export.reference.image import Contract, read_photo
 from u2export.reference.weights import Identity
@@ -448,6 +449,14 @@ def test_streams_of_openvino_share_one_model(tiny: Callable[[str, float], Path],
                 got = list(pool.map(lambda runner, x: runner(x), runners, inputs))
                 assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
     assert alone.opening.keys() == {"read", "compile"} and min(alone.opening.values()) > 0
+
+
+def test_onnx_runtime_tells_reading_from_compiling(tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
+    """By its profiler, which leaves no file behind and is over before the first inference."""
+    session, opening = timed_session(tiny("first.onnx", 1.0), "CPUExecutionProvider", 1)
+    assert opening.keys() == {"read", "compile"} and min(opening.values()) > 0
+    assert session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 32, 48), np.float32)})
+    assert not list(tmp_path.rglob("opening*")) and session.end_profiling() == ""
 
 
 @pytest.mark.slow
