@@ -41,8 +41,7 @@ from u2export.reference.source import Source, verification_photos
 
 # Of this size some 128 inferences fill tier normal's 10 s on a slow core: both its minima count.
 SIZE = 192
-# Short turns: what disturbs a machine for seconds falls on both rows of a pair, and many rounds narrow the interval.
-TIER = settings("normal", rounds=64, threads=1)
+TIER = settings("normal", threads=1)
 SLOWED, SHARE = "slowed", 0.10
 WORKER = (sys.executable, "-m", "u2export.benchmarks.gate_power", "worker")
 BUSY = """

@@ -315,8 +315,9 @@ def test_same_names_get_their_folder(hostile: Make, tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
-    assert settings("normal") == Settings("normal", 128, 10.0)
-    assert settings("quick", samples=8).tier == "custom" and settings("quick", samples=64).tier == "quick"
+    assert settings("normal") == Settings("normal", 128, 10.0, rounds=64)
+    assert settings("quick") == Settings("quick", 64, 6.0, rounds=10) == settings("quick", samples=64, rounds=10)
+    assert settings("quick", samples=8).tier == settings("normal", rounds=10).tier == "custom"
     assert set(TIERS) == {"quick", "normal", "official"}
     assert settings("quick", scenario="throughput", streams=2).streams == 2
     wrong = ({"samples": 0}, {"seconds": float("inf")}, {"scenario": "speed"}, {"streams": 2}, {"batch": 0},

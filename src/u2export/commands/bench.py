@@ -56,13 +56,17 @@ def bench(
     ] = None,
     sheet_photos: Annotated[int, typer.Option(min=1, help="Photos on the contact sheet, the worst ones first.")] = 6,
     tier: Annotated[
-        Tier, typer.Option(help="Samples and seconds per row: quick 64 and 6, normal 128 and 10, official 1024 and 60.")
+        Tier,
+        typer.Option(
+            help="Samples, seconds and rounds of each row: quick 64, 6 and 10; normal 128, 10 and 64; official 1024, 60 "
+            "and 64."
+        ),
     ] = Tier.quick,
     samples: Annotated[int | None, typer.Option(min=1, help="Least number of samples per row.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="Least time per row.")] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Interleaved rounds; an interval of the speed-up wants five.")
-    ] = 10,
+        int | None, typer.Option(min=1, help="Interleaved rounds; an interval of the speed-up wants five.")
+    ] = None,
     modes: Annotated[
         Modes, typer.Option(help="A row for all arithmetics the machine runs an artifact in, or the default one only.")
     ] = Modes.all,
