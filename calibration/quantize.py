@@ -396,16 +396,18 @@ def check(model: onnx.ModelProto) -> None:
 
 
 def calibrated(
-    model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = "minmax"
+    model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = ""
 ) -> onnx.ModelProto:
-    """The 8-bit graph by the best recipe measured: min-max ranges, biases corrected for the mean error.
+    """The 8-bit graph by the best recipe measured: ranges, and biases corrected for the mean error.
 
     Args:
         model: fp32, conditioned.
         photos: network inputs, iterated over twice; about 16 varied ones.
         spec: where and how to quantise.
-        method: of `observe`.
+        method: of `observe`; by default min-max, or the least squared error where activations are signed: behind a
+            ReLU only 7 bits are left then, and clipping outliers pays.
     """
+    method = method or ("mse" if spec.signed else "minmax")
     ranges = observe(model, photos, method=method, signed=spec.signed)
     return quantize(model, ranges, spec, bias_errors(model, ranges, spec, photos))
 

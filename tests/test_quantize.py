@@ -136,6 +136,14 @@ def test_an_outlier_is_cut_off() -> None:
     assert observe(model, images, ["image"], "percentile")["image"].high == pytest.approx(1000, rel=0.01)
 
 
+@pytest.mark.parametrize(("spec", "method"), [(TENSORRT, "mse"), (ONNX_RUNTIME, "minmax")])
+def test_the_default_method_clips_where_activations_are_signed(spec: QuantSpec, method: str) -> None:
+    model, images = small(), photos(side=SIDE)
+    made = calibrated(model, images, spec)
+    assert made == calibrated(model, images, spec, method)
+    assert made != calibrated(model, images, spec, "mse" if method == "minmax" else "minmax")
+
+
 def test_mse_beats_minmax_where_it_claims_to() -> None:
     random = np.random.default_rng(2)
     x = random.laplace(size=(1, 3, SIDE, SIDE)).astype(np.float32)
