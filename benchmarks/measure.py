@@ -38,8 +38,8 @@ from u2export.exporters.base import Artifact
 from u2export.reference.image import Floats, find_photos, read_photo
 from u2export.reference.weights import file_digest
 
-# Samples, seconds, rounds. Samples and seconds are both minima, after the rules of MLPerf Mobile. What disturbs a machine
-# for seconds falls on all rows of a round when rounds are short, so where figures are compared there are many.
+# Samples, seconds, rounds. Samples and seconds are both minima, after the rules of MLPerf Mobile. What disturbs a
+# machine for seconds falls on all rows of a round when rounds are short, so where figures are compared there are many.
 TIERS = {"quick": (64, 6.0, 10), "normal": (128, 10.0, 64), "official": (1024, 60.0, 64)}
 # Thread pools spin for a while after a call; the next row's turn must not find them at it.
 PAUSE = 0.1

@@ -395,9 +395,7 @@ def check(model: onnx.ModelProto) -> None:
             raise UserError(f"{node.name}: {len(scale)} scales do not fit its tensor", "report it")
 
 
-def calibrated(
-    model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = ""
-) -> onnx.ModelProto:
+def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = "") -> onnx.ModelProto:
     """The 8-bit graph by the best recipe measured: ranges, and biases corrected for the mean error.
 
     Args:

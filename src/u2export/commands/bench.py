@@ -58,8 +58,7 @@ def bench(
     tier: Annotated[
         Tier,
         typer.Option(
-            help="Samples, seconds and rounds of each row: quick 64, 6 and 10; normal 128, 10 and 64; official 1024, 60 "
-            "and 64."
+            help="Samples, seconds, rounds of each row: quick 64, 6, 10; normal 128, 10, 64; official 1024, 60, 64."
         ),
     ] = Tier.quick,
     samples: Annotated[int | None, typer.Option(min=1, help="Least number of samples per row.")] = None,
