@@ -133,7 +133,7 @@ def markdown(result: dict[str, Any]) -> str:
             "| :-- | :-- | --: | --: | --: | --: | :-- |",
             *rows,
             "",
-            f"Device: {result['device_label']}. {tools}. {result['threads']} threads, {result['rounds']} rounds of",
+            f"Device: {result['device_label']}. {tools}. {result['threads']} thread(s), {result['rounds']} rounds of",
             f"{result['seconds']:g} s a side, every turn a fresh process, in random order in a round. ms: median of",
             "the rounds' medians. ratio: median over rounds of harness / other, interval by bootstrap over rounds.",
             "",

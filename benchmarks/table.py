@@ -273,7 +273,7 @@ def _measured(report: Report, rows: Sequence[Measurement]) -> list[str]:
     tools = [f"{name} {versions[name]}" for name in known if name in versions]
     lines = [f"with: {', '.join(tools)}" if tools else "", *_references(report)]
     timed = any(row.latency.ns for row in rows)
-    threads = f"{s.threads} threads" if s.threads else "all processors"
+    threads = f"{s.threads} thread" + "s" * (s.threads != 1) if s.threads else "all processors"
     lines.append(
         f"timed: network input to d0, {_scenario(report)}, tier {s.tier}: at least {s.samples} samples and "
         f"{s.seconds:g} s in {s.rounds} interleaved rounds, {threads}; speed-up: paired by round, against "
