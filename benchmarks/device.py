@@ -60,7 +60,8 @@ class Device:
     def label(self) -> str:
         """One line for people."""
         name = self.cpu if self.model in ("", self.cpu) else f"{self.model}, {self.cpu}"
-        parts = [name, f"{self.cores} core" + "s" * (self.cores != 1), f"{self.memory:g} GiB", self.os, *self.accelerators.values()]
+        cores = f"{self.cores} core" + "s" * (self.cores != 1)
+        parts = [name, cores, f"{self.memory:g} GiB", self.os, *self.accelerators.values()]
         return ", ".join(filter(None, parts)) + (", virtual machine" if self.virtual else "")
 
     @classmethod

@@ -400,7 +400,7 @@ def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec
 
     Args:
         model: fp32, conditioned.
-        photos: network inputs, iterated over twice; about 16 varied ones.
+        photos: network inputs, iterated over twice; some 16 to 32 varied ones.
         spec: where and how to quantise.
         method: of `observe`; by default min-max, or the least squared error where activations are signed: behind a
             ReLU only 7 bits are left then, and clipping outliers pays.
