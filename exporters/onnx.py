@@ -64,12 +64,15 @@ class OnnxRuntimeRunner(Exporter):
 def timed_session(path: Path, provider: str, threads: int) -> tuple[Any, dict[str, int]]:
     """A session, and ns of "read" and "compile" as ONNX Runtime's own profiler tells them.
 
-    The profiler ends before the first inference.
+    The profiler ends before the first inference. Where its file cannot be written whole, nothing is told.
     """
     with TemporaryDirectory(prefix="u2export-") as scratch:
         session = open_session(path, provider, threads, profile=f"{scratch}/opening")
-        text = Path(session.end_profiling()).read_text(encoding="utf-8")
-    took = {event["name"]: int(event["dur"]) * 1000 for event in json.loads(text)}
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # no profile: a full disk, say
+            events = []
+    took = {event["name"]: int(event["dur"]) * 1000 for event in events}
     return session, {phase: took[event] for event, phase in PHASES.items() if event in took}
 
 

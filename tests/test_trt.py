@@ -337,9 +337,9 @@ def test_int8_of_the_real_weights_end_to_end(u2netp: Path, tmp_path: Path) -> No
     source = Source.open("u2netp")
     calibration = Calibration.bundled(source.contract).subset(16)
     made = TensorRT().export(source, tmp_path, Request("int8", calibration))
-    # Few photos to calibrate on, and four hard ones to judge by: .0034 was measured here, .0022 and .0024 on the
-    # evaluation sets with 32 photos of BSDS500.
-    assert made.fidelity["mae"] <= 0.004 and made.fidelity["iou_worst"] >= 0.93
+    # Few photos to calibrate on, most of them drawn, and four hard ones to judge by: .0043 was measured here, .0026 and
+    # .0023 on the evaluation sets with 32 photos of BSDS500.
+    assert made.fidelity["mae"] <= 0.005 and made.fidelity["iou_worst"] >= 0.93, made.fidelity
     recipe, graph = Recipe.read(made.path)
     built = build(load("rtx"), graph, recipe, Options(targets=("sm86",)))
     assert built.comparison and list(built.comparison.to_json()["got"].items()) == [("int8", 112), ("fp32", 7)]
