@@ -24,11 +24,12 @@ from u2export.benchmarks.device import this_device
 from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.photo_sets import Sets, folders, judged, photos_in, references
 from u2export.calibration.dataset import Calibration
+from u2export.calibration.quantize import PHOTOS
 from u2export.errors import UserError
 from u2export.exporters.base import Exporter, Request, versions
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
-from u2export.exporters.ort import PHOTOS, int8_spec, preset
+from u2export.exporters.ort import int8_spec, preset
 from u2export.files import read_json, write_json, write_text
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from u2export.reference.source import Source
 
 # NNCF keeps statistics of all tensors: about 0.1 GB a photo, and nothing gained beyond these.
-PHOTOS = 32
+NNCF_PHOTOS = 32
 QUANTIZERS = ("qdq", "nncf")
 # Accuracy control may lose so much mean IoU on the held-back photos.
 MAX_DROP = 0.004
@@ -103,11 +103,11 @@ class OpenVINO(Exporter):
 
         graph = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
         if request.precision == "int8" and self.quantizer == "qdq":
-            from u2export.calibration.quantize import calibrated
+            from u2export.calibration.quantize import PHOTOS, calibrated
 
             assert request.calibration
             # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
-            graph = calibrated(graph, request.calibration.subset(ort.PHOTOS), ort.int8_spec())
+            graph = calibrated(graph, request.calibration.subset(PHOTOS), ort.int8_spec())
         # Through a file: convert_model reads the names of inputs and outputs from there, and core.read_model, which
         # takes bytes, writes biases in a form that NNCF's bias correction does not see.
         from tempfile import TemporaryDirectory
@@ -122,7 +122,7 @@ class OpenVINO(Exporter):
         import nncf
 
         assert request.calibration
-        photos = request.calibration.subset(PHOTOS)
+        photos = request.calibration.subset(NNCF_PHOTOS)
         with _silent():
             common: dict[str, Any] = {
                 "preset": nncf.QuantizationPreset.MIXED,

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from u2export.calibration.quantize import QuantSpec
     from u2export.reference.source import Source
 
-# More only bring outliers, which widen the ranges: on small objects 100 measured worse.
-PHOTOS = 32
-
 
 @dataclass(frozen=True)
 class Ort(OnnxRuntimeRunner):
@@ -75,7 +72,7 @@ class Ort(OnnxRuntimeRunner):
         notes: tuple[str, ...] = ()
         if request.precision == "int8":
             assert request.calibration
-            from u2export.calibration.quantize import calibrated
+            from u2export.calibration.quantize import PHOTOS, calibrated
 
             spec = int8_spec(self.weight_bits, kept)
             notes = (_share(model, spec),) if kept else ()

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from u2export.reference.source import Source
 
-PHOTOS = 32
 PLACEMENTS = ("producer", "conv-input")
 RESTS = ("fp32", "fp16")
 ENGINE, LAYERS = ".engine", ".layers.txt"
@@ -137,7 +136,7 @@ class TensorRT(OnnxRuntimeRunner):
 
     def _typed(self, model: onnx.ModelProto, request: Request) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         """The graph in the precision asked for, and the nodes it keeps in fp32 among fp16."""
-        from u2export.calibration.quantize import TENSORRT, calibrated
+        from u2export.calibration.quantize import PHOTOS, TENSORRT, calibrated
         from u2export.exporters.trt_graph import chosen_islands, islands, to_half
 
         if request.precision == "fp32":
