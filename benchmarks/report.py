@@ -18,9 +18,9 @@ import numpy as np
 
 from u2export import __version__
 from u2export.benchmarks.device import RUNTIMES, Device
-from u2export.benchmarks.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.reference.weights import Identity
 
 if TYPE_CHECKING:

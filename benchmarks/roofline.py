@@ -23,7 +23,7 @@ from u2export.errors import Unavailable, UserError
 if TYPE_CHECKING:
     import onnx
 
-    from u2export.exporters.base import Artifact
+    from u2export.exporters.exporter import Artifact
 
 # Bytes of a value, and how much faster than int8 the same unit computes: fp16 half as fast, fp32 a quarter.
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}

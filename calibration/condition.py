@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2export.calibration.routes import (
+from u2export.calibration.channel_routes import (
     Conv,
     Doubles,
     Network,
@@ -353,7 +353,7 @@ def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = Fal
     """`module_probe` of an ONNX graph, run by ONNX Runtime."""
     import onnx
 
-    from u2export.calibration.view import session
+    from u2export.reference.onnx_graph import session
 
     probe = copy.deepcopy(model)
     nodes = {conv_name(node): node for node in probe.graph.node if node.op_type == "Conv"}

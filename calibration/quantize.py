@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.calibration.ranges import Range, Ranges, observe
-from u2export.calibration.view import ACTIVATING, MOVING, QUANTISED, View, conv_nodes, head_nodes, run, with_outputs
+from u2export.calibration.activation_ranges import Range, Ranges, observe
 from u2export.errors import UserError
 from u2export.reference.image import Floats
+from u2export.reference.onnx_graph import ACTIVATING, MOVING, QUANTISED, View, conv_nodes, head_nodes, run, with_outputs
 
 if TYPE_CHECKING:
     import onnx

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.benchmarks.fidelity import UPPER, Fidelity, compare
+from u2export.calibration.activation_ranges import Ranges
 from u2export.calibration.quantize import QuantSpec, quantize
-from u2export.calibration.ranges import Ranges
-from u2export.calibration.view import conv_nodes, session
 from u2export.errors import UserError
 from u2export.files import read_json, staged, write_json
+from u2export.reference.fidelity import UPPER, Fidelity, compare
 from u2export.reference.image import Floats
+from u2export.reference.onnx_graph import conv_nodes, session
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +57,7 @@ class Point:
     Attributes:
         keep_float: names of the nodes kept in float.
         float_share: their share of the network's work.
-        mae, mae_worst, iou, iou_worst: fidelity of its masks, see `u2export.benchmarks.fidelity`.
+        mae, mae_worst, iou, iou_worst: fidelity of its masks, see `u2export.reference.fidelity`.
     """
 
     keep_float: tuple[str, ...]
@@ -197,7 +197,7 @@ class Search:
         ranges, errors: of `observe` and `bias_errors` over calibration photos.
         spec: how everything else is quantised.
         samples: photos to measure on, not those of the calibration, with the reference's d0.
-        budget: limits as of `u2export.benchmarks.fidelity.parse_budget`.
+        budget: limits as of `u2export.reference.fidelity.parse_budget`.
         held_back: further photos, looked at only when a choice is made: it must suit them too.
         work: cost of each layer in float; multiply-accumulates by default.
         progress: told about each measurement: how many so far, and of what.

@@ -1,11 +1,11 @@
 """One module per target runtime; a new target is one module and one line in the table here."""
 
-from u2export.exporters.base import Artifact, Exporter, Runner
-from u2export.exporters.coreml import CoreML
+from u2export.exporters.coreml.exporter import CoreML
+from u2export.exporters.exporter import Artifact, Exporter, Runner
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
-from u2export.exporters.trt import TensorRT
+from u2export.exporters.trt.exporter import TensorRT
 
 EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), TensorRT(), CoreML())}
 

@@ -17,8 +17,8 @@ import numpy as np
 from u2export.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
-    from u2export.exporters.trt_layers import Layer as TableLayer
-    from u2export.exporters.trt_layers import Table, Tensor
+    from u2export.exporters.trt.layer_table import Layer as TableLayer
+    from u2export.exporters.trt.layer_table import Table, Tensor
 
 PREFIX = "u2export."
 FLOATS = ("float16", "float32", "bfloat16")
@@ -285,7 +285,7 @@ def _openvino_layer(op: Any) -> Layer:
 
 def _coreml(path: Path) -> Inspection:
     _need("coremltools", "coreml")
-    from u2export.exporters.mlpackage import Package
+    from u2export.exporters.coreml.package import Package
 
     package = Package(path)
     description = package.spec.description
@@ -317,19 +317,19 @@ def _coreml_port(feature: Any) -> Port:
 
 def _engine(path: Path) -> Inspection:
     """By the layer table beside it; without one, on a GPU."""
-    from u2export.exporters.trt_layers import parse, read
+    from u2export.exporters.trt.layer_table import parse, read
 
     beside = path.with_suffix(".layers.txt")
     if beside.is_file():
         return _table(path, read(beside))
-    from u2export.exporters.trt_runner import layer_table
+    from u2export.exporters.trt.engine import layer_table
 
     return _table(path, parse(layer_table(path)))
 
 
 def _layer_table(path: Path) -> Inspection:
     """A build log, or the JSON of `trtexec --exportLayerInfo`."""
-    from u2export.exporters.trt_layers import read
+    from u2export.exporters.trt.layer_table import read
 
     return _table(path, read(path))
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
-from u2export.reference.graph import Graph, to_onnx
+from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.reference.image import Contract, Floats
+from u2export.reference.onnx_export import Graph, to_onnx
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from u2export.benchmarks.fidelity import compare
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
-from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, missing_modules, processors, versions
-from u2export.reference.graph import Graph, to_onnx
+from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, missing_modules, processors, versions
+from u2export.reference.fidelity import compare
 from u2export.reference.image import Floats
+from u2export.reference.onnx_export import Graph, to_onnx
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source

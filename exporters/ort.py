@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from u2export.errors import UserError
-from u2export.exporters.base import Made, Request, versions
+from u2export.exporters.exporter import Made, Request, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner
-from u2export.reference.graph import Graph, to_onnx
+from u2export.reference.onnx_export import Graph, to_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +86,7 @@ class Ort(OnnxRuntimeRunner):
 
 def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
     from u2export.calibration.quantize import float_nodes
-    from u2export.calibration.view import conv_nodes
+    from u2export.reference.onnx_graph import conv_nodes
 
     convs, floats = conv_nodes(model), float_nodes(model, spec)
     return f"{sum(n.name in floats for n in convs)} of {len(convs)} convolutions in float"

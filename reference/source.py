@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2export.benchmarks.fidelity import Fidelity, compare
 from u2export.reference import weights
+from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, find_photos
 
 if TYPE_CHECKING:
     import torch
 
-    from u2export.exporters.base import Request
+    from u2export.exporters.exporter import Request
     from u2export.reference.model import U2Net
     from u2export.reference.weights import Identity
 
@@ -80,8 +80,8 @@ class Source:
         """
         if request.precision == "fp32" or not request.condition:
             return self.model, {}
-        from u2export.calibration.cache import conditioned
         from u2export.calibration.dataset import Calibration
+        from u2export.calibration.prepare import conditioned
 
         photos = request.calibration or Calibration.bundled(self.contract)
         module, report = conditioned(self.model, photos.subset(CONDITION_PHOTOS))

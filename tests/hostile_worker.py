@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from u2export.benchmarks import worker
+from u2export.benchmarks.measuring import worker
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
-from u2export.exporters.base import Artifact, Exporter, Made, Request, Runner, hashes
+from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, hashes
 from u2export.files import write_json
 from u2export.reference.image import Floats
 from u2export.reference.source import Source

@@ -7,10 +7,10 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
-from u2export.benchmarks.accuracy import BETA2, Accuracy, find_masks, read_truth, require
-from u2export.benchmarks.measure import Plan, measure, photos_in
+from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
+from u2export.benchmarks.measuring.ground_truth import BETA2, Accuracy, find_masks, read_truth, require
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.base import Artifact
+from u2export.exporters.exporter import Artifact
 from u2export.reference.image import Floats, mask_for
 
 
@@ -101,7 +101,7 @@ def test_masks_are_found_by_stem(tmp_path: Path) -> None:
 
 
 def test_missing_package_is_said(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> None:
-    monkeypatch.setattr("u2export.benchmarks.accuracy.find_spec", lambda name: None)
+    monkeypatch.setattr("u2export.benchmarks.measuring.ground_truth.find_spec", lambda name: None)
     with pytest.raises(Unavailable, match="pysodmetrics"):
         require()
 

@@ -11,10 +11,10 @@ from conftest import Cli, two_lines
 from PIL import Image
 from test_table import imported, report
 
-from u2export.benchmarks.charts import FLOOR, KINDS, draw, drawable, front, name, short
-from u2export.benchmarks.fidelity import ImageFidelity
 from u2export.benchmarks.report import Latency
+from u2export.benchmarks.tables.charts import FLOOR, KINDS, draw, drawable, front, name, short
 from u2export.errors import UserError
+from u2export.reference.fidelity import ImageFidelity
 
 pytest.importorskip("matplotlib")
 

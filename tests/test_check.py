@@ -16,18 +16,18 @@ from conftest import ROOT, Cli, two_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2export.benchmarks import verdicts
-from u2export.benchmarks.baseline import Baseline, bare, differences, pairs, updated
-from u2export.benchmarks.check import Check, check
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.fidelity import ImageFidelity, compare
-from u2export.benchmarks.kept import Kept, rejudged, rejudged_baseline
-from u2export.benchmarks.measure import Judged
-from u2export.benchmarks.policy import DEFAULTS, Policy
+from u2export.benchmarks.gate import verdicts
+from u2export.benchmarks.gate.baseline import Baseline, bare, differences, pairs, updated
+from u2export.benchmarks.gate.check import Check, check
+from u2export.benchmarks.gate.policy import DEFAULTS, Policy
+from u2export.benchmarks.gate.saved_masks import Kept, rejudged, rejudged_baseline
+from u2export.benchmarks.gate.statistics import Interval, mean_interval, time_ratio
+from u2export.benchmarks.gate.trend import drawn, label, trend
+from u2export.benchmarks.measuring.bench import Judged
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings
-from u2export.benchmarks.stats import Interval, mean_interval, time_ratio
-from u2export.benchmarks.trend import drawn, label, trend
 from u2export.errors import UserError
+from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity
 
@@ -585,10 +585,10 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
     pytest.importorskip("torch")
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from u2export.benchmarks.measure import Plan, measure
+    from u2export.benchmarks.measuring.bench import Plan, measure
     from u2export.exporters import onnx as room
-    from u2export.exporters.base import Request
-    from u2export.reference.graph import to_onnx
+    from u2export.exporters.exporter import Request
+    from u2export.reference.onnx_export import to_onnx
     from u2export.reference.source import Source, verification_photos
 
     whole = Baseline.load(ROOT / "benchmarks" / "baselines" / "cpu.json")

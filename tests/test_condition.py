@@ -26,6 +26,7 @@ pytest.importorskip("onnxsim")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from u2export.calibration.channel_routes import from_module, from_onnx  # noqa: E402
 from u2export.calibration.condition import (  # noqa: E402
     Change,
     ConditionReport,
@@ -37,10 +38,9 @@ from u2export.calibration.condition import (  # noqa: E402
     rewrite,
     shift_below,
 )
-from u2export.calibration.routes import from_module, from_onnx  # noqa: E402
 from u2export.reference import weights  # noqa: E402
-from u2export.reference.graph import Graph, to_onnx  # noqa: E402
 from u2export.reference.model import U2Net  # noqa: E402
+from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
 from u2export.reference.source import verification_inputs  # noqa: E402
 
 LEVEL = 200.0

@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2export.benchmarks.fidelity import Fidelity, compare
 from u2export.calibration.dataset import Calibration
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.base import Artifact, Exporter, Request
-from u2export.exporters.coreml import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
+from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
+from u2export.exporters.exporter import Artifact, Exporter, Request
 from u2export.exporters.inspection import inspect
+from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, find_photos, saliency
 from u2export.reference.weights import Identity
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 
-from u2export.exporters.mil import Program  # noqa: E402
-from u2export.exporters.mlpackage import Package  # noqa: E402
+from u2export.exporters.coreml.evaluate import Program  # noqa: E402
+from u2export.exporters.coreml.package import Package  # noqa: E402
 from u2export.reference.model import U2Net  # noqa: E402
 from u2export.reference.source import Source  # noqa: E402
 
@@ -205,7 +205,7 @@ def test_packages_of_others_are_refused(fp16: Artifact, tmp_path: Path) -> None:
 def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:  # the same package again, without converting it again
         export = lambda self, source, path, request: (shutil.copytree(fp16.path, path), MADE)[1]  # noqa: E731
-        from u2export.exporters.base import Made
+        from u2export.exporters.exporter import Made
 
         MADE = Made()
         patch.setattr(CoreML, "_export", export)
@@ -215,7 +215,7 @@ def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("u2export.exporters.base.find_spec", lambda name: None)
+    monkeypatch.setattr("u2export.exporters.exporter.find_spec", lambda name: None)
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
@@ -334,8 +334,8 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photos_without_an_object_are_counted_apart() -> None:
-    from u2export.benchmarks.coreml_fidelity import summarise
-    from u2export.benchmarks.photo_sets import spread
+    from u2export.benchmarks.studies.coreml_fidelity import summarise
+    from u2export.benchmarks.studies.photo_sets import spread
 
     object_, nothing = np.zeros((2, 8, 8), np.float32)
     object_[2:6, 2:6], nothing[0, 0] = 0.9, 0.01

@@ -390,7 +390,7 @@ def test_the_bundled_set_is_clean_licensed_and_found_by_its_folder(
 
 
 def test_a_package_photo_is_listed_with_the_hash_pull_checks() -> None:
-    from u2export.calibration.pull import PHOTOS
+    from u2export.calibration.free_photos import PHOTOS
 
     folder = Calibration.bundled(SMALL).photos[0].path.parent.parent
     entries = {e["file"]: e for e in read_manifest(folder / "manifest.json")}
@@ -401,7 +401,7 @@ def test_a_package_photo_is_listed_with_the_hash_pull_checks() -> None:
 
 
 def test_pull_knows_its_names(tmp_path: Path) -> None:
-    from u2export.calibration.pull import pull
+    from u2export.calibration.free_photos import pull
 
     with pytest.raises(UserError, match="no photo named 'lena'"):
         pull(tmp_path, ["lena"])

@@ -12,13 +12,13 @@ import pytest
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
-from u2export.exporters.base import Artifact, Exporter, Request, missing_modules
+from u2export.exporters.exporter import Artifact, Exporter, Request, missing_modules
 from u2export.exporters.onnx import Onnx, to_pixels
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
 from u2export.reference.golden import picture
-from u2export.reference.graph import Graph, lint, to_onnx
 from u2export.reference.image import Contract
+from u2export.reference.onnx_export import Graph, lint, to_onnx
 
 pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from u2export.benchmarks.fidelity import (
+from u2export.errors import UserError
+from u2export.reference.fidelity import (
     LOWER,
     UPPER,
     Fidelity,
@@ -19,7 +20,6 @@ from u2export.benchmarks.fidelity import (
     image_json,
     parse_budget,
 )
-from u2export.errors import UserError
 from u2export.reference.image import Floats
 
 SHAPE = (24, 20)

@@ -11,14 +11,14 @@ from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2export.benchmarks import importers
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.importers import FORMATS, Claim, reports
+from u2export.benchmarks.imports import tool_files as importers
+from u2export.benchmarks.imports.tool_files import FORMATS, Claim, reports
 from u2export.benchmarks.report import Report
-from u2export.benchmarks.table import FORMATS as TABLES
-from u2export.benchmarks.table import render
+from u2export.benchmarks.tables.columns import FORMATS as TABLES
+from u2export.benchmarks.tables.columns import render
 from u2export.errors import UserError
-from u2export.exporters.base import Artifact, hashes
+from u2export.exporters.exporter import Artifact, hashes
 from u2export.files import write_json
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity

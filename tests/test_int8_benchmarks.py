@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxsim")
 pytest.importorskip("onnxruntime")
 
-from u2export.benchmarks import calibration_cost, int8_fidelity
-from u2export.benchmarks.int8_fidelity import Cell
+from u2export.benchmarks.studies import calibration_cost, int8_fidelity
+from u2export.benchmarks.studies.int8_fidelity import Cell
 from u2export.errors import UserError
 from u2export.reference.source import verification_photos
 

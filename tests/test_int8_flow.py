@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 from test_condition import PLANTED, plant, untrained  # noqa: E402
 
 from u2export.calibration.dataset import Calibration  # noqa: E402
-from u2export.exporters.base import Artifact, Exporter, Request  # noqa: E402
+from u2export.exporters.exporter import Artifact, Exporter, Request  # noqa: E402
 from u2export.exporters.openvino import OpenVINO  # noqa: E402
 from u2export.exporters.ort import Ort  # noqa: E402
 from u2export.reference.image import Contract, Floats  # noqa: E402

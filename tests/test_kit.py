@@ -12,11 +12,11 @@ from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from u2export.benchmarks.importers import KIT_FORMAT, Claim, Found, reports
-from u2export.benchmarks.kit import PLATFORMS, artifact_of, judge, write
+from u2export.benchmarks.imports.kit import PLATFORMS, artifact_of, judge, write
+from u2export.benchmarks.imports.tool_files import KIT_FORMAT, Claim, Found, reports
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError
-from u2export.exporters.base import Artifact, Request
+from u2export.exporters.exporter import Artifact, Request
 from u2export.reference.image import Contract
 from u2export.reference.source import Source
 
@@ -146,7 +146,7 @@ def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     from PIL import Image
 
-    from u2export.exporters.coreml import CoreML, picture
+    from u2export.exporters.coreml.exporter import CoreML, picture
     from u2export.reference.image import saliency
 
     source = Source.open("random-u2netp", TINY)

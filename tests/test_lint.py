@@ -17,9 +17,9 @@ pytest.importorskip("onnxsim")
 
 from u2export.calibration.condition import condition, fold_batch_norm  # noqa: E402
 from u2export.calibration.dataset import Calibration  # noqa: E402
-from u2export.calibration.lint import Layer, lint, lint_onnx, rounded  # noqa: E402
+from u2export.calibration.weak_layers import Layer, lint, lint_onnx, rounded  # noqa: E402
 from u2export.reference import weights  # noqa: E402
-from u2export.reference.graph import Graph, to_onnx  # noqa: E402
+from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
 
 SMALL = Contract(96, 96)
 WORST = "stage2d.rebnconv1d.conv_s1"

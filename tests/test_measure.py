@@ -18,15 +18,15 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
-from u2export.benchmarks import measure as measuring
-from u2export.benchmarks.child import Child, Failed
-from u2export.benchmarks.host import Host
-from u2export.benchmarks.measure import TIERS, Plan, measure, photos_in, settings
+from u2export.benchmarks.measuring import bench as measuring
+from u2export.benchmarks.measuring.bench import TIERS, Plan, measure, photos_in, settings
+from u2export.benchmarks.measuring.machine import Host
+from u2export.benchmarks.measuring.rows import Choice, named
+from u2export.benchmarks.measuring.worker import STEADY, steady
+from u2export.benchmarks.measuring.worker_process import Child, Failed
 from u2export.benchmarks.report import Measurement, Report, Settings
-from u2export.benchmarks.subjects import Choice, named
-from u2export.benchmarks.worker import STEADY, steady
 from u2export.errors import UserError
-from u2export.exporters.base import Artifact, hashes
+from u2export.exporters.exporter import Artifact, hashes
 from u2export.exporters.onnx import timed_session
 from u2export.files import write_json
 from u2export.reference.image import Contract, read_photo

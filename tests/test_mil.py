@@ -17,8 +17,8 @@ pytest.importorskip("coremltools")
 
 from torch.nn import functional as F  # noqa: E402
 
-from u2export.exporters.mil import ARITHMETICS, Program, half, ranges  # noqa: E402
-from u2export.exporters.mlpackage import COMPRESSED, Name, Package, _unpack, quiet  # noqa: E402
+from u2export.exporters.coreml.evaluate import ARITHMETICS, Program, half, ranges  # noqa: E402
+from u2export.exporters.coreml.package import COMPRESSED, Name, Package, _unpack, quiet  # noqa: E402
 
 with quiet():
     import coremltools as ct

@@ -9,7 +9,7 @@ import pytest
 
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
-from u2export.exporters.base import Artifact, Request
+from u2export.exporters.exporter import Artifact, Request
 from u2export.exporters.ort import Ort, preset
 from u2export.reference.image import Contract
 from u2export.reference.source import Source
@@ -110,9 +110,9 @@ def test_an_unknown_layer_is_refused_and_nothing_written(source: Source, photos:
 
 def test_the_preset_names_layers_of_the_network(source: Source) -> None:
     from u2export.calibration.quantize import float_nodes
-    from u2export.calibration.view import conv_nodes
     from u2export.exporters.ort import int8_spec
-    from u2export.reference.graph import Graph, to_onnx
+    from u2export.reference.onnx_export import Graph, to_onnx
+    from u2export.reference.onnx_graph import conv_nodes
 
     model = to_onnx(source.model, source.contract, Graph(), {})
     floats = float_nodes(model, int8_spec(keep_float=preset("u2netp")))

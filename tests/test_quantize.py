@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from u2export.calibration.activation_ranges import METHODS, Range, observe
 from u2export.calibration.quantize import (
     ONNX_RUNTIME,
     TENSORRT,
@@ -23,10 +24,9 @@ from u2export.calibration.quantize import (
     round_weight,
     weight_scale,
 )
-from u2export.calibration.ranges import METHODS, Range, observe
-from u2export.calibration.view import activations, conv_nodes, head_nodes, session
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats
+from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes, session
 
 SIDE = 24
 
@@ -370,7 +370,7 @@ def test_refusals() -> None:
 
 def test_a_random_u2netp_in_both_schemes() -> None:
     """The whole network, small: structure, and masks of quantised graphs near the float ones."""
-    from u2export.reference.graph import Graph, to_onnx
+    from u2export.reference.onnx_export import Graph, to_onnx
     from u2export.reference.source import Source
 
     source = Source.open("random-u2netp", Contract(64, 64))
@@ -391,11 +391,11 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     """The recipe of `u2export ort --int8` holds its promise on photos it never saw."""
     from pathlib import Path
 
-    from u2export.benchmarks.fidelity import Fidelity, compare
     from u2export.calibration.condition import condition
     from u2export.exporters.ort import int8_spec
-    from u2export.reference.graph import Graph, to_onnx
+    from u2export.reference.fidelity import Fidelity, compare
     from u2export.reference.image import find_photos
+    from u2export.reference.onnx_export import Graph, to_onnx
     from u2export.reference.source import Source
 
     def read(name: str, count: int) -> list[Floats]:

@@ -95,8 +95,8 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
     import onnx
     from torch.utils.flop_counter import FlopCounterMode
 
-    from u2export.reference.graph import Graph, to_onnx
     from u2export.reference.image import Contract
+    from u2export.reference.onnx_export import Graph, to_onnx
     from u2export.reference.source import Source
 
     source = Source.open("random-u2netp", Contract(64, 64))
@@ -118,7 +118,7 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
 def test_share_of_the_peak(tmp_path: Path) -> None:
     from test_table import report
 
-    from u2export.exporters.base import Artifact
+    from u2export.exporters.exporter import Artifact
     from u2export.reference.image import Contract
 
     made = report()

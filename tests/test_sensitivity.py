@@ -11,9 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from u2export.benchmarks.fidelity import Fidelity, ImageFidelity
+from u2export.calibration.activation_ranges import observe
 from u2export.calibration.quantize import ONNX_RUNTIME, quantize
-from u2export.calibration.ranges import observe
 from u2export.calibration.sensitivity import (
     Search,
     Sensitivity,
@@ -24,9 +23,10 @@ from u2export.calibration.sensitivity import (
     stage_of,
     surest,
 )
-from u2export.calibration.view import session
 from u2export.errors import UserError
+from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.image import Floats
+from u2export.reference.onnx_graph import session
 
 SIDE, LAYERS = 32, 12
 

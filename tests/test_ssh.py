@@ -22,11 +22,11 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
-from u2export.benchmarks.child import Failed
-from u2export.benchmarks.measure import Plan, measure, photos_in
+from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
+from u2export.benchmarks.measuring.ssh import Address, Remote, address, core
+from u2export.benchmarks.measuring.worker_process import Failed
 from u2export.benchmarks.report import Report, Settings
-from u2export.benchmarks.ssh import Address, Remote, address, core
-from u2export.benchmarks.table import render
+from u2export.benchmarks.tables.columns import render
 from u2export.errors import UserError
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -184,7 +184,7 @@ def test_reference_masks_are_made_here(
 ) -> None:
     """The PyTorch network has no place over there, and no row in the other machine's report."""
     pytest.importorskip("torch")
-    from u2export.exporters.base import Request
+    from u2export.exporters.exporter import Request
     from u2export.exporters.onnx import Onnx
     from u2export.reference.image import Contract
     from u2export.reference.source import Source
@@ -211,7 +211,9 @@ def test_core_holds_no_more_than_it_needs(server: Server) -> None:
     with server.remote() as remote:
         folder = Path(remote.folder)
         assert folder.parent == server.home and folder.stat().st_mode & 0o077 == 0
-        assert (folder / "core/u2export/exporters/base.py").read_bytes() == core()["exporters/base.py"].read_bytes()
+        assert (folder / "core/u2export/exporters/exporter.py").read_bytes() == core()[
+            "exporters/exporter.py"
+        ].read_bytes()
         assert remote.device().cpu and "load" in remote.state() and "load" in remote.pulse()
     assert server.left == []
 
@@ -351,7 +353,12 @@ def test_what_is_no_address(text: str) -> None:
 
 def test_core_is_every_module_of_the_package() -> None:
     names = core()
-    assert {"__init__.py", "benchmarks/worker.py", "exporters/base.py", "reference/image.py"} <= names.keys()
+    assert {
+        "__init__.py",
+        "benchmarks/measuring/worker.py",
+        "exporters/exporter.py",
+        "reference/image.py",
+    } <= names.keys()
     for name, path in names.items():
         module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__").replace("__init__", "")
         spec = importlib.util.find_spec(".".join(filter(None, ("u2export", module))))

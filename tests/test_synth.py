@@ -11,7 +11,7 @@ from conftest import Cli
 from PIL import Image
 
 from u2export.calibration.dataset import Calibration
-from u2export.calibration.synth import scene
+from u2export.calibration.scenes import scene
 from u2export.errors import UserError
 from u2export.reference.image import Contract, mask_for
 
@@ -20,7 +20,7 @@ def test_a_scene_is_the_same_in_every_process() -> None:
     photo, mask = scene(7, 100, 120)
     here = hashlib.sha256(photo.tobytes() + mask.tobytes()).hexdigest()
     code = (
-        "import hashlib; from u2export.calibration.synth import scene; p, m = scene(7, 100, 120);"
+        "import hashlib; from u2export.calibration.scenes import scene; p, m = scene(7, 100, 120);"
         "print(hashlib.sha256(p.tobytes() + m.tobytes()).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.fidelity import ImageFidelity
-from u2export.benchmarks.measure import Judged
+from u2export.benchmarks.measuring.bench import Judged
 from u2export.benchmarks.report import Latency, Measurement, Report, Settings, Sustained
-from u2export.benchmarks.sheet import LESS, MORE, draw, worst
-from u2export.benchmarks.table import BEGIN, FORMATS, WIDTH, about, gather, inserted, overview, render, small
+from u2export.benchmarks.tables.columns import BEGIN, FORMATS, WIDTH, about, gather, inserted, overview, render, small
+from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
 from u2export.errors import UserError
+from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity
 

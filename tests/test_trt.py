@@ -17,12 +17,13 @@ import pytest
 from conftest import ROOT, Cli, two_lines
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters import trt_build, trt_runner
-from u2export.exporters.base import Artifact, Request
-from u2export.exporters.trt import TensorRT, save_engine
-from u2export.exporters.trt_build import Built, Options, devices
-from u2export.exporters.trt_recipe import Recipe
-from u2export.exporters.trt_runner import Engine, check_trust, trust
+from u2export.exporters.exporter import Artifact, Request
+from u2export.exporters.trt.build import Built, Options, devices
+from u2export.exporters.trt.engine import Engine, check_trust, trust
+from u2export.exporters.trt.exporter import TensorRT, save_engine
+from u2export.exporters.trt import build as trt_build
+from u2export.exporters.trt import engine as trt_runner
+from u2export.exporters.trt.recipe import Recipe
 from u2export.reference.image import Contract
 
 for name in ("torch", "onnx", "onnxsim", "onnxruntime"):
@@ -332,7 +333,7 @@ def test_cuda_python_answers_are_unpacked() -> None:
 @pytest.mark.slow
 @needs_rtx
 def test_int8_of_the_real_weights_end_to_end(u2netp: Path, tmp_path: Path) -> None:
-    from u2export.exporters.trt_build import build, load
+    from u2export.exporters.trt.build import build, load
 
     source = Source.open("u2netp")
     calibration = Calibration.bundled(source.contract).subset(16)
@@ -348,7 +349,7 @@ def test_int8_of_the_real_weights_end_to_end(u2netp: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @needs_rtx
 def test_full_size_u2net_builds_in_fp16(tmp_path: Path) -> None:
-    from u2export.exporters.trt_build import build, load
+    from u2export.exporters.trt.build import build, load
 
     loose = Request("fp16", condition=False, budget={"mae": 1.0, "mae_worst": 1.0})  # untrained: structure alone counts
     made = TensorRT().export(Source.open("random-u2net", Contract(96, 96)), tmp_path, loose)
@@ -373,7 +374,7 @@ def cost(variant: str, seconds: float, masks: bool = True) -> dict[str, Any]:
 
 
 def test_costs_are_ratios_within_a_network() -> None:
-    from u2export.benchmarks.trt_fidelity import VARIANTS, table
+    from u2export.benchmarks.studies.trt_fidelity import VARIANTS, table
 
     labels = [v.label for v in VARIANTS]
     assert len(set(labels)) == len(labels) and "fp16 not conditioned" in labels

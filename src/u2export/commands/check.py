@@ -17,7 +17,7 @@ from u2export.errors import UserError
 from u2export.files import write_text
 
 if TYPE_CHECKING:
-    from u2export.benchmarks.baseline import Baseline
+    from u2export.benchmarks.gate.baseline import Baseline
     from u2export.benchmarks.report import Report
 
 CUT = 0.5  # where masks are cut in the results' own numbers
@@ -77,13 +77,13 @@ def check(
 ) -> None:
     """Say whether artifacts got worse than the baseline. Exit code: 0 no, 1 yes, 2 error, 3 inconclusive."""
 
-    from u2export.benchmarks import verdicts
-    from u2export.benchmarks.baseline import Baseline
-    from u2export.benchmarks.check import check as judge
-    from u2export.benchmarks.kept import beside
-    from u2export.benchmarks.policy import Policy
+    from u2export.benchmarks.gate import verdicts
+    from u2export.benchmarks.gate.baseline import Baseline
+    from u2export.benchmarks.gate.check import check as judge
+    from u2export.benchmarks.gate.policy import Policy
+    from u2export.benchmarks.gate.saved_masks import beside
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.table import console
+    from u2export.benchmarks.tables.columns import console
 
     with _usage():
         chosen = Policy.load(policy) if policy else Policy()
@@ -108,7 +108,7 @@ def _cut(
     report: Report, accepted: Baseline, masks: Path | None, theirs: Path, threshold: float
 ) -> tuple[Report, Baseline]:
     """Both sides judged anew from kept masks, where asked for; `theirs` are the baseline's."""
-    from u2export.benchmarks.kept import Kept, rejudged, rejudged_baseline
+    from u2export.benchmarks.gate.saved_masks import Kept, rejudged, rejudged_baseline
 
     if masks is None:
         if threshold != CUT:
@@ -146,8 +146,8 @@ def update(
 ) -> None:
     """Accept results: write them into the baseline, other artifacts in it stay."""
 
-    from u2export.benchmarks.baseline import Baseline, differences, updated
-    from u2export.benchmarks.kept import Kept, beside, rejudged
+    from u2export.benchmarks.gate.baseline import Baseline, differences, updated
+    from u2export.benchmarks.gate.saved_masks import Kept, beside, rejudged
     from u2export.benchmarks.report import Report
 
     with _usage():
@@ -171,8 +171,8 @@ def show(file: Annotated[Path, typer.Argument(help="Baseline.")], as_json: o.AsJ
 
     from rich.table import Table
 
-    from u2export.benchmarks.baseline import Baseline, told
-    from u2export.benchmarks.table import console
+    from u2export.benchmarks.gate.baseline import Baseline, told
+    from u2export.benchmarks.tables.columns import console
 
     with _usage():
         loaded = Baseline.load(file)
@@ -198,7 +198,7 @@ def diff(
 ) -> None:
     """Say what changed from one baseline to another, a line each."""
 
-    from u2export.benchmarks.baseline import Baseline, differences
+    from u2export.benchmarks.gate.baseline import Baseline, differences
 
     with _usage():
         for artifact, what, then, now in differences(Baseline.load(old), Baseline.load(new)):
@@ -215,11 +215,11 @@ def trend(
 ) -> None:
     """Say how artifacts fared from run to run: steady, new, sustained, recovered or flaky."""
 
-    from u2export.benchmarks import trend as trends
-    from u2export.benchmarks.baseline import Baseline
-    from u2export.benchmarks.policy import Policy
+    from u2export.benchmarks.gate import trend as trends
+    from u2export.benchmarks.gate.baseline import Baseline
+    from u2export.benchmarks.gate.policy import Policy
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.table import console
+    from u2export.benchmarks.tables.columns import console
 
     with _usage():
         against = Baseline.load(baseline) if baseline else None

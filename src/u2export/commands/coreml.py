@@ -11,7 +11,7 @@ import typer
 from u2export.commands import options as o
 from u2export.commands.export import run
 from u2export.errors import UserError
-from u2export.exporters.coreml import CoreML
+from u2export.exporters.coreml.exporter import CoreML
 
 
 class Target(str, Enum):

@@ -56,9 +56,9 @@ def import_(
     ),
 ) -> None:
     """Read latencies that another tool measured into results for `u2export table`; they stay marked as imported."""
-    from u2export.benchmarks.importers import Claim, reports
-    from u2export.benchmarks.kit import artifact_of, judge
-    from u2export.exporters.base import Artifact
+    from u2export.benchmarks.imports.kit import artifact_of, judge
+    from u2export.benchmarks.imports.tool_files import Claim, reports
+    from u2export.exporters.exporter import Artifact
     from u2export.files import make_folder
 
     if artifact and kit:
@@ -82,8 +82,8 @@ def kit(
     out: Annotated[Path, typer.Option(help="Folder for the kit.")] = Path("artifacts"),
 ) -> None:
     """Write a folder to take to a phone: artifact, inputs, expected masks, a timing program, exact commands."""
-    from u2export.benchmarks.kit import PLATFORMS, write
-    from u2export.exporters.base import Artifact
+    from u2export.benchmarks.imports.kit import PLATFORMS, write
+    from u2export.exporters.exporter import Artifact
     from u2export.reference.source import Source
 
     opened = Artifact.open(artifact)

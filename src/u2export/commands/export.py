@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from u2export.benchmarks.fidelity import parse_budget
 from u2export.commands import options as o
 from u2export.commands.console import stderr
-from u2export.exporters.base import Artifact, Exporter, Request
+from u2export.exporters.exporter import Artifact, Exporter, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
-from u2export.reference.graph import Graph
+from u2export.reference.fidelity import parse_budget
+from u2export.reference.onnx_export import Graph
 
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration

@@ -28,7 +28,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show operations, weights as stored, precision per layer, inputs, outputs and metadata of a model file."""
-    from u2export.exporters.base import Artifact
+    from u2export.exporters.exporter import Artifact
     from u2export.exporters.inspection import inspect as look
 
     recorded = Artifact.open(file) if _has_record(file) else None  # a file its record does not describe is refused
@@ -44,7 +44,7 @@ def inspect(
 
 
 def _has_record(file: Path) -> bool:
-    from u2export.exporters.trt_layers import is_table
+    from u2export.exporters.trt.layer_table import is_table
 
     return (file.suffix == ".json" and not is_table(file)) or file.with_name(file.name + ".json").is_file()
 

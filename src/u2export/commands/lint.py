@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from u2export.calibration.dataset import Calibration
-    from u2export.calibration.lint import Layer, Lint
+    from u2export.calibration.weak_layers import Layer, Lint
     from u2export.reference.image import Contract
 
 
@@ -39,15 +39,15 @@ def lint(
 
 def _lint(model: str, calib: Path | None, photos: int) -> Lint:
     if model.endswith(".onnx"):
-        from u2export.calibration.lint import lint_onnx
-        from u2export.exporters.base import Artifact
+        from u2export.calibration.weak_layers import lint_onnx
+        from u2export.exporters.exporter import Artifact
 
         graph = _read(Path(model))
         return lint_onnx(graph, _photos(calib, Artifact.open(Path(model)).contract, photos) if calib else None)
     from u2export.reference.source import Source
 
     source = Source.open(model)  # says so where PyTorch is not installed, before anything imports it
-    from u2export.calibration.lint import lint as lint_module
+    from u2export.calibration.weak_layers import lint as lint_module
 
     return lint_module(source.model, _photos(calib, source.contract, photos) if calib else None)
 

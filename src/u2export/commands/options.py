@@ -91,9 +91,9 @@ def kept(path: Path | None) -> tuple[str, ...]:
 
 def trust(paths: Iterable[Path]) -> None:
     """Remember the TensorRT engines among artifacts as ones this machine may open."""
-    from u2export.exporters.base import Artifact
-    from u2export.exporters.trt import ENGINE
-    from u2export.exporters.trt_runner import trust as remember
+    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.trt.engine import trust as remember
+    from u2export.exporters.trt.exporter import ENGINE
 
     for path in paths:
         if (engine := Artifact.open(path).path).suffix == ENGINE:

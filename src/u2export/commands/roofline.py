@@ -41,8 +41,8 @@ def roofline(
     """Estimate the least latency of a network on devices from their makers' figures; never a result."""
     from u2export.benchmarks.report import Report
     from u2export.benchmarks.roofline import bound, chips, count, of_network, reached, this_machine
-    from u2export.benchmarks.table import console
-    from u2export.exporters.base import Artifact
+    from u2export.benchmarks.tables.columns import console
+    from u2export.exporters.exporter import Artifact
     from u2export.files import write_json
 
     known = chips()

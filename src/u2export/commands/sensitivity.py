@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from u2export.benchmarks.fidelity import parse_budget
 from u2export.commands import options as o
 from u2export.commands.console import stderr
 from u2export.errors import UserError
+from u2export.reference.fidelity import parse_budget
 
 if TYPE_CHECKING:
     import onnx
 
+    from u2export.calibration.activation_ranges import Ranges
     from u2export.calibration.dataset import Calibration
     from u2export.calibration.quantize import QuantSpec
-    from u2export.calibration.ranges import Ranges
     from u2export.calibration.sensitivity import Point, Sample, Search, Sensitivity
     from u2export.reference.image import Contract, Floats
     from u2export.reference.source import Source
@@ -98,11 +98,11 @@ def _search(
     measure: bool,
     condition: bool,
 ) -> Search:
+    from u2export.calibration.activation_ranges import observe
     from u2export.calibration.quantize import bias_errors
-    from u2export.calibration.ranges import observe
     from u2export.calibration.sensitivity import Search
-    from u2export.exporters.base import Request
-    from u2export.reference.graph import Graph, to_onnx
+    from u2export.exporters.exporter import Request
+    from u2export.reference.onnx_export import Graph, to_onnx
 
     module, _ = source.prepared(Request("int8", calibration, condition))
     model = to_onnx(module, source.contract, Graph(), {})

@@ -41,7 +41,7 @@ def table(
     ] = False,
 ) -> None:
     """Render results as tables, each device's by itself; what others published stays apart and marked."""
-    from u2export.benchmarks import table as tables
+    from u2export.benchmarks.tables import columns as tables
 
     if check and not into:
         raise UserError("--check needs the file to check", "add --into FILE.md")

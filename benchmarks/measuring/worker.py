@@ -1,0 +1,306 @@
+"""The child process of a bench: opens one artifact and answers requests, one JSON object a line each way.
+
+    python -m u2export.benchmarks.measuring.worker
+
+Native runtimes clash in one process and may take it down with them, hence a process for each row. Replies go to a
+duplicate of the first standard output, which is then pointed at standard error: runtimes print where they like.
+
+Requests, by their "do"; a path is of the worker's machine:
+
+- machine {} -> {device, environment, state}, as `u2export.benchmarks.device` and `sensors` have them
+- pulse {} -> {pulse}
+- describe {artifact, workshop}: modes the artifact can run in here, and what was built of it in the folder `workshop`
+  first, if that is given and necessary -> {modes, built, size}, the latter the built artifact's path and bytes
+- open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}: open an
+  artifact, or the PyTorch reference, once for each stream -> {load_ns, opening_ns, runtime, memory}
+- predict {photos}: d0 of every photo -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, d0} for each, d0
+  (height, width) as base64 of little-endian float32
+- warm {photo, limit}: first inference, then more until times are steady or `limit` seconds are over
+  -> {first_ns, warmup_ns, steady}
+- time {samples, seconds}: at least both, on the photo of `warm` -> {ns}, {span_ns} as well where streams overlap or
+  pictures come in batches, {energy_uj} where the system counts it
+- memory {} -> {memory}: bytes, "peak" resident at most since the process began, "device" now on a GPU with its own
+- close {}, or the end of the input
+
+A failure is answered with {error: {kind, problem, hint}}, kind one of the reason codes of `u2export.benchmarks.report`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
+from math import ceil
+from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
+from typing import Any, TextIO
+
+import numpy as np
+
+from u2export.benchmarks.device import environment, this_device
+from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, state
+from u2export.errors import Unavailable, UserError
+from u2export.exporters import EXPORTERS
+from u2export.exporters.exporter import Artifact, Runner, processors
+from u2export.reference.image import Contract, Floats, mask_for, read_photo
+
+Request = dict[str, Any]
+# Steady: the medians of the last two windows of so many runs differ by less than this share.
+WINDOW, STEADY = 5, 0.05
+MOST_WARMUPS = 100
+
+
+class Worker:
+    """State between requests: the open runners, one a stream, their contract, and the input that is timed."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.runners: Sequence[Runner] = ()
+        self.batch = 1
+        self.contract: Contract
+        self.inputs: Sequence[Any]
+
+    def answer(self, request: Request) -> Iterator[dict[str, Any]]:
+        """The replies to one request."""
+        actions: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+            "machine": self.machine, "pulse": self.pulse, "describe": self.describe, "open": self.open,
+            "predict": self.predict, "warm": self.warm, "time": self.time, "memory": self.memory,
+        }  # fmt: skip
+        return actions[request.pop("do")](**request)
+
+    def machine(self) -> Iterator[dict[str, Any]]:
+        """Which machine this is, what is installed, and its state."""
+        yield {"device": asdict(this_device()), "environment": environment(), "state": state()}
+
+    def pulse(self) -> Iterator[dict[str, Any]]:
+        """Its state in short."""
+        yield {"pulse": pulse()}
+
+    def describe(self, artifact: str, workshop: str = "") -> Iterator[dict[str, Any]]:
+        """The modes of an artifact; asking may already load the runtime."""
+        opened = Artifact.open(Path(artifact))
+        modes = _ready(opened)
+        made = EXPORTERS[opened.exporter].built(opened, Path(workshop)) if workshop else None
+        if made is None:
+            yield {"modes": list(modes)}
+        else:
+            yield {"modes": list(_ready(made)), "built": str(made.path), "size": made.size}
+
+    def open(self, threads: int, batch: int = 1, streams: int = 1, **which: Any) -> Iterator[dict[str, Any]]:
+        """Open an artifact or the reference."""
+        before = resident()
+        self.batch = batch
+        opening: AbstractContextManager[Sequence[Runner]]
+        importing = 0
+        if "weights" in which:
+            self.contract = Contract.from_json(which["contract"])
+            start = perf_counter_ns()
+            opening = _reference(which["weights"], which["sha256"], self.contract, threads, streams)
+        else:
+            artifact = Artifact.open(Path(which["artifact"]))  # its files' hashes are not the runtime's business
+            self.contract = artifact.contract
+            start = perf_counter_ns()
+            _ready(artifact)
+            importing = perf_counter_ns() - start
+            opening = EXPORTERS[artifact.exporter].streams(artifact, which["mode"], threads, streams)
+        self.runners = self.stack.enter_context(opening)
+        load_ns = perf_counter_ns() - start
+        phases = {**({"import": importing} if importing else {}), **self.runners[0].opening}
+        yield {
+            "load_ns": load_ns, "opening_ns": phases, "runtime": dict(self.runners[0].info), "memory": before,
+        }  # fmt: skip
+
+    def predict(self, photos: list[str]) -> Iterator[dict[str, Any]]:
+        """One photo at a time, so that memory does not grow with the folder."""
+        runner = self.runners[0]
+        for i, photo in enumerate(photos):
+            start = perf_counter_ns()
+            pixels = read_photo(Path(photo), self.contract.channels)
+            x = self.contract.tensor(pixels)
+            ready = perf_counter_ns()
+            fed = runner.prepare(x)
+            begin = perf_counter_ns()
+            d0 = runner.predict(fed)
+            inferred = perf_counter_ns()
+            self._check(d0, 1)
+            if finite := bool(np.isfinite(d0).all()):
+                mask_for(d0[0, 0], *pixels.shape[:2])
+            end = perf_counter_ns()
+            times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
+            times.update({"postprocess_ns": end - inferred} if finite else {})
+            yield {"photo": i, **times, "d0": b64encode(d0[0, 0].astype("<f4").tobytes()).decode()}
+
+    def _check(self, d0: Floats, batch: int) -> None:
+        size = (self.contract.height, self.contract.width)
+        if d0.ndim != 4 or d0.shape[0] != batch or d0.shape[2:] != size:
+            expected = f"({batch}, K, {size[0]}, {size[1]})"
+            raise UserError(f"d0 has shape {d0.shape}, expected {expected}", "export it again")
+
+    def warm(self, photo: str, limit: float) -> Iterator[dict[str, Any]]:
+        """First inference and warm-up."""
+        batch = np.repeat(self.contract.read(Path(photo)), self.batch, axis=0)
+        # What a runtime wants in place of the network input is made before the clock starts.
+        self.inputs = [runner.prepare(batch) for runner in self.runners]
+        first = self._first()
+        times = [self._timed()]
+        end = perf_counter_ns() + limit * 1e9
+        while not (done := steady(times)) and len(times) < MOST_WARMUPS and perf_counter_ns() < end:
+            times.append(self._timed())
+        for stream in range(1, len(self.runners)):
+            self._timed(stream)
+        yield {"first_ns": first, "warmup_ns": times, "steady": done}
+
+    def _first(self) -> int:
+        """The first inference; a batch that the graph does not take is a refusal, not a bug."""
+        start = perf_counter_ns()
+        try:
+            d0 = self.runners[0].predict(self.inputs[0])
+        except Exception as error:
+            if self.batch == 1:
+                raise
+            why = str(error).strip().partition("\n")[0][:150]
+            hint = "export with --dynamic batch, or use --streams"
+            raise UserError(f"it takes no batch of {self.batch}: {why}", hint) from None
+        first = perf_counter_ns() - start
+        self._check(d0, self.batch)
+        return first
+
+    def time(self, samples: int, seconds: float) -> Iterator[dict[str, Any]]:
+        """Steady state: one inference at a time, or as many at once as there are streams."""
+        self._timed()  # not counted: the other rows' turns have emptied the caches
+        gc.collect()
+        gc.disable()
+        before, start = energy(), perf_counter_ns()
+        if len(self.runners) == 1:
+            times = self._repeat(0, samples, seconds)
+        else:
+            each = ceil(samples / len(self.runners))
+            with ThreadPoolExecutor(len(self.runners)) as pool:
+                found = [pool.submit(self._repeat, i, each, seconds) for i in range(len(self.runners))]
+                times = [ns for stream in found for ns in stream.result()]
+        span = perf_counter_ns() - start
+        used = spent(before, energy())
+        gc.enable()
+        overlapping = {"span_ns": span} if self.batch * len(self.runners) > 1 else {}
+        yield {"ns": times, **overlapping, **({"energy_uj": used} if used is not None else {})}
+
+    def _repeat(self, stream: int, samples: int, seconds: float) -> list[int]:
+        times: list[int] = []
+        end = perf_counter_ns() + seconds * 1e9
+        while len(times) < samples or perf_counter_ns() < end:
+            times.append(self._timed(stream))
+        return times
+
+    def _timed(self, stream: int = 0) -> int:
+        predict, fed = self.runners[stream].predict, self.inputs[stream]
+        start = perf_counter_ns()
+        predict(fed)
+        return perf_counter_ns() - start
+
+    def memory(self) -> Iterator[dict[str, Any]]:
+        """Peak of this process, and what it holds on a GPU."""
+        device = device_memory(os.getpid())
+        yield {"memory": {"peak": peak(), **({"device": device} if device is not None else {})}}
+
+
+def steady(times: list[int]) -> bool:
+    """Whether the medians of the last two windows agree."""
+    if len(times) < 2 * WINDOW:
+        return False
+    before, now = median(times[-2 * WINDOW : -WINDOW]), median(times[-WINDOW:])
+    return abs(now - before) < STEADY * before
+
+
+def _ready(artifact: Artifact) -> Sequence[str]:
+    """The artifact's modes here, its runtime loaded.
+
+    Raises:
+        Unavailable: this machine has no such runtime.
+    """
+    exporter = EXPORTERS[artifact.exporter]
+    if problem := exporter.missing_runtime():
+        raise problem
+    return exporter.modes(artifact)
+
+
+@contextmanager
+def _reference(weights: str, sha256: str, contract: Contract, threads: int, streams: int) -> Iterator[Sequence[Runner]]:
+    """The PyTorch network of exactly these weights, one for all streams."""
+    from u2export.reference.source import Source
+
+    source = Source.open(weights, contract)
+    if source.weights.sha256 != sha256:
+        raise UserError(f"weights {weights} are not the ones the artifacts were made from", "give --reference another")
+    import torch
+
+    torch.set_num_threads(max(1, (threads or processors()) // streams))
+    about = {"runtime": f"PyTorch {torch.__version__.partition('+')[0]}", "device": "CPU", "arithmetic": "fp32"}
+    yield [Runner(source.predict, {**about, "threads": str(torch.get_num_threads())})] * streams
+
+
+def resident() -> int:
+    """Bytes of this process in memory now; 0 where the system does not tell."""
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """Most bytes of this process in memory so far.
+
+    On Linux from /proc: ru_maxrss there starts at the peak of the process that forked this one.
+    """
+    if found := _status("VmHWM"):
+        return found
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _status(key: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), 0)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, UserError):
+        kind = "unavailable" if isinstance(error, Unavailable) else "refused"
+        return {"error": {"kind": kind, "problem": error.problem, "hint": error.hint}}
+    traceback.print_exception(error)  # to standard error, which the parent keeps
+    return {"error": {"kind": "failed", "problem": f"{type(error).__name__}: {error}", "hint": ""}}
+
+
+def serve(requests: TextIO, replies: TextIO) -> None:
+    """Answer until the input ends or "close" comes."""
+    with ExitStack() as stack:
+        worker = Worker(stack)
+        for line in requests:
+            request = json.loads(line)
+            if request["do"] == "close":
+                return
+            try:
+                for reply in worker.answer(request):
+                    print(json.dumps(reply), file=replies, flush=True)
+            except Exception as error:
+                print(json.dumps(_failure(error)), file=replies, flush=True)
+
+
+def main() -> None:
+    """Serve the process's standard streams."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

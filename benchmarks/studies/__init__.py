@@ -1,0 +1,1 @@
+"""Studies that prove or explore the toolkit itself; the product does not need them."""

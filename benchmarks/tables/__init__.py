@@ -1,0 +1,1 @@
+"""What people see of a report: tables, charts, contact sheets."""

@@ -1,0 +1,178 @@
+"""Pictures of results, from the JSON alone: latency against fidelity, fidelity by photo, distribution of latencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.tables.columns import label, statistic
+from u2export.errors import Unavailable, UserError
+from u2export.files import publish, staging
+
+# Okabe and Ito's colours, which all readers tell apart; shapes and names repeat what colours say.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+SHAPES = "osD^vPX*"
+# A logarithmic axis has no zero: masks equal to the reference's are drawn here.
+FLOOR = 1e-7
+KINDS = ("pareto", "photos", "latency")
+# The salt makes an SVG's ids the same each time.
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "u2export"}
+Axes = Any
+
+
+def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>-<kind>.<suffix>` for each kind and suffix into `folder`.
+
+    Raises:
+        Unavailable: matplotlib is not installed.
+        UserError: the results hold nothing to draw for a kind.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise Unavailable("charts need matplotlib", "pip install 'u2export[eval]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    written = []
+    with plt.rc_context(STYLE), staging(folder) as scratch:
+        for kind, suffix in product(kinds, suffixes):
+            # A figure of its own for each file: laying one out twice moves it by rounding.
+            figure = PAINTERS[kind](report)
+            made = scratch / f"{stem}-{kind}.{suffix}"
+            figure.savefig(made, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
+            plt.close(figure)
+            publish(made, folder / made.name)
+            written.append(folder / made.name)
+    return written
+
+
+def style(report: Report, row: Measurement) -> dict[str, Any]:
+    """Colour and shape of a row, the same in every chart of its report."""
+    i = [r.name for r in report.rows].index(row.name)
+    return {"color": COLOURS[i % len(COLOURS)], "marker": SHAPES[i % len(SHAPES)]}
+
+
+def short(row: Measurement) -> str:
+    """A row in a chart's space: exporter and arithmetic, and what marks its file among others."""
+    mark = {"imported": " (imported)", "published": " (published)"}.get(row.provenance, "")
+    told = row.runtime.get("arithmetic", row.mode)
+    arithmetic = {"f32": "fp32", "f16": "fp16"}.get(told, told)
+    same = "" if arithmetic == row.precision else f" run in {arithmetic}"
+    return f"{row.exporter} {row.precision}{same}{mark}"
+
+
+def name(report: Report, row: Measurement) -> str:
+    """A row's short name; its full one where two rows would be called alike."""
+    alike = [r for r in report.rows if short(r) == short(row)]
+    return short(row) if len(alike) == 1 else row.title
+
+
+def drawable(report: Report) -> list[tuple[Measurement, float, float]]:
+    """Rows with both a median latency in ms and a fidelity: (row, ms, mean absolute difference)."""
+    found = []
+    for row in report.rows:
+        ms = statistic(row, "p50") or row.stated.get("single")
+        is_reference = row.name in {r.reference for r in report.rows}
+        mae = 0.0 if is_reference else row.fidelity.mae if row.fidelity else math.nan
+        if ms and not math.isnan(mae):
+            found.append((row, ms, max(mae, FLOOR)))
+    return found
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats in both values, smaller being better; by the first value."""
+    order = sorted(range(len(points)), key=lambda i: points[i])
+    kept: list[int] = []
+    for i in order:
+        if not kept or points[i][1] < points[kept[-1]][1]:
+            kept.append(i)
+    return kept
+
+
+def _figure(width: float, height: float) -> tuple[Any, Axes]:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    return figure, axes
+
+
+def pareto(report: Report) -> Any:
+    """Median latency with its 10th to 90th percentile against mean absolute difference of the masks."""
+    points = drawable(report)
+    if not points:
+        raise UserError("no row has both a latency and a fidelity", "bench with --images, or import with --kit")
+    figure, axes = _figure(7.2, 4.6)
+    best = front([(ms, mae) for _, ms, mae in points])
+    axes.step([points[i][1] for i in best], [points[i][2] for i in best], where="post", color="#9aa0a8", lw=1, zorder=1)
+    for row, ms, mae in points:
+        if row.latency.ns:
+            low, high = row.latency.percentile(10), row.latency.p90
+            axes.hlines(mae, low, high, color=style(report, row)["color"], lw=1.5, zorder=2)
+        equal = " (the reference)" if mae <= FLOOR else ""
+        axes.scatter([ms], [mae], s=46, zorder=3, label=name(report, row) + equal, **style(report, row))
+    axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds of one inference: median, and 10th to 90th percentile")
+    axes.set_ylabel("mean absolute difference of masks (log)")
+    axes.set_title(f"Fidelity against latency, {label(report.device)}", loc="left", fontsize=9, wrap=True)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def photos(report: Report) -> Any:
+    """Mean absolute difference of each photo, a strip for each row, the worst photos named."""
+    rows = [row for row in report.rows if row.images]
+    if not rows:
+        raise UserError("no row has masks that were compared", "bench with --images, or import with --kit")
+    figure, axes = _figure(7.2, 1.1 + 0.5 * len(rows))
+    for y, row in enumerate(rows):
+        values = np.array([max(image.mae, FLOOR) for image in row.images.values()])
+        jitter = (np.arange(len(values)) % 5 - 2) * 0.07
+        axes.scatter(values, y + jitter, s=22, alpha=0.75, linewidths=0, **style(report, row))
+        axes.vlines(values.mean(), y - 0.3, y + 0.3, color="black", lw=1.5)
+        worst = list(row.images)[int(values.argmax())]
+        axes.annotate(Path(worst).stem, (values.max(), y), xytext=(5, 7), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [name(report, row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("mean absolute difference of one photo's mask (log)\nbar: mean over photos; named: the worst photo")
+    axes.grid(axis="x", alpha=0.25)
+    axes.margins(x=0.12)
+    return figure
+
+
+def latency(report: Report) -> Any:
+    """Every sample of each row, as a distribution, with median and 90th percentile."""
+    rows = [row for row in report.rows if row.latency.ns]
+    if not rows:
+        raise UserError("no row has samples of its latency", "bench without --no-latency")
+    figure, axes = _figure(7.2, 1.1 + 0.55 * len(rows))
+    for y, row in enumerate(rows):
+        ms = np.asarray(row.latency.ns) / 1e6
+        parts = axes.violinplot([ms], [y], orientation="horizontal", widths=0.8, showextrema=False)
+        for body in parts["bodies"]:
+            body.set(facecolor=style(report, row)["color"], alpha=0.35)
+        axes.scatter(ms, np.full(len(ms), y + 0.3), s=3, alpha=0.25, linewidths=0, color=style(report, row)["color"])
+        axes.vlines(row.latency.p50, y - 0.3, y + 0.3, color="black", lw=1.5)
+        axes.vlines(row.latency.p90, y - 0.3, y + 0.3, color="black", lw=1, linestyles="dotted")
+    axes.set_yticks(range(len(rows)), [f"{name(report, row)}\nn = {len(row.latency.ns)}" for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    # The slowest samples would squeeze all others together; how many lie outside is said instead.
+    right = 1.15 * max(float(np.percentile(row.latency.ns, 99)) / 1e6 for row in rows)
+    beyond = sum(int((np.asarray(row.latency.ns) / 1e6 > right).sum()) for row in rows)
+    axes.set_xlim(0, right)
+    outside = f"; {beyond} slower samples lie outside" if beyond else ""
+    axes.set_xlabel(f"milliseconds of one inference\nbar: median, dotted: 90th percentile{outside}")
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+PAINTERS: dict[str, Callable[[Report], Any]] = {"pareto": pareto, "photos": photos, "latency": latency}

@@ -1,0 +1,137 @@
+"""The contact sheet: photos, the reference's masks, each row's masks and where they differ, in one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from u2export.benchmarks.measuring.bench import Judged
+from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.tables.columns import small
+from u2export.files import staged
+from u2export.reference.image import Floats, mask_for, read_photo, saliency
+
+# Differences of good exports are invisible; this makes .05 of the mask's range the strongest colour.
+GAIN = 20
+CELL, GAP, LINE, MARGIN = 176, 10, 18, 24
+Ink = tuple[int, int, int]
+INK, PALE, GROUND, EMPTY = (24, 26, 30), (104, 108, 116), (255, 255, 255), (222, 225, 230)
+MORE, LESS = np.array((214, 40, 40), np.float32), np.array((32, 96, 214), np.float32)
+
+
+def draw(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged], target: Path, count: int) -> None:
+    """Write the sheet.
+
+    For each photo: the photo above the reference's mask; beside them, for each row, its mask above the signed
+    difference, red where the row's mask is brighter and blue where it is darker, times GAIN.
+
+    Args:
+        report: for names and fidelity. photos: by name. judged: their maps. count: photos, the worst ones first.
+        target: a .png.
+    """
+    sections = [_section(report, photos, group, count) for group in judged if group.rows]
+    width = max((s.width for s in sections), default=2 * MARGIN + CELL)
+    # Sections: one for each set of weights and image contract.
+    sheet = Image.new("RGB", (width, sum(s.height for s in sections)), GROUND)
+    top = 0
+    for section in sections:
+        sheet.paste(section, (0, top))
+        top += section.height
+    with staged(target) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: int) -> Image.Image:
+    rows = [row for name in group.rows if (row := report.row(name)) and name != group.reference]
+    names = worst(rows, list(photos), count)
+    blocks = [_block(rows, group, name, photos[name], list(photos).index(name)) for name in names]
+    width = 2 * MARGIN + max(len(rows) + 1, 3) * (CELL + GAP) - GAP
+    head = MARGIN + 4 * LINE + 2 * GAP
+    section = Image.new("RGB", (width, head + sum(b.height for b in blocks) + MARGIN), GROUND)
+    _headings(ImageDraw.Draw(section), group.reference, rows, width - 2 * MARGIN)
+    for block in blocks:
+        section.paste(block, (MARGIN, head))
+        head += block.height
+    return section
+
+
+def _block(rows: Sequence[Measurement], group: Judged, name: str, path: Path, i: int) -> Image.Image:
+    """All columns of one photo."""
+    photo = ImageOps.contain(Image.fromarray(read_photo(path)), (CELL, CELL))
+    want = None if group.want is None else np.asarray(group.want[i])
+    block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
+    _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
+    for column, row in enumerate(rows, 1):
+        got = np.asarray(group.rows[row.name][i])
+        images = (_mask(got, photo.size), _difference(got, want, photo.size))
+        _stack(block, column, images, _captions(row, name))
+    return block
+
+
+def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Measurement], room: int) -> None:
+    legend = f"Below each mask: difference from the reference times {GAIN}; red: the mask is brighter, blue: darker."
+    _text(pen, MARGIN, MARGIN, f"Masks against {reference or 'no reference'}", 15, INK, room)
+    _text(pen, MARGIN, MARGIN + LINE + 3, legend, 12, PALE, room)
+    for column, row in enumerate(rows, 1):
+        left, top = MARGIN + column * (CELL + GAP), MARGIN + 2 * LINE + GAP
+        _text(pen, left, top, row.title, 12, INK)
+        _text(pen, left, top + LINE, row.ran_as, 12, PALE)
+
+
+def _captions(row: Measurement, photo: str) -> tuple[str, str]:
+    image = row.images.get(photo)
+    return (
+        ("", "")
+        if image is None
+        else (f"IoU {image.iou:.4f}", f"MAE {small(image.mae)}, worst pixel {image.max_abs:.2f}")
+    )
+
+
+def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
+    """Images of equal size below each other, framed, each with its caption below."""
+    left, top = column * (CELL + GAP), 0
+    pen = ImageDraw.Draw(block)
+    for image, caption in zip(images, captions, strict=True):
+        block.paste(image, (left, top))
+        pen.rectangle((left, top, left + image.width - 1, top + image.height - 1), outline=EMPTY)
+        _text(pen, left, top + image.height + 2, caption, 12, PALE)
+        top += image.height + LINE
+
+
+def _text(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, ink: Ink, room: int = CELL) -> None:
+    """One line; its middle left out where it is wider than `room` pixels."""
+    font = ImageFont.load_default(size)
+    kept = len(text)
+    while pen.textlength(_shortened(text, kept), font) > room and kept > 8:
+        kept -= 1
+    pen.text((left, top), _shortened(text, kept), ink, font)
+
+
+def _shortened(text: str, kept: int) -> str:
+    return text if kept >= len(text) else f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+
+
+def _mask(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
+    if d0 is None or not np.isfinite(d0).all():
+        return Image.new("RGB", size, EMPTY)
+    return Image.fromarray(mask_for(d0, size[1], size[0])).convert("RGB")
+
+
+def _difference(got: Floats, want: Floats | None, size: tuple[int, int]) -> Image.Image:
+    """White where equal; the colour is full from 1 / GAIN of the mask's range on."""
+    if want is None or not np.isfinite(got).all():
+        return Image.new("RGB", size, EMPTY)
+    signed = saliency(got) - saliency(want)
+    share = np.minimum(np.abs(signed) * GAIN, 1)[..., None]
+    colour = np.where(signed[..., None] > 0, MORE, LESS)
+    pixels = np.uint8(255 + (colour - 255) * share)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+
+
+def worst(rows: Sequence[Measurement], photos: Sequence[str], count: int) -> list[str]:
+    """The photos in which the masks of any row differ most from the reference's, the worst first."""
+    most = {p: max((row.images[p].mae for row in rows if p in row.images), default=0.0) for p in photos}
+    return sorted(photos, key=lambda p: -most[p])[:count]

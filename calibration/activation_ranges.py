@@ -1,0 +1,207 @@
+"""What range of an activation 8 bits are spent on: its full range over photos, or one that clips outliers.
+
+One pass over the photos that holds the tensors of one photo at most, whatever the method and their number. Calibrators
+as in Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from u2export.errors import UserError
+from u2export.reference.image import Floats
+from u2export.reference.onnx_graph import View, activations, run, with_outputs
+
+if TYPE_CHECKING:
+    import onnx
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+PERCENTILE = 99.99
+BINS = 4096
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an activation tensor is quantised to; values outside are clipped."""
+
+    low: float
+    high: float
+
+    @property
+    def peak(self) -> float:
+        """The larger magnitude of both ends."""
+        return max(abs(self.low), abs(self.high))
+
+
+Ranges = Mapping[str, Range]
+
+
+def observe(
+    model: onnx.ModelProto,
+    inputs: Iterable[Floats],
+    tensors: Sequence[str] | None = None,
+    method: str = "minmax",
+    signed: bool = False,
+) -> dict[str, Range]:
+    """Ranges of activations over photos, in one pass that holds the tensors of one photo at most.
+
+    Args:
+        model: the fp32 graph.
+        inputs: network inputs (1, C, H, W).
+        tensors: names of the tensors; all of `activations` by default.
+        method: "minmax"; "percentile" (99.99 of the magnitudes); "entropy" (least Kullback-Leibler divergence, as
+            TensorRT's calibrator does); "mse" (least mean squared rounding and clipping error).
+        signed: the scheme the last two optimise for, see `QuantSpec.signed`.
+
+    Raises:
+        UserError: unknown method or tensor, no photos, or an activation that is not finite.
+    """
+    if method not in METHODS:
+        raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
+    names = list(activations(model) if tensors is None else tensors)
+    known = set(View(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
+    if lost := [n for n in names if n not in known]:
+        raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this very graph")
+    if method == "minmax":
+        return _minmax(model, inputs, names)
+    levels = 127 if signed else 255
+    seen = _histograms(model, inputs, names)
+    return {name: _clipped(seen[name], method, levels, signed) for name in names}
+
+
+def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, Range]:
+    from onnx import helper
+
+    nodes, made = [], []
+    for i, name in enumerate(names):
+        for op in ("ReduceMin", "ReduceMax"):
+            made.append(f"observed_{op}_{i}")
+            nodes.append(helper.make_node(op, [name], made[-1:], name=made[-1], keepdims=0))
+    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    for values in run(with_outputs(model, nodes, made), inputs, made):
+        flat = np.array(values, np.float64).reshape(-1, 2)
+        _check_finite(names, flat)
+        low, high = np.minimum(low, flat[:, 0]), np.maximum(high, flat[:, 1])
+    return {name: Range(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+
+
+def _check_finite(names: Sequence[str], values: NDArray[Any]) -> None:
+    bad = ~np.isfinite(values).all(1)
+    if bad.any():
+        raise UserError(
+            f"the activation {names[int(bad.argmax())]} is NaN or infinite on a calibration photo",
+            "check the weights; u2export lint names layers that overflow",
+        )
+
+
+@dataclass
+class _Histogram:
+    """Counts of magnitudes in equal bins from 0 to `top`, which doubles when a larger one comes; and both ends."""
+
+    top: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(BINS)
+
+    def add(self, x: Floats) -> None:
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+        peak = max(-self.low, self.high)
+        if self.top == 0 and peak > 0:
+            self.top = peak
+        while peak > self.top:
+            self.counts = np.concatenate((self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2)))
+            self.top *= 2
+        scale = BINS / self.top if self.top else 0.0
+        where = np.minimum((np.abs(x.ravel()) * np.float32(scale)).astype(np.int32), BINS - 1)
+        self.counts += np.bincount(where, minlength=BINS)
+
+
+def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, _Histogram]:
+    constants = {t.name for t in model.graph.initializer}
+    watched = [n for n in names if n not in constants]
+    fed = [i.name for i in model.graph.input]
+    made = [n for n in watched if n not in fed]
+    seen = {name: _Histogram() for name in names}
+    for name in set(names) & constants:
+        seen[name].add(View(model).array(name))
+
+    def take(name: str, value: Floats) -> None:
+        _check_finite([name], np.array([[value.min(), value.max()]]))
+        seen[name].add(value)
+
+    def tap(x: Floats) -> Floats:
+        for name in set(fed) & set(watched):
+            take(name, x)
+        return x
+
+    outputs = made or [o.name for o in model.graph.output]
+    for values in run(with_outputs(model, (), outputs), map(tap, inputs), outputs):
+        for name, value in zip(made, values, strict=False):
+            take(name, value)
+    return seen
+
+
+def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> Range:
+    """The range with both ends cut at the magnitude that the method finds best."""
+    if seen.top == 0:
+        return Range(seen.low, seen.high)
+    pick: dict[str, Callable[[], float]] = {
+        "percentile": lambda: _percentile(seen),
+        "entropy": lambda: _least_entropy(seen, levels + 1),
+        "mse": lambda: _least_mse(seen, levels, signed),
+    }
+    limit = pick[method]()
+    return Range(max(seen.low, -limit), min(seen.high, limit))
+
+
+def _percentile(seen: _Histogram) -> float:
+    share = np.cumsum(seen.counts) / seen.counts.sum()
+    return float((np.searchsorted(share, PERCENTILE / 100) + 1) * seen.top / BINS)
+
+
+def _least_mse(seen: _Histogram, levels: int, signed: bool) -> float:
+    """The clipping magnitude with the least mean squared error, rounding and clipping together."""
+    centres = (np.arange(BINS) + 0.5) * seen.top / BINS
+    centres[0] = 0.0  # most of the lowest bin is what a ReLU cut off, which is exact
+    limits = np.linspace(0.2, 1.0, 81) * max(-seen.low, seen.high)
+
+    def error(limit: float) -> float:
+        width = limit if signed else min(seen.high, limit) - max(min(seen.low, 0.0), -limit)
+        step = width / levels
+        rounded = np.minimum(np.rint(centres / step) * step, limit)
+        return float((seen.counts * (centres - rounded) ** 2).sum())
+
+    return float(limits[int(np.argmin([error(t) for t in limits]))])
+
+
+def _least_entropy(seen: _Histogram, levels: int) -> float:
+    """The clipping magnitude with the least divergence of the rounded from the true distribution.
+
+    Migacz, "8-bit inference with TensorRT", GTC 2017.
+    """
+    stops = range(levels, BINS + 1, max(1, levels // 8))
+    counts = seen.counts.copy()
+    counts[0] = counts[1]  # the zeros of a ReLU are exact in any scale and would drown the rest
+
+    def divergence(stop: int) -> float:
+        inside = counts[:stop]
+        true = inside.copy()
+        true[-1] += counts[stop:].sum()
+        group = np.arange(stop) * levels // stop
+        used = inside > 0
+        totals, members = np.bincount(group, inside, levels), np.bincount(group, used, levels)
+        rounded = np.where(used, (totals / np.maximum(members, 1))[group], 0.0)
+        p, q = true / true.sum(), rounded / max(rounded.sum(), 1.0)
+        both = (p > 0) & (q > 0)
+        missed = float(p[(p > 0) & (q == 0)].sum())  # mass that falls where the rounded distribution has none
+        return float((p[both] * np.log(p[both] / q[both])).sum()) + missed
+
+    best = min(stops, key=divergence)
+    return best * seen.top / BINS

@@ -1,0 +1,60 @@
+"""What conditioning found, kept between exports: finding near-constant channels takes far longer than shifting them.
+
+Only the report is kept, in the user's cache folder; the network is rewritten from it each time. A report is found again
+by everything that it depends on, the code included, so a stale one is never used. Exports check their masks anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from u2export.calibration import channel_routes as routes
+from u2export.calibration import condition as conditioning
+from u2export.calibration.condition import ConditionReport, Criteria, condition
+from u2export.errors import UserError
+from u2export.files import read_json, write_json
+from u2export.reference.weights import home
+
+if TYPE_CHECKING:
+    from u2export.calibration.dataset import Calibration
+    from u2export.reference.model import U2Net
+
+
+def conditioned(model: U2Net, photos: Calibration, criteria: Criteria = Criteria()) -> tuple[U2Net, ConditionReport]:
+    """`condition`, without running the network where it ran on the same photos before."""
+    file = home() / "conditioning" / f"{_key(model, photos, criteria)}.json"
+    if known := _read(file):
+        return condition(model, known)
+    made, report = condition(model, photos, criteria)
+    _keep(report, file)
+    return made, report
+
+
+def _key(model: U2Net, photos: Calibration, criteria: Criteria) -> str:
+    total = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        total.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    contract, digest = photos.contract.to_json(), photos.digest
+    total.update(json.dumps([contract, digest, asdict(criteria)], sort_keys=True).encode())
+    for module in (conditioning, routes):
+        total.update(inspect.getsource(module).encode())
+    return total.hexdigest()[:32]
+
+
+def _read(file: Path) -> ConditionReport | None:
+    try:
+        data = read_json(file, "a conditioning report")
+        return ConditionReport.from_json(data) if isinstance(data, dict) else None
+    except UserError:
+        return None  # not there, or damaged: measured again
+
+
+def _keep(report: ConditionReport, file: Path) -> None:
+    with suppress(UserError, OSError):  # without a cache it only takes longer
+        write_json(report.to_json(), file)

@@ -1,0 +1,1 @@
+"""TensorRT: typed ONNX and its recipe, the engine, and the layer table that proves what was built."""
