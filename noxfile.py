@@ -65,7 +65,7 @@ def accuracy(session: nox.Session) -> None:
         session.run("u2export", *words, "--out", str(out))
     records = sorted(str(path) for path in out.glob("*.json"))
     session.run(
-        "u2export", "bench", *records, "--images", "reference/photos", "--modes", "default", "--no-latency",
+        "u2export", "bench", *records, "--images", "reference/photos", "--arithmetics", "default", "--no-latency",
         "--json", results,
     )  # fmt: skip
     if session.posargs:

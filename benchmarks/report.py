@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from u2export import __version__
 from u2export.benchmarks.device import RUNTIMES, Device
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
 from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.reference.weights import Identity
+from u2export.version import __version__
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -185,12 +185,12 @@ class Sustained:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Row:
     """One artifact in one arithmetic on one device.
 
     Attributes:
         name: the row: the artifact's name, and the arithmetic where it is not the one the precision means.
-        exporter, precision, mode, variant: as in the artifact's record; mode is the arithmetic asked of the runtime.
+        exporter, precision, variant: as in the artifact's record; arithmetic: the one asked of the runtime.
         weights, contract: what the masks are masks of; only rows that agree in both are compared.
         digest: sha256 over the artifact's files, size: their bytes.
         reference: what the masks were compared with; empty where there was nothing, or this row is it.
@@ -221,7 +221,7 @@ class Measurement:
     name: str
     exporter: str
     precision: str
-    mode: str
+    arithmetic: str
     variant: str
     weights: Identity
     contract: Mapping[str, Any]
@@ -266,7 +266,10 @@ class Measurement:
     @property
     def ran_as(self) -> str:
         """Runtime and arithmetic that really ran; what was asked for where it never opened."""
-        runtime, arithmetic = self.runtime.get("runtime", self.exporter), self.runtime.get("arithmetic", self.mode)
+        runtime, arithmetic = (
+            self.runtime.get("runtime", self.exporter),
+            self.runtime.get("arithmetic", self.arithmetic),
+        )
         return f"{runtime} {arithmetic}"
 
     @property
@@ -292,9 +295,11 @@ class Measurement:
         return data
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
         """The row in plain data; raises TypeError, KeyError, ValueError or AttributeError where it is none."""
         values = dict(data)
+        if "mode" in values:  # the name that results of u2export before 0.2 have
+            values["arithmetic"] = values.pop("mode")
         values["weights"] = checked(Identity(**values["weights"]))
         values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
         rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
@@ -355,7 +360,7 @@ class Settings:
         rounds: turns each row gets, in random order within a round.
         threads: processors asked for; 0 for all.
         seed: of that order.
-        scenario, batch, streams: as in `Measurement`.
+        scenario, batch, streams: as in `Row`.
         sustained: seconds each row runs alone after the rounds; cooldown: seconds of rest before it.
     """
 
@@ -398,7 +403,7 @@ class Report:
     broken: Mapping[str, str] = field(default_factory=dict)
     without_mask: tuple[str, ...] = ()
     baseline: str = ""
-    rows: tuple[Measurement, ...] = ()
+    rows: tuple[Row, ...] = ()
     complete: bool = False
     created: str = ""
     schema: int = SCHEMA
@@ -410,18 +415,18 @@ class Report:
         runtimes = {name: v for name, v in self.environment.items() if name in RUNTIMES}
         return hashlib.sha256(f"{self.device.fingerprint} {sorted(runtimes.items())}".encode()).hexdigest()[:12]
 
-    def row(self, name: str) -> Measurement | None:
+    def row(self, name: str) -> Row | None:
         """The row of that name."""
         return next((r for r in self.rows if r.name == name), None)
 
-    def speedup(self, row: Measurement) -> Ratio | None:
+    def speedup(self, row: Row) -> Ratio | None:
         """The row against the baseline row; None for the baseline itself and where one of them was not timed so."""
         base = self.row(self.baseline)
         if base is None or base.name == row.name or base.scenario != row.scenario:
             return None
         return speedup(row.latency, base.latency)
 
-    def with_row(self, row: Measurement) -> Report:
+    def with_row(self, row: Row) -> Report:
         """The report with this row in place of the one of the same name, or at the end."""
         names = [r.name for r in self.rows]
         if row.name not in names:
@@ -464,7 +469,7 @@ class Report:
         try:
             data["device"] = checked(Device.from_json(data["device"]))
             data["settings"] = checked(Settings(**data["settings"]))
-            data["rows"] = tuple(Measurement.from_json(row) for row in data["rows"])
+            data["rows"] = tuple(Row.from_json(row) for row in data["rows"])
             data["photos"], data["without_mask"] = tuple(data["photos"]), tuple(data["without_mask"])
             data["states"] = _mappings(data.get("states", []))
             return checked(cls(**data))

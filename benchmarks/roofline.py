@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.report import Report, Row
 from u2export.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     import onnx
 
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.artifact import Artifact
 
 # Bytes of a value, and how much faster than int8 the same unit computes: fp16 half as fast, fp32 a quarter.
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -262,7 +262,7 @@ def _fastest(work: Any, seconds: float) -> float:
     return min(times)
 
 
-def of_network(report: Report, artifact: Artifact) -> list[Measurement]:
+def of_network(report: Report, artifact: Artifact) -> list[Row]:
     """The timed rows of the artifact's weights and image contract, whatever their precision.
 
     Raises:
@@ -279,7 +279,7 @@ def of_network(report: Report, artifact: Artifact) -> list[Measurement]:
     return rows
 
 
-def reached(work: Work, chip: Chip, rows: Sequence[Measurement]) -> list[tuple[Measurement, float, float]]:
+def reached(work: Work, chip: Chip, rows: Sequence[Row]) -> list[tuple[Row, float, float]]:
     """Of each row: operations per second at its median, and their share of the measured float32 peak.
 
     8-bit and bfloat16 units are faster than float32 ones, so such rows may exceed 1.

@@ -19,7 +19,7 @@ from PIL import Image
 from u2export.errors import UserError
 from u2export.files import read_json, write_json
 from u2export.reference.image import Contract, Floats, digest, find_photos, read_photo
-from u2export.reference.source import verification_photos
+from u2export.reference.verification import verification_photos
 from u2export.reference.weights import file_digest
 
 SCHEMA = 1

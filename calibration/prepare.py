@@ -12,18 +12,46 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from u2export.calibration import channel_routes as routes
 from u2export.calibration import condition as conditioning
 from u2export.calibration.condition import ConditionReport, Criteria, condition
+from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
 from u2export.files import read_json, write_json
 from u2export.reference.weights import home
 
 if TYPE_CHECKING:
-    from u2export.calibration.dataset import Calibration
+    import torch
+
     from u2export.reference.model import U2Net
+    from u2export.reference.source import Source
+
+
+# Sixteen varied photos find the near-constant channels; more photos only take longer.
+CONDITION_PHOTOS = 16
+
+
+def prepared(
+    source: Source, precision: str, photos: Calibration | None = None, condition: bool = True
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The module to export at a precision, and the report of the conditioning pass.
+
+    Args:
+        source: the reference; its model is not changed.
+        precision: "fp32" is exported as it is, every other precision from a conditioned copy.
+        photos: calibration photos that conditioning looks at; the bundled ones by default.
+        condition: False leaves the network as it is.
+
+    Returns:
+        The module, and the report as plain data: empty where nothing was conditioned.
+    """
+    if precision == "fp32" or not condition:
+        return source.model, {}
+    seen = photos or Calibration.bundled(source.contract)
+    module, report = conditioned(source.model, seen.subset(CONDITION_PHOTOS))
+    return module, report.to_json()
 
 
 def conditioned(model: U2Net, photos: Calibration, criteria: Criteria = Criteria()) -> tuple[U2Net, ConditionReport]:

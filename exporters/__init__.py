@@ -1,7 +1,8 @@
 """One module per target runtime; a new target is one module and one line in the table here."""
 
+from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
-from u2export.exporters.exporter import Artifact, Exporter, Runner
+from u2export.exporters.exporter import Exporter, Runner
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort

@@ -6,7 +6,6 @@ finished file with the PyTorch reference on real photos, and the record that tra
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,18 +16,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from u2export import __version__
 from u2export.errors import Unavailable, UserError
-from u2export.files import make_folder, publish, read_json, staging, write_json
+from u2export.exporters.artifact import Artifact, hashes
+from u2export.files import make_folder, publish, staging, write_json
 from u2export.reference.image import Contract, Floats
-from u2export.reference.weights import Identity, file_digest
+from u2export.version import __version__
 
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source
-
-SCHEMA = 1
-Options = Mapping[str, Any]
 
 
 def _as_it_is(batch: Floats) -> Any:
@@ -54,134 +50,6 @@ class Runner:
     def __call__(self, batch: Floats) -> Floats:
         """d0 of a network input, untimed."""
         return self.predict(self.prepare(batch))
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An exported model on disk with all that made it; its record lies beside it as `<name>.json`.
-
-    Attributes:
-        exporter, precision: the target's name and the precision asked for.
-        variant: "u2net", "u2netp" or "u2net-custom".
-        weights: which weights it was made from.
-        contract: pre- and postprocessing it expects.
-        path: the file or folder a runtime opens.
-        files: sha256 of every file, by its path relative to the artifact's folder.
-        tools: versions of the packages that took part.
-        options: the target's own options, as asked for.
-        calibration: digest and size of the calibration set, empty where none was used.
-        condition: what the conditioning pass changed, empty where nothing was.
-        fidelity: masks against the PyTorch reference at export, and on how many photos.
-        golden: what the reference makes of the golden picture, for ports to check themselves with.
-        notes: what a reader of a table must know ("simulated", "not run on hardware" …).
-        created: UTC time, ISO 8601.
-    """
-
-    exporter: str
-    precision: str
-    variant: str
-    weights: Identity
-    contract: Contract
-    path: Path
-    files: Mapping[str, str] = field(default_factory=dict)
-    tools: Mapping[str, str] = field(default_factory=dict)
-    options: Options = field(default_factory=dict)
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    condition: Mapping[str, Any] = field(default_factory=dict)
-    fidelity: Mapping[str, Any] = field(default_factory=dict)
-    golden: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    created: str = ""
-    schema: int = SCHEMA
-
-    @property
-    def name(self) -> str:
-        """The file's or folder's own name: how tables and baselines call the artifact."""
-        return self.path.name
-
-    @property
-    def record(self) -> Path:
-        """Where the record lies."""
-        return self.path.with_name(self.path.name + ".json")
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk, all files."""
-        folder = self.path.parent
-        return sum((folder / name).stat().st_size for name in self.files)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record: plain data, paths relative to it."""
-        data = asdict(self)
-        data.update(path=self.path.name, contract=self.contract.to_json(), notes=list(self.notes))
-        return {"schema": data.pop("schema"), "u2export": __version__, **data}
-
-    @classmethod
-    def open(cls, path: Path) -> Artifact:
-        """The artifact of a model file, model folder, or record, its files' hashes checked.
-
-        Raises:
-            UserError: missing, unreadable, of a newer schema, or a file changed since the record was written.
-        """
-        record = path if path.name.endswith(".json") else path.with_name(path.name + ".json")
-        if not path.exists():
-            raise UserError(f"no such artifact: {path}", "give the file an export command printed, or its .json record")
-        if not record.exists():
-            return adopt(path)
-        artifact = cls._read(record)
-        for name, expected in artifact.files.items():
-            file = artifact.path.parent / name
-            if not file.is_file():
-                raise UserError(f"{artifact.path}: {name} is missing", "copy the artifact whole, or export it again")
-            if file_digest(file) != expected:
-                raise UserError(f"{file} is not the file its record {record.name} describes", "export it again")
-        return artifact
-
-    @classmethod
-    def _read(cls, record: Path) -> Artifact:
-        hint = "give an artifact's record, or export the artifact again"
-        data = read_json(record, "an artifact or its record")
-        if not isinstance(data, dict) or not {"exporter", "path", "contract", "weights"} <= data.keys():
-            raise UserError(f"{record} is not an artifact's record", hint)
-        if data.get("schema") != SCHEMA:
-            raise UserError(f"{record} has schema {data.get('schema')}, this u2export reads {SCHEMA}", hint)
-        data.pop("u2export", None)
-        try:
-            # Only a name beside the record: a record must not be able to point elsewhere.
-            data["path"] = record.parent / Path(data["path"]).name
-            data["contract"] = Contract.from_json(data["contract"])
-            data["weights"] = Identity(**data["weights"])
-            data["notes"] = tuple(data.get("notes", ()))
-            return cls(**data)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{record}: damaged record ({error})", hint) from None
-
-
-def adopt(path: Path) -> Artifact:
-    """A model file without a record (say, a published ONNX): run under the default contract, and said so.
-
-    Raises:
-        UserError: no target opens files of this kind.
-    """
-    from u2export.exporters import EXPORTERS
-
-    owner = next((e for e in EXPORTERS.values() if e.adopts(path)), None)
-    if owner is None:
-        raise UserError(f"{path}: no record beside it, and no runtime here opens such a file", "give an artifact")
-    files = hashes(path)
-    whole = (
-        hashlib.sha256("".join(files.values()).encode()).hexdigest() if len(files) > 1 else next(iter(files.values()))
-    )
-    return Artifact(
-        owner.name, "fp32", "unknown", Identity(path.stem, whole), owner.contract_of(path), path, files,
-        notes=("no record: default image contract assumed",),
-    )  # fmt: skip
-
-
-def hashes(path: Path, *more: Path) -> dict[str, str]:
-    """sha256 of a file, or of every file in a folder, by path relative to the parent folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return {str(p.relative_to(path.parent)): file_digest(p) for p in (*files, *more)}
 
 
 @dataclass(frozen=True)
@@ -243,8 +111,8 @@ class Exporter(ABC):
         """Write the model to `path`, a name inside a scratch folder."""
 
     @abstractmethod
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> AbstractContextManager[Runner]:
-        """Open the artifact on this machine; `mode` is one of `modes(artifact)`."""
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> AbstractContextManager[Runner]:
+        """Open the artifact on this machine; `arithmetic` is one of `arithmetics(artifact)`."""
 
     def adopts(self, path: Path) -> bool:
         """Whether this target opens a file that has no record."""
@@ -254,7 +122,7 @@ class Exporter(ABC):
         """The image contract to assume for such a file."""
         return Contract()
 
-    def modes(self, artifact: Artifact) -> Sequence[str]:
+    def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The arithmetics this machine can run the artifact in, the one its precision means first."""
         return (artifact.precision,)
 
@@ -332,7 +200,7 @@ class Exporter(ABC):
         """The artifact with its measured fidelity in the record, and the limits it breaks, in words."""
         if self.missing_runtime():
             return replace(artifact, notes=(*artifact.notes, "not run on this machine")), ""
-        with self._load(artifact, self.modes(artifact)[0], processors()) as runner:
+        with self._load(artifact, self.arithmetics(artifact)[0], processors()) as runner:
             fidelity = source.compare(runner, request.held_back or ())
         limits = {**self.limits.get(request.precision, {}), **request.budget}
         return replace(artifact, fidelity=fidelity.to_json()), fidelity.broken(limits)
@@ -356,31 +224,33 @@ class Exporter(ABC):
         write_json(final.to_json(), final.record)
         return final
 
-    def load(self, artifact: Artifact, mode: str = "", threads: int = 0) -> AbstractContextManager[Runner]:
+    def load(self, artifact: Artifact, arithmetic: str = "", threads: int = 0) -> AbstractContextManager[Runner]:
         """Open an artifact on this machine.
 
         Args:
             artifact: what to open.
-            mode: one of `modes(artifact)`; the first by default.
+            arithmetic: one of `arithmetics(artifact)`; the first by default.
             threads: processors to use where the runtime can be told; 0 for all this process may use.
 
         Raises:
             Unavailable: this machine cannot run it.
-            UserError: no such mode.
+            UserError: no such arithmetic.
         """
         if problem := self.missing_runtime():
             raise problem
-        modes = self.modes(artifact)
-        if mode and mode not in modes:
-            raise UserError(f"{artifact.name} cannot run as {mode} here", f"choose one of {', '.join(modes)}")
-        return self._load(artifact, mode or modes[0], threads or processors())
+        arithmetics = self.arithmetics(artifact)
+        if arithmetic and arithmetic not in arithmetics:
+            raise UserError(
+                f"{artifact.name} cannot run as {arithmetic} here", f"choose one of {', '.join(arithmetics)}"
+            )
+        return self._load(artifact, arithmetic or arithmetics[0], threads or processors())
 
     @contextmanager
-    def streams(self, artifact: Artifact, mode: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
+    def streams(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
         """`count` runners to be used at the same time, each with its share of the threads; raises as `load`."""
         share = max(1, (threads or processors()) // count)
         with ExitStack() as stack:
-            yield [stack.enter_context(self.load(artifact, mode, share)) for _ in range(count)]
+            yield [stack.enter_context(self.load(artifact, arithmetic, share)) for _ in range(count)]
 
 
 def missing_modules(title: str, needs: Sequence[str], extra: str) -> Unavailable | None:
@@ -404,6 +274,3 @@ def versions(*modules: str) -> dict[str, str]:
 
     installed = {d.metadata["Name"].lower(): d.version for d in distributions() if d.metadata["Name"]}
     return {name: installed[name] for name in modules if name in installed}
-
-
-__all__ = ["Artifact", "Exporter", "Made", "Request", "Runner", "adopt", "hashes", "processors", "versions"]

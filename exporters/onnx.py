@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_export import Graph, to_onnx
 
@@ -35,7 +37,7 @@ class OnnxRuntimeRunner(Exporter):
         """ONNX Runtime alone: a device needs neither torch nor onnx."""
         return missing_modules("ONNX Runtime", ("onnxruntime",), "ort")
 
-    def modes(self, artifact: Artifact) -> Sequence[str]:
+    def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The precision on the CPU, then `<precision> <provider>` for each accelerator of this machine."""
         import onnxruntime
 
@@ -43,10 +45,10 @@ class OnnxRuntimeRunner(Exporter):
         return (artifact.precision, *(f"{artifact.precision} {k}" for k, v in PROVIDERS.items() if v in there))
 
     @contextmanager
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
         import onnxruntime
 
-        provider = PROVIDERS.get(mode.partition(" ")[2], "CPUExecutionProvider")
+        provider = PROVIDERS.get(arithmetic.partition(" ")[2], "CPUExecutionProvider")
         session, opening = timed_session(artifact.path, provider, threads)
         used = session.get_providers()[0]
         if used != provider:
@@ -157,7 +159,7 @@ class Onnx(OnnxRuntimeRunner):
         import onnx
 
         tools = versions(*TOOLS)
-        module, report = source.prepared(request)
+        module, report = prepared(source, request.precision, request.calibration, request.condition)
         model = to_onnx(module, source.contract, self.graph, source.stamp(request.precision, tools))
         if request.precision == "fp16":
             model = to_fp16(model)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
-from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, missing_modules, processors, versions
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, processors, versions
 from u2export.reference.fidelity import compare
 from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
@@ -71,7 +73,7 @@ class OpenVINO(Exporter):
         """OpenVINO alone."""
         return missing_modules(self.title, ("openvino",), self.extra)
 
-    def modes(self, artifact: Artifact) -> Sequence[str]:
+    def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """f32, then the reduced arithmetics that this CPU has: each is a row of its own, never a silent default.
 
         Of int8 there is one: what Q/DQ leaves in float runs in f32, bf16 would gain nothing.
@@ -81,13 +83,13 @@ class OpenVINO(Exporter):
         import openvino
 
         there = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return ("f32", *(mode for capability, mode in REDUCED.items() if capability in there))
+        return ("f32", *(arithmetic for capability, arithmetic in REDUCED.items() if capability in there))
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         import openvino
 
         tools = versions("torch", "onnx", "onnxsim", "openvino")
-        module, report = source.prepared(request)
+        module, report = prepared(source, request.precision, request.calibration, request.condition)
         model = self._converted(module, source, request, tools)
         if self.quantizer == "nncf":
             tools |= versions("nncf")
@@ -143,20 +145,20 @@ class OpenVINO(Exporter):
             )  # fmt: skip
 
     @contextmanager
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
-        yield self._opened(artifact, mode, threads, 1)[0]
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+        yield self._opened(artifact, arithmetic, threads, 1)[0]
 
     @contextmanager
-    def streams(self, artifact: Artifact, mode: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
+    def streams(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
         """As `Exporter.streams`, from one compiled model: copies would all be pinned to the same processors."""
-        yield self._opened(artifact, mode or self.modes(artifact)[0], threads or processors(), count)
+        yield self._opened(artifact, arithmetic or self.arithmetics(artifact)[0], threads or processors(), count)
 
-    def _opened(self, artifact: Artifact, mode: str, threads: int, count: int) -> list[Runner]:
+    def _opened(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> list[Runner]:
         import openvino
 
         hints = {
             # Left alone, a CPU with AVX512-BF16 runs even an FP32 IR in bfloat16: mask MAE .008 to .013.
-            "INFERENCE_PRECISION_HINT": "f32" if mode == "int8" else mode,
+            "INFERENCE_PRECISION_HINT": "f32" if arithmetic == "int8" else arithmetic,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(threads),
             **({"NUM_STREAMS": str(count)} if count > 1 else {}),
@@ -175,8 +177,10 @@ class OpenVINO(Exporter):
         layers = _layer_types(compiled)
         if sum(n for kind, n in layers.items() if kind in ("i8", "u8")) > sum(layers.values()) / 2:
             arithmetic = "int8"
-        if arithmetic != mode:
-            raise Unavailable(f"{artifact.name}: asked for {mode}, OpenVINO runs {arithmetic}", "choose another mode")
+        if arithmetic != arithmetic:
+            raise Unavailable(
+                f"{artifact.name}: asked for {arithmetic}, OpenVINO runs {arithmetic}", "choose another arithmetic"
+            )
         info = {
             "runtime": f"OpenVINO {openvino.__version__.partition('-')[0]}",
             "device": ",".join(compiled.get_property("EXECUTION_DEVICES")),

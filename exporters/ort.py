@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
 from u2export.exporters.exporter import Made, Request, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner
@@ -67,7 +68,7 @@ class Ort(OnnxRuntimeRunner):
 
         kept = (*self.keep_float, *(preset(source.variant) if self.mixed else ()))
         tools = versions(*TOOLS)
-        module, report = source.prepared(request)
+        module, report = prepared(source, request.precision, request.calibration, request.condition)
         model = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
         notes: tuple[str, ...] = ()
         if request.precision == "int8":

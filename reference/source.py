@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from u2export.reference import weights
 from u2export.reference.fidelity import Fidelity, compare
-from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.image import Contract, Floats
+from u2export.reference.verification import verification_inputs
 
 if TYPE_CHECKING:
-    import torch
-
-    from u2export.exporters.exporter import Request
     from u2export.reference.model import U2Net
     from u2export.reference.weights import Identity
-
-# Sixteen varied photos find the near-constant channels; more only take longer.
-CONDITION_PHOTOS = 16
 
 
 @dataclass(frozen=True)
@@ -73,20 +64,6 @@ class Source:
 
         return summary(self.contract, self.predict(self.contract.tensor(picture(self.contract.channels)))[0, 0])
 
-    def prepared(self, request: Request) -> tuple[torch.nn.Module, dict[str, Any]]:
-        """The module to export at a precision, and the conditioning report (empty for fp32 and --no-condition).
-
-        Conditioning looks at the calibration photos of the request, or at the bundled ones.
-        """
-        if request.precision == "fp32" or not request.condition:
-            return self.model, {}
-        from u2export.calibration.dataset import Calibration
-        from u2export.calibration.prepare import conditioned
-
-        photos = request.calibration or Calibration.bundled(self.contract)
-        module, report = conditioned(self.model, photos.subset(CONDITION_PHOTOS))
-        return module, report.to_json()
-
     def stamp(self, precision: str, tools: Mapping[str, str]) -> dict[str, Any]:
         """What is written into the model file itself."""
         return {
@@ -101,16 +78,3 @@ class Source:
         """A runner's first map against the reference's on the verification photos and on further inputs."""
         pairs = chain(self.verification, ((x, self.predict(x)) for x in more))
         return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in pairs))
-
-
-def verification_photos() -> list[Path]:
-    """The photos every export is checked on; freely licensed, see photos/README.md. Not for calibration."""
-    return find_photos([Path(str(resources.files("u2export.reference") / "photos"))])
-
-
-def verification_inputs(contract: Contract) -> Iterator[Floats]:
-    """Their network inputs; models of other than 1 or 3 channels get the photos' colours in turn."""
-    photo = contract.with_channels(3) if contract.channels not in (1, 3) else contract
-    for path in verification_photos():
-        x = photo.read(path)
-        yield np.ascontiguousarray(x[:, [i % x.shape[1] for i in range(contract.channels)]])

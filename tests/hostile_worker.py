@@ -16,20 +16,21 @@ import numpy as np
 from u2export.benchmarks.measuring import worker
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
-from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, hashes
+from u2export.exporters.artifact import Artifact, hashes
+from u2export.exporters.exporter import Exporter, Made, Request, Runner
 from u2export.files import write_json
 from u2export.reference.image import Floats
 from u2export.reference.source import Source
 
 
 class Hostile(Exporter):
-    """Runs the first channel of the input as d0 until its mode says otherwise; the mode is the file's stem."""
+    """Runs the first channel of the input as d0, until its arithmetic (the file's stem) says otherwise."""
 
     name: ClassVar[str] = "hostile"
     title: ClassVar[str] = "Hostile"
     suffix: ClassVar[str] = ".hostile"
 
-    def modes(self, artifact: Artifact) -> Sequence[str]:
+    def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         if artifact.path.stem == "missing":
             raise Unavailable("no such device here", "buy one")
         return (artifact.path.stem,)
@@ -48,33 +49,33 @@ class Hostile(Exporter):
         raise NotImplementedError
 
     @contextmanager
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
-        if mode == "refuse":
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+        if arithmetic == "refuse":
             raise UserError(f"{artifact.path} is of a newer version", "export it again")
         print("native libraries print on standard output", flush=True)
         os.write(1, b"from C as well\n")
         calls = 0
 
         def prepare(batch: Floats) -> Floats:
-            if mode == "prepare":
+            if arithmetic == "prepare":
                 time.sleep(0.1)
             return batch
 
         def predict(batch: Floats) -> Floats:
             nonlocal calls
             calls += 1
-            if calls > 2 and mode in ACTIONS:
-                ACTIONS[mode]()
-            if mode in PAUSES:
-                time.sleep(PAUSES[mode](calls))
-            if mode == "single" and len(batch) > 1:
+            if calls > 2 and arithmetic in ACTIONS:
+                ACTIONS[arithmetic]()
+            if arithmetic in PAUSES:
+                time.sleep(PAUSES[arithmetic](calls))
+            if arithmetic == "single" and len(batch) > 1:
                 raise RuntimeError("dimension 0 is 1\nand more")
-            if mode == "shape":
+            if arithmetic == "shape":
                 return np.zeros((1, 1, 7, 7), np.float32)
             d0 = batch[:, :1].copy()
-            return np.full_like(d0, np.nan) if mode == "nan" else d0
+            return np.full_like(d0, np.nan) if arithmetic == "nan" else d0
 
-        about = {"runtime": "Hostile 1", "arithmetic": mode, "threads": str(threads)}
+        about = {"runtime": "Hostile 1", "arithmetic": arithmetic, "threads": str(threads)}
         yield Runner(predict, about, prepare, {"compile": 1000})
 
 

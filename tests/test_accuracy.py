@@ -10,7 +10,7 @@ from PIL import Image
 from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
 from u2export.benchmarks.measuring.ground_truth import BETA2, Accuracy, find_masks, read_truth, require
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.open import read_artifact
 from u2export.reference.image import Floats, mask_for
 
 
@@ -134,7 +134,7 @@ def test_known_answers(shared: Path, u2netp: Path, folder: str, photos: int, max
     pytest.importorskip("onnxruntime")
     chosen = dict(list(photos_in(shared / folder / "images").items())[::2])
     masks = find_masks(shared / folder / "masks", list(chosen.values()))
-    report = measure(Plan([Artifact.open(u2netp)], chosen, masks, reference=str(u2netp), latency=False))
+    report = measure(Plan([read_artifact(u2netp)], chosen, masks, reference=str(u2netp), latency=False))
     found = report.rows[0].accuracy
     assert len(chosen) == found["images"] == photos
     assert found["maxf"] == pytest.approx(maxf, abs=0.005)

@@ -21,11 +21,11 @@ from u2export.benchmarks.gate import verdicts
 from u2export.benchmarks.gate.baseline import Baseline, bare, differences, pairs, updated
 from u2export.benchmarks.gate.check import Check, check
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
-from u2export.benchmarks.gate.saved_masks import Kept, rejudged, rejudged_baseline
+from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_baseline
 from u2export.benchmarks.gate.statistics import Interval, mean_interval, time_ratio
 from u2export.benchmarks.gate.trend import drawn, label, trend
 from u2export.benchmarks.measuring.bench import Judged
-from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.benchmarks.report import Latency, Report, Row, Settings
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract
@@ -36,20 +36,20 @@ PHOTOS = tuple(f"p{i}.png" for i in range(8))
 GOOD = ImageFidelity(mae=0.001, max_abs=0.1, iou=0.98, boundary_f=0.97, area=1.01, raw_mae=0.001)
 
 
-def row(name: str = "a.onnx", digest: str = "1" * 64, **changes: Any) -> Measurement:
-    made = Measurement(
+def row(name: str = "a.onnx", digest: str = "1" * 64, **changes: Any) -> Row:
+    made = Row(
         name, "onnx", "fp32", "fp32", "u2netp", Identity("u2netp", "0" * 64), Contract().to_json(), digest, 4_600_000,
         reference="ref", images=dict.fromkeys(PHOTOS, GOOD), runtime={"arithmetic": "fp32"},
     )  # fmt: skip
     return replace(made, **changes)
 
 
-def report(*rows: Measurement, **changes: Any) -> Report:
+def report(*rows: Row, **changes: Any) -> Report:
     made = Report(DEVICE, Settings(), {}, PHOTOS, "2" * 64, rows=rows or (row(),), complete=True, created="2026-01-01")
     return replace(made, **changes)
 
 
-def accepted(*rows: Measurement) -> Baseline:
+def accepted(*rows: Row) -> Baseline:
     return updated(report(*rows), None, True, "")
 
 
@@ -444,23 +444,23 @@ def blobs(shift: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.asarray(1 / (1 + np.exp(np.hypot(yy - 24, xx - 20) - radii)), np.float32)
 
 
-def kept_of(made: Report, shift: float, reference: bool = True) -> Kept:
+def kept_of(made: Report, shift: float, reference: bool = True) -> SavedMasks:
     rows = {r.name: blobs(shift) for r in made.rows}
-    return Kept.of(made, [Judged("ref", blobs(0) if reference else None, rows)])
+    return SavedMasks.of(made, [Judged("ref", blobs(0) if reference else None, rows)])
 
 
 def test_kept_masks_come_back(tmp_path: Path) -> None:
     file = tmp_path / "m.npz"
     maps = np.stack([blobs(0)[0] * 30 - 7, np.full((48, 40), np.nan, np.float32), np.full((48, 40), 3, np.float32)])
-    Kept(PHOTOS[:3], "2", {"a": maps}, {"k": blobs(0)}, {"a": "k"}).save(file)
-    back = Kept.load(file)
+    SavedMasks(PHOTOS[:3], "2", {"a": maps}, {"k": blobs(0)}, {"a": "k"}).save(file)
+    back = SavedMasks.load(file)
     assert np.abs(back.rows["a"][0] - maps[0]).max() < 30 * 1e-5 and np.isnan(back.rows["a"][1]).all()
     assert (back.rows["a"][2] == 3).all() and back.keys == {"a": "k"} and back.photos == PHOTOS[:3]
     assert file.stat().st_size < blobs(0).nbytes
     file.write_bytes(file.read_bytes()[:99])
     for path, says in ((file, "no kept masks"), (tmp_path / "none.npz", "no such file")):
         with pytest.raises(UserError, match=says):
-            Kept.load(path)
+            SavedMasks.load(path)
 
 
 def test_kept_masks_are_judged_again_under_another_threshold(tmp_path: Path) -> None:
@@ -589,7 +589,8 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
     from u2export.exporters import onnx as room
     from u2export.exporters.exporter import Request
     from u2export.reference.onnx_export import to_onnx
-    from u2export.reference.source import Source, verification_photos
+    from u2export.reference.source import Source
+    from u2export.reference.verification import verification_photos
 
     whole = Baseline.load(ROOT / "benchmarks" / "baselines" / "cpu.json")
     name = "u2netp-320-onnx-fp32.onnx"
@@ -600,7 +601,7 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
         artifact = room.Onnx().export(source, folder, Request("fp32", budget={"mae": 1, "mae_worst": 1}))
         photos = {p.name: p for p in verification_photos()}
         made = Settings("custom", 1, 0.0, threads=1)
-        return check(measure(Plan([artifact], photos, settings=made, modes="default", latency=False)), baseline)
+        return check(measure(Plan([artifact], photos, settings=made, arithmetics="default", latency=False)), baseline)
 
     good = judged(tmp_path / "good")
     assert good.exit_code == 0, good.to_json()

@@ -41,7 +41,7 @@ from u2export.calibration.condition import (  # noqa: E402
 from u2export.reference import weights  # noqa: E402
 from u2export.reference.model import U2Net  # noqa: E402
 from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
-from u2export.reference.source import verification_inputs  # noqa: E402
+from u2export.reference.verification import verification_inputs  # noqa: E402
 
 LEVEL = 200.0
 # Behind an upsampling; in a block without pooling, read by two dilated convolutions; at the dilated bottom of a U.

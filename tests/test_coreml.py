@@ -14,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2export.calibration.dataset import Calibration
+from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
+from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
-from u2export.exporters.exporter import Artifact, Exporter, Request
+from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
+from u2export.exporters.open import read_artifact
 from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, find_photos, saliency
 from u2export.reference.weights import Identity
@@ -133,7 +136,7 @@ def test_unstretching_keeps_the_mask(low: float, spread: float, seed: int) -> No
 
 
 def test_record_and_masks(fp16: Artifact, small: Source) -> None:
-    assert Artifact.open(fp16.path).files == fp16.files
+    assert read_artifact(fp16.path).files == fp16.files
     assert fp16.name == "random-u2netp-64-coreml-fp16.mlpackage"
     assert fp16.contract == replace(SMALL, rounded=True)
     assert fp16.fidelity["photos"] >= 4
@@ -164,7 +167,7 @@ def test_what_xcode_shows(fp16: Artifact, small: Source) -> None:
 def test_runs_are_marked_simulated(fp16: Artifact) -> None:
     if sys.platform == "darwin":
         pytest.skip("a Mac runs the package")
-    assert CoreML().modes(fp16) == tuple(SIMULATED)
+    assert CoreML().arithmetics(fp16) == tuple(SIMULATED)
     threads = torch.get_num_threads()
     with CoreML().load(fp16, "simulated fp16 accumulate", threads=1) as runner:
         assert "not run on hardware" in runner.info["simulated"]
@@ -188,7 +191,7 @@ def test_a_batch_is_its_pictures(fp16: Artifact, small: Source) -> None:
 
 def test_a_package_without_its_record_is_adopted(fp16: Artifact, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(fp16.path, tmp_path / "copy.mlpackage"))
-    adopted = Artifact.open(copy)
+    adopted = read_artifact(copy)
     assert adopted.exporter == "coreml"
     assert adopted.contract == fp16.contract
 
@@ -199,7 +202,7 @@ def test_packages_of_others_are_refused(fp16: Artifact, tmp_path: Path) -> None:
     package.spec.description.metadata.userDefined.clear()
     (copy / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(package.spec.SerializeToString())
     with pytest.raises(UserError, match="not written by u2export"):
-        Artifact.open(copy)
+        read_artifact(copy)
 
 
 def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path: Path) -> None:
@@ -399,7 +402,7 @@ def trained(u2netp: Path, shared: Path) -> tuple[Source, Calibration]:
     """Real weights, conditioned once; `model` is the conditioned network."""
     source = Source.open("u2netp", Contract(rounded=True))
     calibration = Calibration.open(shared / "bsds500" / "images", source.contract, limit=16)
-    module: Any = source.prepared(Request("fp16", calibration))[0]
+    module: Any = prepared(source, "fp16", calibration)[0]
     return replace(source, model=module), calibration
 
 

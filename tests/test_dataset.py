@@ -21,7 +21,7 @@ from PIL import Image
 from u2export.calibration.dataset import Calibration, read_manifest
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Pixels
-from u2export.reference.source import verification_photos
+from u2export.reference.verification import verification_photos
 
 SMALL = Contract(48, 64)
 

@@ -12,8 +12,10 @@ import pytest
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
-from u2export.exporters.exporter import Artifact, Exporter, Request, missing_modules
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter, Request, missing_modules
 from u2export.exporters.onnx import Onnx, to_pixels
+from u2export.exporters.open import read_artifact
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
 from u2export.reference.golden import picture
@@ -141,11 +143,11 @@ def test_export_record_load(small: Source, tmp_path: Path, exporter: Exporter) -
     assert artifact.fidelity["photos"] == 4 and artifact.fidelity["mae"] < 1e-4
     assert not list(tmp_path.glob(".u2export-*"))
     for given in (artifact.path, artifact.record):
-        again = Artifact.open(given)
+        again = read_artifact(given)
         assert again == replace(artifact, fidelity=again.fidelity, golden=again.golden, options=again.options)
         assert again.size == sum((tmp_path / f).stat().st_size for f in again.files)
     x = SMALL.tensor(picture())
-    for mode in exporter.modes(artifact):
+    for mode in exporter.arithmetics(artifact):
         with exporter.load(artifact, mode) as runner:
             d0 = runner(x)
             assert d0.shape == (1, 1, 64, 64) and d0.dtype == np.float32
@@ -162,7 +164,7 @@ def test_openvino_says_what_ran(small: Source, tmp_path: Path) -> None:
     if OpenVINO().missing():
         pytest.skip(str(OpenVINO().missing()))
     artifact = OpenVINO().export(small, tmp_path, Request("fp32"))
-    for mode in OpenVINO().modes(artifact):
+    for mode in OpenVINO().arithmetics(artifact):
         with OpenVINO().load(artifact, mode) as runner:
             assert runner.info["arithmetic"] == mode
             assert sum(int(part.split()[0]) for part in runner.info["convolutions"].split(", ")) == 119
@@ -185,7 +187,7 @@ def test_a_wrong_export_leaves_nothing_behind_and_the_old_file_alone(
     with pytest.raises(UserError, match=r"masks differ.*mae"):
         Ort().export(small, tmp_path, Request("fp32"))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert Artifact.open(good.path)
+    assert read_artifact(good.path)
 
 
 def test_requests_that_are_refused(small: Source, tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_damaged_artifacts(small: Source, tmp_path: Path) -> None:
         folder = tmp_path / name
         shutil.copytree(tmp_path / "good", folder)
         (folder / artifact.record.name).write_text(json.dumps({**record, **changes}))
-        return Artifact.open(folder / artifact.path.name)
+        return read_artifact(folder / artifact.path.name)
 
     assert opened("same").files == artifact.files
     with pytest.raises(UserError, match="schema 9"):
@@ -219,22 +221,22 @@ def test_damaged_artifacts(small: Source, tmp_path: Path) -> None:
     assert elsewhere.path.parent == tmp_path / "elsewhere"
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        Artifact.open(tmp_path / "x.json")
+        read_artifact(tmp_path / "x.json")
     (tmp_path / "y.json").write_text("[]")
     with pytest.raises(UserError, match="not an artifact"):
-        Artifact.open(tmp_path / "y.json")
+        read_artifact(tmp_path / "y.json")
     with pytest.raises(UserError, match="no such artifact"):
-        Artifact.open(tmp_path / "gone.onnx")
+        read_artifact(tmp_path / "gone.onnx")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="no runtime here"):
-        Artifact.open(tmp_path / "notes.txt")
+        read_artifact(tmp_path / "notes.txt")
     (tmp_path / "noise.onnx").write_bytes(os.urandom(1000))
     with pytest.raises(UserError, match="cannot open"):
-        Artifact.open(tmp_path / "noise.onnx")
+        read_artifact(tmp_path / "noise.onnx")
 
 
 def test_a_published_file_without_record_is_adopted(u2netp: Path) -> None:
-    artifact = Artifact.open(u2netp)
+    artifact = read_artifact(u2netp)
     assert artifact.contract == Contract() and artifact.notes
     with EXPORTERS[artifact.exporter].load(artifact) as runner:
         assert runner(Contract().tensor(picture())).shape == (1, 1, 320, 320)

@@ -18,7 +18,7 @@ from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables.columns import FORMATS as TABLES
 from u2export.benchmarks.tables.columns import render
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact, hashes
+from u2export.exporters.artifact import Artifact, hashes
 from u2export.files import write_json
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity

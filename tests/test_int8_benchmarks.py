@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 from u2export.benchmarks.studies import calibration_cost, int8_fidelity
 from u2export.benchmarks.studies.int8_fidelity import Cell
 from u2export.errors import UserError
-from u2export.reference.source import verification_photos
+from u2export.reference.verification import verification_photos
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from u2export.benchmarks.imports.kit import PLATFORMS, artifact_of, judge, write
 from u2export.benchmarks.imports.tool_files import KIT_FORMAT, Claim, Found, reports
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact, Request
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Request
 from u2export.reference.image import Contract
 from u2export.reference.source import Source
 

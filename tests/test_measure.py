@@ -24,10 +24,11 @@ from u2export.benchmarks.measuring.machine import Host
 from u2export.benchmarks.measuring.rows import Choice, named
 from u2export.benchmarks.measuring.worker import STEADY, steady
 from u2export.benchmarks.measuring.worker_process import Child, Failed
-from u2export.benchmarks.report import Measurement, Report, Settings
+from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact, hashes
+from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.onnx import timed_session
+from u2export.exporters.open import read_artifact
 from u2export.files import write_json
 from u2export.reference.image import Contract, read_photo
 from u2export.reference.weights import Identity
@@ -43,12 +44,12 @@ Make = Callable[..., Artifact]
 def hostile(tmp_path: Path) -> Make:
     """An artifact of the test's own target; its name says how it behaves."""
 
-    def make(mode: str, weights: Identity = WEIGHTS, contract: Contract = SMALL) -> Artifact:
-        path = tmp_path / f"{mode}.hostile"
-        path.write_text(f"model {mode}")
+    def make(arithmetic: str, weights: Identity = WEIGHTS, contract: Contract = SMALL) -> Artifact:
+        path = tmp_path / f"{arithmetic}.hostile"
+        path.write_text(f"model {arithmetic}")
         artifact = Artifact("hostile", "fp32", "toy", weights, contract, path, hashes(path))
         write_json(artifact.to_json(), artifact.record)
-        return Artifact.open(path)
+        return read_artifact(path)
 
     return make
 
@@ -69,7 +70,7 @@ def run(artifacts: list[Artifact], photos: dict[str, Path], **changes: Any) -> R
     return measure(replace(plan, **changes), **extra)
 
 
-def row(report: Report, name: str) -> Measurement:
+def row(report: Report, name: str) -> Row:
     found = report.row(name)
     assert found is not None, [r.name for r in report.rows]
     return found
@@ -96,7 +97,7 @@ def test_rows_are_measured_in_full(hostile: Make, photos: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize(
-    ("mode", "reason", "says"),
+    ("arithmetic", "reason", "says"),
     [
         ("segfault", "crashed", "SIGSEGV"),
         ("oom", "crashed", "killed, perhaps for want of memory"),
@@ -108,10 +109,10 @@ def test_rows_are_measured_in_full(hostile: Make, photos: dict[str, Path]) -> No
     ],
 )
 def test_a_row_that_fails_says_why_and_the_others_go_on(
-    hostile: Make, photos: dict[str, Path], mode: str, reason: str, says: str, tmp_path: Path
+    hostile: Make, photos: dict[str, Path], arithmetic: str, reason: str, says: str, tmp_path: Path
 ) -> None:
-    report = run([hostile("good"), hostile(mode), hostile("fine")], photos, latency=False)
-    bad, fine = row(report, f"{mode}.hostile"), row(report, "fine.hostile")
+    report = run([hostile("good"), hostile(arithmetic), hostile("fine")], photos, latency=False)
+    bad, fine = row(report, f"{arithmetic}.hostile"), row(report, "fine.hostile")
     assert (bad.reason, bad.images) == (reason, {}) and says in bad.problem
     assert str(tmp_path) not in bad.problem
     assert fine.fidelity and fine.fidelity.mae == 0.0 and not fine.reason and report.complete
@@ -213,7 +214,7 @@ def test_resume_continues_where_it_stopped(hostile: Make, photos: dict[str, Path
     changed = hostile("b", replace(WEIGHTS, name="renamed"))
     changed.path.write_text("another model")
     write_json(replace(changed, files=hashes(changed.path)).to_json(), changed.record)
-    again = run([artifacts[0], Artifact.open(changed.path)], photos, earlier=full)
+    again = run([artifacts[0], read_artifact(changed.path)], photos, earlier=full)
     assert row(again, "b.hostile").preprocess_ns != row(full, "b.hostile").preprocess_ns
     # Whole rounds: two clocks may well show one and the same nanosecond, not the same round.
     assert not set(row(again, "a.hostile").latency.rounds) & set(row(full, "a.hostile").latency.rounds)
@@ -278,8 +279,8 @@ def test_what_must_be_built_is_built_where_it_is_measured(
     artifacts = [hostile("good"), hostile("build")]
     here = row(run(artifacts, photos, latency=False), "build.hostile")
     there = row(run(artifacts, photos, latency=False, host=Elsewhere(HOSTILE)), "build.hostile")
-    assert (here.mode, here.size, here.notes) == ("build", len("model build"), ())
-    assert (there.mode, there.size) == ("engine", len("made of model build"))
+    assert (here.arithmetic, here.size, here.notes) == ("build", len("model build"), ())
+    assert (there.arithmetic, there.size) == ("engine", len("made of model build"))
     assert there.notes == ("built on the device",) and there.runtime["arithmetic"] == "engine"
     assert there.digest == here.digest and there.images == here.images
 
@@ -308,7 +309,7 @@ def test_same_names_get_their_folder(hostile: Make, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     for file in (first.path, first.record):
         shutil.copy(file, tmp_path / "x")
-    second = Artifact.open(tmp_path / "x" / "a.hostile")
+    second = read_artifact(tmp_path / "x" / "a.hostile")
     assert list(named([first, second])) == [f"{tmp_path.name}/a.hostile", "x/a.hostile"]
     with pytest.raises(UserError, match="given twice"):
         named([first, first])
@@ -465,12 +466,14 @@ def test_published_weights_against_pytorch(u2netp: Path) -> None:
     """The published file in ONNX Runtime and PyTorch's reference of the same weights: the same masks."""
     pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
-    from u2export.reference.source import verification_photos
+    from u2export.reference.verification import verification_photos
 
     photos = {p.name: p for p in verification_photos()[:2]}
-    plan = Plan([Artifact.open(u2netp)], photos, settings=Settings("custom", 5, 0.0, 5, threads=1), modes="default")
+    plan = Plan(
+        [read_artifact(u2netp)], photos, settings=Settings("custom", 5, 0.0, 5, threads=1), arithmetics="default"
+    )
     report = measure(plan)
     torch, ort = report.rows
-    assert torch.name == "u2netp-320-pytorch-fp32" and torch.runtime["arithmetic"] == "fp32" == ort.mode
+    assert torch.name == "u2netp-320-pytorch-fp32" and torch.runtime["arithmetic"] == "fp32" == ort.arithmetic
     assert ort.reference == torch.name and ort.fidelity and ort.fidelity.mae < 1e-5 and ort.fidelity.iou_worst > 0.9999
     assert report.baseline == torch.name and report.speedup(ort) is not None

@@ -9,7 +9,9 @@ import pytest
 
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact, Request
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Request
+from u2export.exporters.open import read_artifact
 from u2export.exporters.ort import Ort, preset
 from u2export.reference.image import Contract
 from u2export.reference.source import Source
@@ -53,7 +55,7 @@ def test_int8_is_recorded_close_and_small(plain: Artifact, source: Source, photo
     assert plain.calibration["photos"] == 3 and plain.options["weight_bits"] == 7
     assert plain.fidelity["raw_mae"] < 0.05
     assert plain.size < 0.5 * Ort().export(source, tmp_path, Request("fp32")).size
-    with Ort().load(Artifact.open(plain.path)) as runner:
+    with Ort().load(read_artifact(plain.path)) as runner:
         assert runner(next(iter(photos))).shape == (1, 1, 64, 64)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device, environment, this_device
-from u2export.benchmarks.report import Latency, Measurement, Report, Settings, Sustained, compact, speedup
+from u2export.benchmarks.report import Latency, Report, Row, Settings, Sustained, compact, speedup
 from u2export.benchmarks.sensors import state
 from u2export.benchmarks.tables.columns import FORMATS, render
 from u2export.errors import UserError
@@ -24,9 +24,9 @@ DEVICE = Device("Board", "CPU", "x86_64", 4, ("avx2",), 8.0, "Linux")
 MS = 1_000_000
 
 
-def row(name: str = "a.onnx", rounds: tuple[tuple[int, ...], ...] = ((5 * MS, 7 * MS), (6 * MS,))) -> Measurement:
+def row(name: str = "a.onnx", rounds: tuple[tuple[int, ...], ...] = ((5 * MS, 7 * MS), (6 * MS,))) -> Row:
     image = ImageFidelity(0.001, 0.5, 0.99, 0.98, float("inf"), 0.002)
-    return Measurement(
+    return Row(
         name, "onnx", "fp32", "fp32", "u2netp", Identity("u2netp", "0" * 64), Contract().to_json(), "1" * 64, 4_600_000,
         reference="ref", images={"p.png": image, "q.png": replace(image, area=1.0, empty=True)},
         accuracy={"maxf": 0.95, "mae": 0.04, "s": 0.93, "images": 2}, load_ns=(3 * MS, 2 * MS), first_ns=9 * MS,
@@ -38,7 +38,7 @@ def row(name: str = "a.onnx", rounds: tuple[tuple[int, ...], ...] = ((5 * MS, 7 
     )  # fmt: skip
 
 
-def report(*rows: Measurement) -> Report:
+def report(*rows: Row) -> Report:
     chosen = rows or (row(), row("b.onnx", ((10 * MS, 14 * MS), (12 * MS,))))
     return Report(DEVICE, Settings(), {"python": "3"}, ("p.png", "q.png"), "2" * 64, baseline="a.onnx", rows=chosen)
 

@@ -118,7 +118,7 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
 def test_share_of_the_peak(tmp_path: Path) -> None:
     from test_table import report
 
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.artifact import Artifact
     from u2export.reference.image import Contract
 
     made = report()

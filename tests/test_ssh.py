@@ -193,7 +193,7 @@ def test_reference_masks_are_made_here(
     artifact = Onnx().export(source, tmp_path / "out", Request("fp32"))
     settings = Settings("custom", 5, 0.0, 5)
     with_torch = dict(list(photos_in(photos).items())[:2])
-    report = measure(Plan([artifact], with_torch, settings=settings, host=server.remote(), modes="default"))
+    report = measure(Plan([artifact], with_torch, settings=settings, host=server.remote(), arithmetics="default"))
     assert [r.name for r in report.rows] == [artifact.name] == [report.baseline]
     row = report.rows[0]
     assert row.reference == "random-u2netp-64-pytorch-fp32" and row.fidelity and row.fidelity.mae < 1e-4

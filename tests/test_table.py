@@ -18,7 +18,7 @@ from PIL import Image
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.measuring.bench import Judged
-from u2export.benchmarks.report import Latency, Measurement, Report, Settings, Sustained
+from u2export.benchmarks.report import Latency, Report, Row, Settings, Sustained
 from u2export.benchmarks.tables.columns import BEGIN, FORMATS, WIDTH, about, gather, inserted, overview, render, small
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
 from u2export.errors import UserError
@@ -31,7 +31,7 @@ CALM = Latency(tuple((200 * MS + i, 202 * MS) * 4 for i in range(10)))
 FAST = Latency(tuple((100 * MS + i, 101 * MS) * 4 for i in range(10)))
 
 
-def row(name: str, mode: str = "fp32", **changes: object) -> Measurement:
+def row(name: str, mode: str = "fp32", **changes: object) -> Row:
     fields: dict[str, object] = {
         "reference": "u2netp-320-pytorch-fp32", "size": 4_600_000, "load_ns": (300 * MS, 200 * MS),
         "first_ns": 250 * MS, "memory": {"start": 2**25, "peak": 2**28}, "latency": CALM,
@@ -40,7 +40,7 @@ def row(name: str, mode: str = "fp32", **changes: object) -> Measurement:
         "runtime": {"runtime": "ONNX Runtime 1.32.0", "arithmetic": mode}, **changes,
     }  # fmt: skip
     weights = Identity("random-u2net" if "random" in name else "u2netp", "0" * 64, "random" in name)
-    return Measurement(name, "onnx", "fp32", mode, "u2netp", weights, Contract().to_json(), **fields)  # type: ignore[arg-type]
+    return Row(name, "onnx", "fp32", mode, "u2netp", weights, Contract().to_json(), **fields)  # type: ignore[arg-type]
 
 
 def report() -> Report:

@@ -17,12 +17,14 @@ import pytest
 from conftest import ROOT, Cli, two_lines
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact, Request
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Request
+from u2export.exporters.open import read_artifact
+from u2export.exporters.trt import build as trt_build
+from u2export.exporters.trt import engine as trt_runner
 from u2export.exporters.trt.build import Built, Options, devices
 from u2export.exporters.trt.engine import Engine, check_trust, trust
 from u2export.exporters.trt.exporter import TensorRT, save_engine
-from u2export.exporters.trt import build as trt_build
-from u2export.exporters.trt import engine as trt_runner
 from u2export.exporters.trt.recipe import Recipe
 from u2export.reference.image import Contract
 
@@ -59,7 +61,7 @@ def test_an_export_has_a_recipe_that_fits(exported: Artifact) -> None:
     assert "not run on hardware" in exported.notes[0] and exported.fidelity["mae"] < 1e-3
     told = json.loads(exported.path.with_suffix(".recipe.json").read_text())
     assert told["tensorrt"]["8.6"]["typing"] == ["weak"] and told["trtexec"]
-    assert Artifact.open(exported.path).files == exported.files
+    assert read_artifact(exported.path).files == exported.files
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_an_engine_on_a_machine_without_gpu(cli: Cli, exported: Artifact, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "119 fp16" in done.stderr and "not run on hardware" in " ".join(done.stderr.split())
     engine = Path(done.stdout.strip())
-    artifact = Artifact.open(engine)
+    artifact = read_artifact(engine)
     assert artifact.weights == exported.weights and artifact.fidelity == {} and artifact.options["typing"] == "strong"
     assert artifact.options["precisions"] == {"wanted": {"fp16": 119}, "got": {"fp16": 119}, "changed": {}}
     found = inspect(engine)
@@ -158,9 +160,9 @@ def test_foreign_engines_are_not_opened(tmp_path: Path) -> None:
 def test_a_saved_engine_is_trusted_and_recorded(exported: Artifact, tmp_path: Path) -> None:
     recipe, graph = Recipe.read(exported.path)
     facts = {"runtime": "tensorrt", "version": "10.3.0", "typing": "strong", "flags": []}
-    made = save_engine(Built(b"plan", "", None, None, facts), graph, recipe, Options(), tmp_path)
+    made = save_engine(Built(b"plan", "", None, None, facts), read_artifact(graph), recipe, Options(), tmp_path)
     assert made.path.read_bytes() == b"plan" and made.tools["tensorrt"] == "10.3.0"
-    assert any("precisions not confirmed" in note for note in Artifact.open(made.path).notes)
+    assert any("precisions not confirmed" in note for note in read_artifact(made.path).notes)
     check_trust(made.path)
 
 
@@ -171,10 +173,10 @@ def test_a_saved_engine_is_trusted_and_recorded(exported: Artifact, tmp_path: Pa
 def test_without_a_gpu_nothing_is_opened(exported: Artifact, tmp_path: Path) -> None:
     engine = tmp_path / "x.engine"
     engine.write_bytes(b"plan")
-    artifact = Artifact.open(engine)
+    artifact = read_artifact(engine)
     assert artifact.exporter == "trt"
     with pytest.raises(Unavailable, match="no CUDA device"):
-        TensorRT().modes(artifact)
+        TensorRT().arithmetics(artifact)
     with pytest.raises(Unavailable, match="no CUDA device"), trt_runner.opened(artifact):
         pass
 

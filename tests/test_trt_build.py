@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.trt.build import Options, build, choose, limits_of, parse_shapes, strong_only, typing_of
 from u2export.exporters.trt import build as trt_build
+from u2export.exporters.trt.build import Options, build, choose, limits_of, parse_shapes, strong_only, typing_of
 from u2export.exporters.trt.recipe import VERSIONS, Recipe
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text(encoding="utf-8"))

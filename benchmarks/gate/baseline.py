@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.report import Measurement, Report, checked, compact
+from u2export.benchmarks.report import Report, Row, checked, compact
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
 from u2export.reference.fidelity import ImageFidelity
@@ -48,7 +48,7 @@ class Accepted:
     accuracy: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: Measurement) -> Accepted:
+    def of(cls, row: Row) -> Accepted:
         """A measured row."""
         images = {photo: _rounded(image) for photo, image in row.images.items()}
         accuracy = {k: _digits(v) for k, v in row.accuracy.items()}
@@ -128,13 +128,13 @@ class Baseline:
 class Pair:
     """The row to judge, and the accepted artifact measured in the same run, where it was."""
 
-    now: Measurement
-    then: Measurement | None = None
+    now: Row
+    then: Row | None = None
 
 
-def arithmetic(row: Measurement) -> str:
+def arithmetic(row: Row) -> str:
     """What really ran; what was asked for where it never opened."""
-    return row.runtime.get("arithmetic", row.mode)
+    return row.runtime.get("arithmetic", row.arithmetic)
 
 
 def bare(name: str) -> str:
@@ -150,14 +150,14 @@ def pairs(report: Report, accepted: Mapping[str, Accepted]) -> dict[str, Pair]:
     Raises:
         UserError: two rows of one name, and neither is the accepted one.
     """
-    found: dict[str, list[Measurement]] = {}
+    found: dict[str, list[Row]] = {}
     for row in report.rows:
         if row.exporter != "pytorch":
             found.setdefault(bare(row.name), []).append(row)
     return {name: _pair(name, rows, accepted.get(name)) for name, rows in found.items()}
 
 
-def _pair(name: str, rows: list[Measurement], accepted: Accepted | None) -> Pair:
+def _pair(name: str, rows: list[Row], accepted: Accepted | None) -> Pair:
     if len(rows) == 1:
         return Pair(rows[0])
     known = [row for row in rows if accepted and row.digest == accepted.digest]

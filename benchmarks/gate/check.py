@@ -17,7 +17,7 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.gate.baseline import Accepted, Baseline, Pair, arithmetic, pairs
 from u2export.benchmarks.gate.policy import Limits, Policy
 from u2export.benchmarks.gate.statistics import Interval, mean_interval, time_ratio
-from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.report import Report, Row
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 
@@ -162,7 +162,7 @@ def _other_device(now: Device, then: Device) -> str:
     return ", ".join(f"{key} {new[key]!r}, not {old[key]!r}" for key in old if old[key] != new[key])
 
 
-def _same_thing(name: str, row: Measurement, accepted: Accepted) -> None:
+def _same_thing(name: str, row: Row, accepted: Accepted) -> None:
     now = {
         "weights": row.weights.sha256[:12], "variant": row.variant, "exporter": row.exporter,
         "precision": row.precision, "arithmetic": arithmetic(row), **_flat(row.contract),
@@ -210,7 +210,7 @@ def _judge(name: str, pair: Pair, accepted: Accepted | None, policy: Policy) -> 
     return Judgement(name, tuple(findings))
 
 
-def _finite(row: Measurement) -> Iterator[Finding]:
+def _finite(row: Row) -> Iterator[Finding]:
     bad = [photo for photo, image in row.images.items() if not image.finite]
     if bad:
         yield Finding(

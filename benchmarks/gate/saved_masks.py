@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from u2export.benchmarks.gate.baseline import Baseline, bare
 from u2export.benchmarks.measuring.bench import Judged
-from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.report import Report, Row
 from u2export.errors import UserError
 from u2export.files import staged
 from u2export.reference.fidelity import ImageFidelity, compare
@@ -30,7 +30,7 @@ HINT = "give a file that `u2export bench --keep-masks` wrote"
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedMasks:
     """Maps d0 (photos, height, width) of one bench.
 
     Attributes:
@@ -45,7 +45,7 @@ class Kept:
     keys: Mapping[str, str]
 
     @classmethod
-    def of(cls, report: Report, judged: Sequence[Judged]) -> Kept:
+    def of(cls, report: Report, judged: Sequence[Judged]) -> SavedMasks:
         """What a bench hands out at its end."""
         keys = {row.name: key(row) for row in report.rows}
         rows = {name: maps for group in judged for name, maps in group.rows.items()}
@@ -72,7 +72,7 @@ class Kept:
             raise UserError(f"cannot write {path}: {error.strerror}", "choose another file") from None
 
     @classmethod
-    def load(cls, path: Path) -> Kept:
+    def load(cls, path: Path) -> SavedMasks:
         """The masks in a file.
 
         Raises:
@@ -97,7 +97,7 @@ class Kept:
             raise UserError(f"{path}: no kept masks ({error})", HINT) from None
 
 
-def key(row: Measurement) -> str:
+def key(row: Row) -> str:
     """What masks are masks of: equal for rows of the same weights and contract."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in row.contract.items()}
     return hashlib.sha256(f"{row.weights.sha256}{json.dumps(flat, sort_keys=True)}".encode()).hexdigest()[:16]
@@ -121,7 +121,7 @@ def _unpacked(differences: NDArray[np.uint16], ranges: Floats) -> Floats:
     return np.asarray(low + values * (high - low), np.float32)
 
 
-def rejudged(report: Report, kept: Kept, accepted: Kept | None, threshold: float) -> Report:
+def rejudged(report: Report, kept: SavedMasks, accepted: SavedMasks | None, threshold: float) -> Report:
     """The report with the fidelity of its kept masks, to the reference in `accepted` before the bench's own.
 
     Raises:
@@ -141,7 +141,7 @@ def rejudged(report: Report, kept: Kept, accepted: Kept | None, threshold: float
     return replace(report, rows=tuple(rows))
 
 
-def rejudged_baseline(baseline: Baseline, kept: Kept, threshold: float) -> Baseline:
+def rejudged_baseline(baseline: Baseline, kept: SavedMasks, threshold: float) -> Baseline:
     """The baseline with the fidelity of its kept masks.
 
     Raises:
@@ -159,7 +159,7 @@ def rejudged_baseline(baseline: Baseline, kept: Kept, threshold: float) -> Basel
     return replace(baseline, artifacts=artifacts)
 
 
-def _same_photos(kept: Kept, digest: str, what: str) -> None:
+def _same_photos(kept: SavedMasks, digest: str, what: str) -> None:
     if kept.photos_digest != digest:
         raise UserError(f"the masks are of other photos than {what}", HINT)
 

@@ -16,14 +16,16 @@ import numpy as np
 from PIL import Image
 
 from u2export.benchmarks.imports.tool_files import KIT_FORMAT, Found
-from u2export.benchmarks.measuring.rows import artifact_subject
+from u2export.benchmarks.measuring.rows import planned_artifact
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.open import read_artifact
 from u2export.files import publish, read_json, staging, write_json
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.golden import picture
 from u2export.reference.image import Floats, Pixels, mask_for, read_photo, write_mask
-from u2export.reference.source import Source, verification_photos
+from u2export.reference.source import Source
+from u2export.reference.verification import verification_photos
 
 SCHEMA = 1
 GOLDEN = "golden"
@@ -78,7 +80,7 @@ def write(artifact: Artifact, source: Source, platform: Platform, folder: Path) 
             (made / part).mkdir(parents=True)
         _copy(artifact, made)
         names = [_case(name, pixels, artifact, source, platform, made) for name, pixels in _pictures(artifact)]
-        digest = artifact_subject(artifact.name, artifact).row.digest
+        digest = planned_artifact(artifact.name, artifact).row.digest
         template, program = platform.program
         code = (resources.files("u2export.benchmarks") / template).read_text(encoding="utf-8")
         (made / program).write_text(code.replace("@ARTIFACT@", digest), encoding="utf-8")
@@ -196,7 +198,7 @@ def artifact_of(kit: Path) -> Artifact:
     Raises:
         UserError: no kit there, or its artifact has changed.
     """
-    return Artifact.open(kit / Path(_read(kit)["artifact"]).name)
+    return read_artifact(kit / Path(_read(kit)["artifact"]).name)
 
 
 def _judged(kit: Path, results: Path, name: str, mask: str, manifest: Mapping[str, Any]) -> ImageFidelity:

@@ -14,7 +14,7 @@ from typing import Any
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports.tool_files import WRONG, milliseconds
-from u2export.benchmarks.report import Measurement, Report, Settings
+from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import UserError
 from u2export.files import read_json
 from u2export.reference.weights import Identity
@@ -34,7 +34,7 @@ def load(path: Path) -> list[Report]:
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}, this u2export reads {SCHEMA}")
         shared = {str(k): str(v) for k, v in data["source"].items()}
-        by_device: dict[str, list[Measurement]] = {}
+        by_device: dict[str, list[Row]] = {}
         for row in data["rows"]:
             by_device.setdefault(str(row["device"]), []).append(_row(row, shared))
     except WRONG as error:
@@ -51,14 +51,14 @@ def is_published(data: Any) -> bool:
     return isinstance(data, dict) and {"schema", "source", "rows"} <= data.keys()
 
 
-def _row(row: Mapping[str, Any], shared: Mapping[str, str]) -> Measurement:
+def _row(row: Mapping[str, Any], shared: Mapping[str, str]) -> Row:
     told = {**shared, **{str(k): str(v) for k, v in row.items() if k in ("url", "timed", "version")}}
     if not told.get("url", "").startswith("https://"):
         raise ValueError(f"the row of {row['device']} names no source")
     model, precision = str(row["model"]), str(row["precision"])
     info = {"runtime": str(row["runtime"]), "arithmetic": precision, "device": str(row.get("compute", ""))}
     kept = ("url", "title", "read", "file", "sha256", "timed", "version")
-    return Measurement(
+    return Row(
         model, str(row["runtime"]), precision, precision, model, Identity(model, ""), {},
         memory={"peak": round(float(row["peak_mb"]) * 2**20)} if "peak_mb" in row else {},
         runtime={k: v for k, v in info.items() if v},

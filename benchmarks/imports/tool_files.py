@@ -5,7 +5,7 @@ Every reader returns what the file says and nothing else; what a file does not s
 trtexec: NVIDIA/TensorRT samples/common/sampleReporting.cpp, `--exportTimes` and `--exportProfile`, versions 8 to 11.
 benchmark_app: OpenVINO's Python and C++ tools, `-report_type no_counters`, CSV or (`-json_stats`) JSON.
 onnxruntime-perf: microsoft/onnxruntime onnxruntime/test/perftest, its result file or what it prints with `-s`.
-coreml, kit: the JSON documented in docs/tables.md, or a dumped Measurement of coremltools' MLModelBenchmarker.
+coreml, kit: the JSON documented in docs/tables.md, or a dumped Row of coremltools' MLModelBenchmarker.
 aihub: perf.yaml of Qualcomm AI Hub Models.
 """
 
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.measuring.rows import artifact_subject
-from u2export.benchmarks.report import Latency, Measurement, Report, Settings
+from u2export.benchmarks.measuring.rows import planned_artifact
+from u2export.benchmarks.report import Latency, Report, Row, Settings
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.artifact import Artifact
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.weights import Identity
 
@@ -43,8 +43,8 @@ class Found:
 
     Attributes:
         name: the model, as the file calls it. device: the same of the machine.
-        rounds: samples in ns by round. stated: statistics in ms where there are no samples (see `Measurement.stated`).
-        opening_ns, load_ns, first_ns, memory, runtime: as in `Measurement`.
+        rounds: samples in ns by round. stated: statistics in ms where there are no samples (see `Row.stated`).
+        opening_ns, load_ns, first_ns, memory, runtime: as in `Row`.
         tool, version, timed: what measured, and what lay between start and stop.
         precision: arithmetic, as the file calls it. artifact: sha256 over the artifact's files, where the file tells.
         masks: paths of brought-back masks by picture, relative to the file.
@@ -283,7 +283,7 @@ KIT_FORMAT = "u2export-device/1"
 
 
 def device_json(text: str, log: str) -> list[Found]:
-    """What the kits' programs print, or a dumped Measurement of coremltools' MLModelBenchmarker; `log` is unused."""
+    """What the kits' programs print, or a dumped Row of coremltools' MLModelBenchmarker; `log` is unused."""
     del log
     data = json.loads(text)
     if data.keys() >= {"samples", "statistics"}:
@@ -468,7 +468,7 @@ def reports(path: Path, form: str, claim: Claim, log: Path | None = None, judge:
         UserError: as `read`; no device is named; the file is of another artifact.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    by_device: dict[str, list[tuple[Device, Found, Measurement]]] = {}
+    by_device: dict[str, list[tuple[Device, Found, Row]]] = {}
     for found in read(path, form, log):
         device = Device(claim.device, "", "", 0) if claim.device else found.device
         if device is None or not (device.model or device.cpu):
@@ -478,10 +478,12 @@ def reports(path: Path, form: str, claim: Claim, log: Path | None = None, judge:
     return [_report(group) for group in by_device.values()]
 
 
-def _report(group: Sequence[tuple[Device, Found, Measurement]]) -> Report:
+def _report(group: Sequence[tuple[Device, Found, Row]]) -> Report:
     rows, taken = [], set[str]()
     for _, found, row in group:
-        name = row.name if row.name not in taken else f"{row.name} ({found.runtime.get('runtime', '')} {row.mode})"
+        name = (
+            row.name if row.name not in taken else f"{row.name} ({found.runtime.get('runtime', '')} {row.arithmetic})"
+        )
         taken.add(name)
         rows.append(replace(row, name=name))
     photos = dict.fromkeys(photo for row in rows for photo in row.images)
@@ -491,7 +493,7 @@ def _report(group: Sequence[tuple[Device, Found, Measurement]]) -> Report:
     return Report(group[0][0], settings, versions, tuple(photos), rows=tuple(rows), complete=True)
 
 
-def _row(found: Found, path: Path, digest: str, claim: Claim, judge: Judge | None) -> Measurement:
+def _row(found: Found, path: Path, digest: str, claim: Claim, judge: Judge | None) -> Row:
     base = _base(found, path, claim)
     images = judge(found) if judge and found.masks else {}
     source = {"file": path.name, "sha256": digest, "tool": found.tool, "version": found.version or UNTOLD,
@@ -522,10 +524,10 @@ def _sum(parts: Mapping[str, Iterable[int]]) -> tuple[int, ...]:
     return (total,) if total else ()
 
 
-def _base(found: Found, path: Path, claim: Claim) -> Measurement:
+def _base(found: Found, path: Path, claim: Claim) -> Row:
     """The row of the artifact, or one that says that its weights are unknown."""
     if claim.artifact:
-        row = artifact_subject(claim.artifact.name, claim.artifact).row
+        row = planned_artifact(claim.artifact.name, claim.artifact).row
         # An engine is called otherwise than the file it was built of; files of one kind are the same or not.
         same_kind = Path(found.name).suffix == claim.artifact.path.suffix
         if (found.artifact and found.artifact != row.digest) or (same_kind and found.name != claim.artifact.name):
@@ -534,4 +536,4 @@ def _base(found: Found, path: Path, claim: Claim) -> Measurement:
         return row
     precision = claim.precision or found.precision or "unknown"
     name = found.name or path.stem
-    return Measurement(name, found.tool, precision, precision, "unknown", Identity(name, ""), {})
+    return Row(name, found.tool, precision, precision, "unknown", Identity(name, ""), {})

@@ -29,11 +29,11 @@ import numpy as np
 from u2export.benchmarks.measuring import map_files as maps
 from u2export.benchmarks.measuring.ground_truth import Accuracy, read_truth
 from u2export.benchmarks.measuring.machine import Host
-from u2export.benchmarks.measuring.rows import Choice, Subject, artifact_subject, groups, named
+from u2export.benchmarks.measuring.rows import Choice, PlannedRow, groups, named, planned_artifact
 from u2export.benchmarks.measuring.worker_process import WORKER, Child, Failed
-from u2export.benchmarks.report import SCENARIOS, Latency, Measurement, Report, Settings, Sustained
+from u2export.benchmarks.report import SCENARIOS, Latency, Report, Row, Settings, Sustained
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.artifact import Artifact
 from u2export.reference.fidelity import compare
 from u2export.reference.image import Floats, find_photos, read_photo
 from u2export.reference.weights import file_digest
@@ -60,7 +60,7 @@ class Plan:
         artifacts: what to measure. photos: on which pictures, by the name reports show.
         masks: ground truth of photos, empty for none.
         settings: tier, samples, seconds, rounds, threads, scenario.
-        modes: "all" arithmetics this machine can run an artifact in, each a row, or the "default" only.
+        arithmetics: "all" arithmetics this machine can run an artifact in, each a row, or the "default" only.
         reference: "auto", "pytorch", a weights file, an artifact, or an .npz of maps.
         baseline: row that speed-ups are relative to; empty for the first reference, else the first row.
         timeout: seconds a child may take for one answer.
@@ -74,7 +74,7 @@ class Plan:
     photos: Mapping[str, Path]
     masks: Mapping[Path, Path] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
-    modes: str = "all"
+    arithmetics: str = "all"
     reference: str = "auto"
     baseline: str = ""
     timeout: float = 300.0
@@ -152,7 +152,7 @@ class Bench:
         self.near = Host(plan.worker)
         self.judged: list[Judged] = []
         # References that run here while the report is of another machine, by name.
-        self.outside: dict[str, Measurement] = {}
+        self.outside: dict[str, Row] = {}
         self.photos: dict[str, Path] = {}
         self.hashes: list[str] = []
         self.children = self.files = 0
@@ -205,8 +205,8 @@ class Bench:
             self.report, photos=tuple(self.photos), photos_digest=digest, broken=broken, without_mask=missing
         )
 
-    def _subjects(self) -> list[Subject]:
-        found: list[Subject] = []
+    def _subjects(self) -> list[PlannedRow]:
+        found: list[PlannedRow] = []
         if self.choice.kind == "artifact":
             self.host.send_artifact(self.choice.artifact)
         for i, (name, artifact) in enumerate(named(self.plan.artifacts).items()):
@@ -215,7 +215,7 @@ class Bench:
             found += self._rows_of(name, artifact)
         return found
 
-    def _set(self, subject: Subject) -> Subject:
+    def _set(self, subject: PlannedRow) -> PlannedRow:
         """The subject under the run's scenario; its name says so where that is not plain latency."""
         s = self.plan.settings
         marks = (s.scenario, f"batch {s.batch}" if s.batch > 1 else "", f"{s.streams} streams" if s.streams > 1 else "")
@@ -229,19 +229,19 @@ class Bench:
             self.outside[name] = replace(made.row, reason="not-measured")
         return made
 
-    def _is_outside(self, subject: Subject) -> bool:
+    def _is_outside(self, subject: PlannedRow) -> bool:
         """Whether the row is the PyTorch reference, run here, of a report about another machine."""
         return not self.host.here and "weights" in subject.opening
 
-    def _opening(self, subject: Subject) -> dict[str, Any]:
+    def _opening(self, subject: PlannedRow) -> dict[str, Any]:
         """How a worker of the machine it runs on opens it."""
         opening = {"threads": self.plan.settings.threads, **subject.opening}
         if "artifact" in opening:
             opening["artifact"] = opening.pop("built", "") or self.host.path(Path(opening["artifact"]))
         return opening
 
-    def _rows_of(self, name: str, artifact: Artifact) -> Iterator[Subject]:
-        first = artifact_subject(name, artifact)
+    def _rows_of(self, name: str, artifact: Artifact) -> Iterator[PlannedRow]:
+        first = planned_artifact(name, artifact)
         try:
             with self._child() as child:
                 where = {"artifact": self.host.path(artifact.path), "workshop": self.host.workshop()}
@@ -254,8 +254,8 @@ class Bench:
             notes = (*first.row.notes, "built on the device")
             opening = {**first.opening, "built": built}
             first = replace(first, row=replace(first.row, size=answer["size"], notes=notes), opening=opening)
-        for mode in modes if self.plan.modes == "all" else modes[:1]:
-            row = replace(first.row, name=name if mode == modes[0] else f"{name} {mode}", mode=mode)
+        for mode in modes if self.plan.arithmetics == "all" else modes[:1]:
+            row = replace(first.row, name=name if mode == modes[0] else f"{name} {mode}", arithmetic=mode)
             yield replace(first, row=row, opening={**first.opening, "mode": mode}, default=mode == modes[0])
 
     def _child(self, host: Host | None = None) -> Child:
@@ -275,7 +275,7 @@ class Bench:
         if self.earlier.settings != self.report.settings:
             raise UserError("the results to resume were measured with other settings", hint)
 
-    def _choose_baseline(self, subjects: Sequence[Subject]) -> None:
+    def _choose_baseline(self, subjects: Sequence[PlannedRow]) -> None:
         names = [s.row.name for s in subjects]
         if self.plan.baseline and self.plan.baseline not in names:
             raise UserError(f"no row named {self.plan.baseline!r}", f"rows: {', '.join(names)}")
@@ -283,22 +283,22 @@ class Bench:
 
     # Fidelity
 
-    def _start(self, subject: Subject) -> Measurement:
+    def _start(self, subject: PlannedRow) -> Row:
         """The row as an earlier report has it, if it is the same thing; else empty."""
         old = self.earlier.row(subject.row.name) if self.earlier else None
-        same = old is not None and (old.digest, old.mode) == (subject.row.digest, subject.row.mode)
+        same = old is not None and (old.digest, old.arithmetic) == (subject.row.digest, subject.row.arithmetic)
         if old is not None and same and not old.reason:
             return old
         if subject.row.reason:
             return subject.row
         return replace(subject.row, reason="not-measured", problem="interrupted before its turn")
 
-    def _row(self, subject: Subject) -> Measurement:
+    def _row(self, subject: PlannedRow) -> Row:
         row = self.outside.get(subject.row.name) or self.report.row(subject.row.name)
         assert row is not None
         return row
 
-    def _save(self, row: Measurement | None = None, **changes: Any) -> None:
+    def _save(self, row: Row | None = None, **changes: Any) -> None:
         report = replace(self.report, **changes)
         if row and row.name in self.outside:
             self.outside[row.name] = row
@@ -309,7 +309,7 @@ class Bench:
             self.report = report.with_row(row) if row else report
         self.saved(self.report)
 
-    def _judge_group(self, group: Sequence[Subject]) -> None:
+    def _judge_group(self, group: Sequence[PlannedRow]) -> None:
         reference, want = "", None
         rows: dict[str, Floats] = {}
         if self.choice.kind == "maps" and self.choice.key(group[0])[0] == self.choice.sha256:
@@ -334,22 +334,22 @@ class Bench:
             weights, contract = self.choice.key(group[0])
             maps.save_reference(want, self.hashes, weights, contract, self.plan.save_reference)
 
-    def _has_fidelity(self, subject: Subject, reference: str) -> bool:
+    def _has_fidelity(self, subject: PlannedRow, reference: str) -> bool:
         """Whether the row has all this from an earlier run."""
         row = self._row(subject)
         compared = row.name == reference or (row.reference == reference and list(row.images) == list(self.photos))
         return not row.reason and compared and bool(row.accuracy) == bool(self.plan.masks)
 
-    def _new_maps(self, subject: Subject) -> Floats:
+    def _new_maps(self, subject: PlannedRow) -> Floats:
         self.files += 1
         return maps.create(self.scratch / f"{self.files}.npy", len(self.photos), subject.contract)
 
-    def _maps_from_file(self, subject: Subject) -> Floats:
+    def _maps_from_file(self, subject: PlannedRow) -> Floats:
         want = self._new_maps(subject)
         maps.load_reference(Path(self.plan.reference), self.hashes, subject.contract, want)
         return want
 
-    def _judge(self, subject: Subject, got: Floats, reference: str, want: Floats | None) -> Measurement:
+    def _judge(self, subject: PlannedRow, got: Floats, reference: str, want: Floats | None) -> Row:
         """The row with its fidelity, accuracy and the times around the network; its maps into `got`."""
         row = replace(self._row(subject), reference=reference)
         accuracy = Accuracy() if self.plan.masks else None
@@ -383,7 +383,7 @@ class Bench:
 
     # Latency
 
-    def _time(self, subjects: Sequence[Subject]) -> None:
+    def _time(self, subjects: Sequence[PlannedRow]) -> None:
         with ExitStack() as stack:
             live: dict[str, Child] = {}
             for i, subject in enumerate(subjects):
@@ -401,7 +401,7 @@ class Bench:
                 self._measured(name, child, "memory", _with_peak)
             self._save()
 
-    def _warm(self, subject: Subject, child: Child) -> bool:
+    def _warm(self, subject: PlannedRow, child: Child) -> bool:
         """Open and warm up; False where that failed, and the row then says so."""
         row, opening, s = self._row(subject), self._opening(subject), self.plan.settings
         try:
@@ -468,7 +468,7 @@ class Bench:
                     break
                 self._save()
 
-    def _with_slice(self, row: Measurement, answer: dict[str, Any]) -> Measurement:
+    def _with_slice(self, row: Row, answer: dict[str, Any]) -> Row:
         so_far = row.sustained
         slices = Latency((*so_far.slices.rounds, tuple(answer["ns"])))
         return replace(row, sustained=Sustained(slices, (*so_far.states, self.host.pulse())))
@@ -478,7 +478,7 @@ class Bench:
         name: str,
         child: Child,
         do: str,
-        change: Callable[[Measurement, dict[str, Any]], Measurement],
+        change: Callable[[Row, dict[str, Any]], Row],
         wait: float = 0.0,
         **request: Any,
     ) -> bool:
@@ -493,18 +493,18 @@ class Bench:
         return not row.reason
 
 
-def _with_turn(row: Measurement, answer: dict[str, Any]) -> Measurement:
+def _with_turn(row: Row, answer: dict[str, Any]) -> Row:
     spans = (*row.latency.spans, *([answer["span_ns"]] if "span_ns" in answer else []))
     used = [answer["energy_uj"]] if "energy_uj" in answer else []
     latency = Latency((*row.latency.rounds, tuple(answer["ns"])), spans, row.batch)
     return replace(row, latency=latency, energy_uj=(*row.energy_uj, *used))
 
 
-def _with_peak(row: Measurement, answer: dict[str, Any]) -> Measurement:
+def _with_peak(row: Row, answer: dict[str, Any]) -> Row:
     return replace(row, memory={**row.memory, **answer["memory"]})
 
 
-def _failed(row: Measurement, failure: Failed, artifact: Path | str) -> Measurement:
+def _failed(row: Row, failure: Failed, artifact: Path | str) -> Row:
     """The row with the reason; folders are no business of whoever reads the results."""
     problem = failure.problem.replace(f"{Path(artifact).parent}/", "") if artifact else failure.problem
     return replace(row, reason=failure.reason, problem=problem.replace(f"{Path.home()}/", "~/"))

@@ -9,7 +9,7 @@ from typing import Any
 from u2export.benchmarks.device import Device, environment, this_device
 from u2export.benchmarks.measuring.worker_process import WORKER, Child
 from u2export.benchmarks.sensors import pulse, state
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.artifact import Artifact
 
 
 class Host:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.measuring import map_files as maps
-from u2export.benchmarks.report import Measurement
+from u2export.benchmarks.report import Row
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.open import read_artifact
 from u2export.reference.image import Contract
 from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
 
@@ -26,10 +27,10 @@ Key = tuple[str, Contract]
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlannedRow:
     """A row to be: as it stands before measuring, how a worker opens it, and whether in its own arithmetic."""
 
-    row: Measurement
+    row: Row
     opening: Mapping[str, Any]
     contract: Contract
     default: bool = True
@@ -52,7 +53,7 @@ class Choice:
     @cached_property
     def artifact(self) -> Artifact:
         """Where it is one."""
-        return Artifact.open(Path(self.text))
+        return read_artifact(Path(self.text))
 
     @cached_property
     def sha256(self) -> str:
@@ -64,12 +65,12 @@ class Choice:
             return maps.weights_of(path)
         return self.artifact.weights.sha256 if self.kind == "artifact" else ""
 
-    def key(self, subject: Subject) -> Key:
+    def key(self, subject: PlannedRow) -> Key:
         """The subject's group; a file of unknown weights is held against the reference that the caller names."""
         unknown = subject.row.variant == UNKNOWN and self.sha256
         return self.sha256 if unknown else subject.row.weights.sha256, subject.contract
 
-    def is_reference(self, subject: Subject, group: Sequence[Subject]) -> bool:
+    def is_reference(self, subject: PlannedRow, group: Sequence[PlannedRow]) -> bool:
         """Whether a row of the group may serve as its reference."""
         row = subject.row
         if row.exporter == "pytorch":
@@ -81,13 +82,13 @@ class Choice:
         return self.kind == "artifact" and subject.default and path.resolve() == self.artifact.path.resolve()
 
 
-def groups(subjects: Sequence[Subject], choice: Choice) -> list[list[Subject]]:
+def groups(subjects: Sequence[PlannedRow], choice: Choice) -> list[list[PlannedRow]]:
     """Subjects by weights and contract; in each group those that may be the reference first, the best at the front.
 
     Raises:
         UserError: the reference named fits no group, or is PyTorch and cannot be had here.
     """
-    found: dict[Key, list[Subject]] = {}
+    found: dict[Key, list[PlannedRow]] = {}
     for subject in subjects:
         found.setdefault(choice.key(subject), []).append(subject)
     taken = {s.row.name for s in subjects}
@@ -102,7 +103,7 @@ def groups(subjects: Sequence[Subject], choice: Choice) -> list[list[Subject]]:
     return ordered
 
 
-def _not_among(key: Key, group: Sequence[Subject], choice: Choice) -> Iterator[Subject]:
+def _not_among(key: Key, group: Sequence[PlannedRow], choice: Choice) -> Iterator[PlannedRow]:
     """References that are not among the artifacts given: PyTorch, or a further artifact."""
     sha256, contract = key
     known = (s.row for s in group if s.row.weights.sha256 == sha256)
@@ -110,14 +111,14 @@ def _not_among(key: Key, group: Sequence[Subject], choice: Choice) -> Iterator[S
     identity = row.weights if row else Identity(Path(choice.text).stem, sha256)
     if choice.kind in ("auto", "pytorch", "weights"):
         if name := find_weights(identity, choice):
-            yield pytorch_subject(name, identity, contract, row.variant if row else UNKNOWN)
+            yield planned_pytorch(name, identity, contract, row.variant if row else UNKNOWN)
         elif choice.kind == "pytorch":
             raise UserError(
                 f"no PyTorch reference for weights {identity.name}: torch or the weights are missing",
                 "install 'u2export[torch]' and pull the weights, or give --reference FILE",
             )
     if choice.kind == "artifact" and (choice.sha256, choice.artifact.contract) == key:
-        subject = artifact_subject(choice.artifact.name, choice.artifact)
+        subject = planned_artifact(choice.artifact.name, choice.artifact)
         if not any(choice.is_reference(s, group) for s in group):
             yield subject
 
@@ -139,23 +140,23 @@ def find_weights(identity: Identity, choice: Choice) -> str:
     return next((name for name in there if file_digest(cached(name)) == identity.sha256), "")
 
 
-def artifact_subject(name: str, artifact: Artifact) -> Subject:
+def planned_artifact(name: str, artifact: Artifact) -> PlannedRow:
     """The row of an artifact in the arithmetic its precision means."""
     digest = hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(artifact.files.items())).encode()).hexdigest()
-    row = Measurement(
+    row = Row(
         name, artifact.exporter, artifact.precision, artifact.precision, artifact.variant, artifact.weights,
         artifact.contract.to_json(), digest, artifact.size, notes=artifact.notes,
     )  # fmt: skip
-    return Subject(row, {"artifact": str(artifact.path), "mode": ""}, artifact.contract)
+    return PlannedRow(row, {"artifact": str(artifact.path), "mode": ""}, artifact.contract)
 
 
-def pytorch_subject(weights: str, identity: Identity, contract: Contract, variant: str) -> Subject:
+def planned_pytorch(weights: str, identity: Identity, contract: Contract, variant: str) -> PlannedRow:
     """The row of the PyTorch network; `weights` is what `Source.open` finds them by."""
     size = f"{contract.height}" if contract.height == contract.width else f"{contract.height}x{contract.width}"
     name = f"{identity.name}-{size}-pytorch-fp32"
-    row = Measurement(name, "pytorch", "fp32", "fp32", variant, identity, contract.to_json(), identity.sha256)
+    row = Row(name, "pytorch", "fp32", "fp32", variant, identity, contract.to_json(), identity.sha256)
     opening = {"weights": weights, "sha256": identity.sha256, "contract": contract.to_json()}
-    return Subject(row, opening, contract)
+    return PlannedRow(row, opening, contract)
 
 
 def named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
@@ -175,7 +176,7 @@ def named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
     return found
 
 
-def _unique(subject: Subject, taken: set[str]) -> Subject:
+def _unique(subject: PlannedRow, taken: set[str]) -> PlannedRow:
     """A further reference under a name no row has."""
     row = subject.row
     mark = hashlib.sha256(f"{row.weights.sha256}{row.contract}".encode()).hexdigest()[:6]

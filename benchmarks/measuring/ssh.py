@@ -29,7 +29,7 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.measuring.machine import Host
 from u2export.benchmarks.measuring.worker_process import Child, Failed
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact
+from u2export.exporters.artifact import Artifact
 
 # Each may lie in a folder of its own (in a checkout), or all in one (installed).
 PACKAGES = ("", ".reference", ".calibration", ".exporters", ".benchmarks")

@@ -49,7 +49,9 @@ from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, state
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
-from u2export.exporters.exporter import Artifact, Runner, processors
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Runner, processors
+from u2export.exporters.open import read_artifact
 from u2export.reference.image import Contract, Floats, mask_for, read_photo
 
 Request = dict[str, Any]
@@ -86,7 +88,7 @@ class Worker:
 
     def describe(self, artifact: str, workshop: str = "") -> Iterator[dict[str, Any]]:
         """The modes of an artifact; asking may already load the runtime."""
-        opened = Artifact.open(Path(artifact))
+        opened = read_artifact(Path(artifact))
         modes = _ready(opened)
         made = EXPORTERS[opened.exporter].built(opened, Path(workshop)) if workshop else None
         if made is None:
@@ -105,7 +107,7 @@ class Worker:
             start = perf_counter_ns()
             opening = _reference(which["weights"], which["sha256"], self.contract, threads, streams)
         else:
-            artifact = Artifact.open(Path(which["artifact"]))  # its files' hashes are not the runtime's business
+            artifact = read_artifact(Path(which["artifact"]))  # its files' hashes are not the runtime's business
             self.contract = artifact.contract
             start = perf_counter_ns()
             _ready(artifact)
@@ -220,7 +222,7 @@ def steady(times: list[int]) -> bool:
 
 
 def _ready(artifact: Artifact) -> Sequence[str]:
-    """The artifact's modes here, its runtime loaded.
+    """The artifact's arithmetics here, its runtime loaded.
 
     Raises:
         Unavailable: this machine has no such runtime.
@@ -228,7 +230,7 @@ def _ready(artifact: Artifact) -> Sequence[str]:
     exporter = EXPORTERS[artifact.exporter]
     if problem := exporter.missing_runtime():
         raise problem
-    return exporter.modes(artifact)
+    return exporter.arithmetics(artifact)
 
 
 @contextmanager

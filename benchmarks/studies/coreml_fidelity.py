@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from u2export.benchmarks.studies.photo_sets import Pair, Sets, folders, judged, photos_in, references, spread
 from u2export.calibration.dataset import Calibration
+from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
+from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
-from u2export.exporters.exporter import Artifact, Request, versions
+from u2export.exporters.exporter import Request, versions
 from u2export.files import write_json, write_text
 from u2export.reference.fidelity import Fidelity, ImageFidelity, compare
 from u2export.reference.image import Contract, Floats
@@ -67,16 +69,16 @@ VARIANTS = (
 )
 
 
-def measure(artifact: Artifact, mode: str, photos: Sequence[Pair]) -> list[ImageFidelity]:
+def measure(artifact: Artifact, arithmetic: str, photos: Sequence[Pair]) -> list[ImageFidelity]:
     """Fidelity per photo."""
-    with CoreML().load(artifact, mode) as runner:
+    with CoreML().load(artifact, arithmetic) as runner:
         return judged(runner, photos)
 
 
-def cpu_ratio(source: Source, artifact: Artifact, mode: str, x: Floats, rounds: int = 3) -> float:
+def cpu_ratio(source: Source, artifact: Artifact, arithmetic: str, x: Floats, rounds: int = 3) -> float:
     """CPU time of the evaluation over that of PyTorch, in turns on one thread, the first turn left out."""
     spent = {"torch": 0.0, "mil": 0.0}
-    with CoreML().load(artifact, mode, threads=1) as runner:  # holds for PyTorch as well
+    with CoreML().load(artifact, arithmetic, threads=1) as runner:  # holds for PyTorch as well
         for turn in range(rounds + 1):
             for name, predict in (("torch", source.predict), ("mil", runner)):
                 start = process_time()
@@ -94,18 +96,18 @@ def summarise(images: Sequence[ImageFidelity]) -> dict[str, Any]:
 
 def rows(source: Source, artifact: Artifact, variant: Variant, sets: Sets, few: int) -> Iterator[dict[str, Any]]:
     """One row for each arithmetic and set of photos; arithmetics other than the one meant get `few` photos."""
-    modes = CoreML().modes(artifact)
-    for mode in modes:
-        ratio = cpu_ratio(source, artifact, mode, next(iter(sets.values()))[0][0])
+    arithmetics = CoreML().arithmetics(artifact)
+    for arithmetic in arithmetics:
+        ratio = cpu_ratio(source, artifact, arithmetic, next(iter(sets.values()))[0][0])
         for name, photos in sets.items():
-            chosen = photos if mode == modes[0] else spread(photos, few)
-            images = measure(artifact, mode, chosen)
-            print(f"{variant.label}, {mode}, {name}", file=sys.stderr)
+            chosen = photos if arithmetic == arithmetics[0] else spread(photos, few)
+            images = measure(artifact, arithmetic, chosen)
+            print(f"{variant.label}, {arithmetic}, {name}", file=sys.stderr)
             yield {
                 "variant": variant.label,
                 "target": artifact.options["target"],
                 "bytes": artifact.size,
-                "mode": mode,
+                "arithmetic": arithmetic,
                 "set": name,
                 "cpu_ratio": ratio,
                 **summarise(images),
@@ -122,7 +124,7 @@ def rounding(source: Source, sets: Mapping[str, Sequence[Path]], rounded: Sets) 
             "variant": "PyTorch on 8-bit pictures",
             "target": "",
             "bytes": 0,
-            "mode": "fp32",
+            "arithmetic": "fp32",
             "set": name,
             "cpu_ratio": 1.0,
             **summarise(images),
@@ -142,7 +144,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         apart = f"{empty['photos']}, {empty['raw_mae_worst']:.1g}" if empty["photos"] else "none"
         size = f"{r['bytes'] / 1e6:.2f}" if r["bytes"] else ""
         lines.append(
-            f"| {r['variant']} | {size} | {r['mode']} | {r['photos']} {r['set']} "
+            f"| {r['variant']} | {size} | {r['arithmetic']} | {r['photos']} {r['set']} "
             f"| {r['mae']:.5f} / {r['mae_worst']:.5f} | {r['iou']:.4f} / {r['iou_worst']:.4f} "
             f"| {r['boundary_f']:.4f} | {r['raw_mae']:.5f} | {apart} | {r['cpu_ratio']:.2f} x |\n"
         )
@@ -190,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = {name: list(references(rounded, found)) for name, found in photos.items()}
     data["rows"] = list(rounding(source, photos, sets))
     # Once for all variants; the network is the same, see `condition`.
-    conditioned = replace(source, model=cast("U2Net", source.prepared(Request("fp16", calibration))[0]))
+    conditioned = replace(source, model=cast("U2Net", prepared(source, "fp16", calibration)[0]))
     for variant in chosen(given.variants):
         start = conditioned if variant.condition else source
         with TemporaryDirectory() as scratch:

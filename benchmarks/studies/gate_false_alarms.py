@@ -24,12 +24,14 @@ from u2export.benchmarks.measuring.bench import Plan, measure
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.studies.gate_power import alarms, by_load, judged, load, summary, table
 from u2export.calibration.dataset import Calibration
-from u2export.exporters.exporter import Artifact, Request
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
 from u2export.files import read_json, write_json, write_text
-from u2export.reference.source import Source, verification_photos
+from u2export.reference.source import Source
+from u2export.reference.verification import verification_photos
 
 
 def artifacts_of(folder: Path) -> list[Artifact]:
@@ -52,7 +54,7 @@ def masks(folder: Path, runs: int) -> Iterator[dict[str, Any]]:
 
     def bench(threads: int, reference: str, save: Path | None = None) -> Report:
         wanted = Settings(threads=threads)
-        plan = Plan(artifacts, photos, settings=wanted, modes="default", reference=reference, latency=False,
+        plan = Plan(artifacts, photos, settings=wanted, arithmetics="default", reference=reference, latency=False,
                     save_reference=save)  # fmt: skip
         return measure(plan)
 

@@ -34,14 +34,17 @@ from u2export.benchmarks.measuring.bench import Plan, measure
 from u2export.benchmarks.report import Settings
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact, Request, hashes
+from u2export.exporters.artifact import Artifact, hashes
+from u2export.exporters.exporter import Request
 from u2export.exporters.onnx import Onnx, open_session, runner_of, to_fp16
+from u2export.exporters.open import read_artifact
 from u2export.exporters.ort import Ort
 from u2export.files import make_folder, write_json, write_text
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract, Floats, read_photo
 from u2export.reference.onnx_export import Graph
-from u2export.reference.source import Source, verification_photos
+from u2export.reference.source import Source
+from u2export.reference.verification import verification_photos
 
 Model = Any
 Change = Callable[[Model], Any]
@@ -553,8 +556,8 @@ class Proof:
 
     def _bench(self, artifact: Artifact, reference: str, save: Path | None = None) -> Any:
         plan = Plan(
-            [artifact], self.photos, settings=Settings(threads=1), modes="default", reference=reference, latency=False,
-            save_reference=save,
+            [artifact], self.photos, settings=Settings(threads=1), arithmetics="default", reference=reference,
+            latency=False, save_reference=save,
         )  # fmt: skip
         return measure(plan)
 
@@ -607,7 +610,7 @@ class Proof:
         recorded(good, path)
         path.write_bytes(data[:-4] + b"\0\0\0\1")
         try:
-            Artifact.open(path)
+            read_artifact(path)
         except UserError as error:
             yield "file changed after its record was written", {
                 "outcome": "fail", "why": f"opening it: {error.problem.replace(str(path), path.name)}",
@@ -618,7 +621,7 @@ class Proof:
 def opened(folder: Path) -> dict[str, Artifact]:
     """Good artifacts that were exported before."""
     names = {"onnx": "onnx-fp32", "uint8": "onnx-fp32-uint8", "int8": "ort-int8"}
-    return {origin: Artifact.open(folder / f"u2netp-320-{name}.onnx") for origin, name in names.items()}
+    return {origin: read_artifact(folder / f"u2netp-320-{name}.onnx") for origin, name in names.items()}
 
 
 def recorded(good: Artifact, path: Path) -> Artifact:

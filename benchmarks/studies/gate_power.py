@@ -31,13 +31,15 @@ from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.check import Finding, check
 from u2export.benchmarks.measuring import worker
 from u2export.benchmarks.measuring.bench import Plan, measure, settings
-from u2export.benchmarks.report import Latency, Measurement, Report
+from u2export.benchmarks.report import Latency, Report, Row
 from u2export.exporters import EXPORTERS
-from u2export.exporters.exporter import Artifact, Request, Runner, hashes
+from u2export.exporters.artifact import Artifact, hashes
+from u2export.exporters.exporter import Request, Runner
 from u2export.exporters.onnx import Onnx
 from u2export.files import make_folder, write_json, write_text
 from u2export.reference.image import Contract, Floats
-from u2export.reference.source import Source, verification_photos
+from u2export.reference.source import Source
+from u2export.reference.verification import verification_photos
 
 # Of this size some 128 inferences fill tier normal's 10 s on a slow core: both its minima count.
 SIZE = 192
@@ -62,8 +64,8 @@ class Slowed(Onnx):
     name: ClassVar[str] = "onnx"
 
     @contextmanager
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
-        with super()._load(artifact, mode, threads) as runner:
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+        with super()._load(artifact, arithmetic, threads) as runner:
             if not artifact.name.startswith(SLOWED):
                 yield runner
                 return
@@ -117,14 +119,14 @@ def timed(artifacts: Sequence[Artifact], seed: int, busy: bool) -> Report:
     photos = {p.name: p for p in verification_photos()}
     wanted = replace(TIER, seed=seed)
     plan = Plan(
-        artifacts, photos, settings=wanted, modes="default", reference=str(artifacts[0].path),
+        artifacts, photos, settings=wanted, arithmetics="default", reference=str(artifacts[0].path),
         worker=WORKER,
     )  # fmt: skip
     with load(busy):
         return measure(plan)
 
 
-def against(report: Report, now: Measurement, then: Measurement) -> Finding:
+def against(report: Report, now: Row, then: Row) -> Finding:
     """What the gate says of the times of one row against another's of the same artifact."""
     images = now.images or then.images
     old = replace(then, name="then/a.onnx", images=images)
@@ -171,7 +173,7 @@ def series(artifacts: Sequence[Artifact], benches: int, minutes: float) -> Itera
         yield timed(artifacts, number, busy), busy
 
 
-def pairs(report: Report) -> tuple[list[tuple[Measurement, Measurement]], list[tuple[Measurement, Measurement]]]:
+def pairs(report: Report) -> tuple[list[tuple[Row, Row]], list[tuple[Row, Row]]]:
     """Every slowed row with every plain one, and every two rows of one kind."""
     timed_rows = [row for row in report.rows if not row.reason]
     slow = [row for row in timed_rows if row.name.startswith(SLOWED)]

@@ -23,6 +23,7 @@ from u2export.benchmarks.device import this_device
 from u2export.benchmarks.studies.coreml_fidelity import ALL, summarise
 from u2export.benchmarks.studies.photo_sets import Sets, folders, judged, photos_in, references
 from u2export.calibration.dataset import Calibration
+from u2export.calibration.prepare import prepared
 from u2export.calibration.quantize import PHOTOS
 from u2export.errors import UserError
 from u2export.exporters.exporter import Exporter, Request, versions
@@ -102,7 +103,7 @@ class Bench:
     def _prepared(self, condition: bool) -> Source:
         if not condition:
             return self.source
-        module, _ = self.source.prepared(Request("int8", self.calibration))
+        module, _ = prepared(self.source, "int8", self.calibration)
         return replace(self.source, model=cast("U2Net", module))
 
     def _graph(self, condition: bool) -> onnx.ModelProto:

@@ -29,7 +29,9 @@ from u2export.benchmarks.measuring.worker_process import Child
 from u2export.benchmarks.report import Latency, speedup
 from u2export.benchmarks.sensors import state
 from u2export.errors import UserError
-from u2export.exporters.exporter import Artifact, processors
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import processors
+from u2export.exporters.open import read_artifact
 from u2export.files import write_json, write_text
 from u2export.reference.image import find_photos
 
@@ -161,7 +163,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1)] = 2,
 ) -> None:
     """Compare the harness with OpenVINO's benchmark_app and with a bare loop around ONNX Runtime."""
-    opened = [Artifact.open(path) for path in artifacts]
+    opened = [read_artifact(path) for path in artifacts]
     if unknown := [a.name for a in opened if a.exporter not in OTHERS]:
         raise UserError(f"nothing to compare {', '.join(unknown)} with", f"give artifacts of {', '.join(OTHERS)}")
     threads = processors()

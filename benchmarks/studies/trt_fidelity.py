@@ -26,7 +26,9 @@ from typing import Any
 from u2export.benchmarks.studies.photo_sets import Pair, Sets, folders, judged, photos_in, references
 from u2export.calibration.dataset import Calibration
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact, versions
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import versions
+from u2export.exporters.open import read_artifact
 from u2export.exporters.trt.build import devices, installed
 from u2export.exporters.trt.exporter import TensorRT
 from u2export.files import write_json, write_text
@@ -115,7 +117,7 @@ def rows(weights: str, calib: Path, sets: Sets) -> Iterator[dict[str, Any]]:
             graph = Path(str(made.answer["path"]))
             built = step("build", str(graph.with_suffix(".recipe.json")), "--runtime", "rtx", "--target", TARGET)
             options = built.answer["options"]
-            judged = {} if variant.weights else {n: judge(Artifact.open(graph), p) for n, p in sets.items()}
+            judged = {} if variant.weights else {n: judge(read_artifact(graph), p) for n, p in sets.items()}
             print(variant.label, file=sys.stderr)
             yield {
                 "variant": variant.label,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import label, statistic
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
@@ -53,28 +53,28 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
     return written
 
 
-def style(report: Report, row: Measurement) -> dict[str, Any]:
+def style(report: Report, row: Row) -> dict[str, Any]:
     """Colour and shape of a row, the same in every chart of its report."""
     i = [r.name for r in report.rows].index(row.name)
     return {"color": COLOURS[i % len(COLOURS)], "marker": SHAPES[i % len(SHAPES)]}
 
 
-def short(row: Measurement) -> str:
+def short(row: Row) -> str:
     """A row in a chart's space: exporter and arithmetic, and what marks its file among others."""
     mark = {"imported": " (imported)", "published": " (published)"}.get(row.provenance, "")
-    told = row.runtime.get("arithmetic", row.mode)
+    told = row.runtime.get("arithmetic", row.arithmetic)
     arithmetic = {"f32": "fp32", "f16": "fp16"}.get(told, told)
     same = "" if arithmetic == row.precision else f" run in {arithmetic}"
     return f"{row.exporter} {row.precision}{same}{mark}"
 
 
-def name(report: Report, row: Measurement) -> str:
+def name(report: Report, row: Row) -> str:
     """A row's short name; its full one where two rows would be called alike."""
     alike = [r for r in report.rows if short(r) == short(row)]
     return short(row) if len(alike) == 1 else row.title
 
 
-def drawable(report: Report) -> list[tuple[Measurement, float, float]]:
+def drawable(report: Report) -> list[tuple[Row, float, float]]:
     """Rows with both a median latency in ms and a fidelity: (row, ms, mean absolute difference)."""
     found = []
     for row in report.rows:

@@ -19,14 +19,14 @@ from rich.text import Text
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports import published
-from u2export.benchmarks.report import REASONS, Latency, Measurement, Ratio, Report
+from u2export.benchmarks.report import REASONS, Latency, Ratio, Report, Row
 from u2export.errors import UserError
 from u2export.files import read_json
 from u2export.reference.fidelity import Fidelity
 
 WIDTH = 120
 FORMATS = ("term", "md", "csv", "html")
-Cell = Callable[[Report, Measurement], str]
+Cell = Callable[[Report, Row], str]
 NONE = "–"
 TRUTH = ("maxf", "mae", "s", "images")
 STAGES = ("import", "read", "compile", "preprocess", "inference", "postprocess")
@@ -54,7 +54,7 @@ class Column:
     kind: str = "other"
 
 
-def blank(column: Column, report: Report, row: Measurement) -> str:
+def blank(column: Column, report: Report, row: Row) -> str:
     """The code for an empty cell; a dash where the row's note says why, and in columns of words."""
     if row.reason or not column.right:
         return NONE
@@ -70,7 +70,7 @@ def blank(column: Column, report: Report, row: Measurement) -> str:
 
 
 def _fidelity(pick: Callable[[Fidelity], str]) -> Cell:
-    def cell(report: Report, row: Measurement) -> str:
+    def cell(report: Report, row: Row) -> str:
         if row.name in {r.reference for r in report.rows}:
             return "ref"
         return pick(row.fidelity) if row.fidelity else ""
@@ -78,7 +78,7 @@ def _fidelity(pick: Callable[[Fidelity], str]) -> Cell:
     return cell
 
 
-def statistic(row: Measurement, name: str) -> float | None:
+def statistic(row: Row, name: str) -> float | None:
     """A latency in ms: of the samples where there are any, else what the source states; None if neither."""
     if row.latency.ns:
         return row.latency.summary().get(name)
@@ -86,7 +86,7 @@ def statistic(row: Measurement, name: str) -> float | None:
 
 
 def _time(name: str) -> Cell:
-    def cell(_: Report, row: Measurement) -> str:
+    def cell(_: Report, row: Row) -> str:
         value = statistic(row, name)
         return _ms(value) if value is not None else ""
 
@@ -115,7 +115,7 @@ def _area(fidelity: Fidelity) -> str:
     return f"{fidelity.area_worst:.3f}" if math.isfinite(fidelity.area_worst) else "inf"
 
 
-def _p50(_: Report, row: Measurement) -> str:
+def _p50(_: Report, row: Row) -> str:
     """The median; of sources that state something else, that, and what it is."""
     if row.latency.ns:
         marks = ("~" if row.latency.unstable else "") + ("?" if row.latency.indicative else "")
@@ -130,25 +130,25 @@ def _p50(_: Report, row: Measurement) -> str:
     return f"{_ms(s['min'])}–{_ms(s['max'])}" if {"min", "max"} <= s.keys() else ""
 
 
-def _ratio(report: Report, row: Measurement) -> Ratio | None:
+def _ratio(report: Report, row: Row) -> Ratio | None:
     return report.speedup(row) if row.latency.ns else None
 
 
-def _speedup(report: Report, row: Measurement) -> str:
+def _speedup(report: Report, row: Row) -> str:
     if row.latency.ns and row.name == report.baseline:
         return "base"
     ratio = _ratio(report, row)
     return f"{ratio.value:.2f}x" if ratio else ""
 
 
-def _interval(report: Report, row: Measurement) -> str:
+def _interval(report: Report, row: Row) -> str:
     ratio = _ratio(report, row)
     if row.latency.ns and row.name == report.baseline:
         return "base"
     return f"{ratio.low:.2f}–{ratio.high:.2f}" if ratio and not math.isnan(ratio.low) else ""
 
 
-def _load(_: Report, row: Measurement) -> str:
+def _load(_: Report, row: Row) -> str:
     return _ms(min(row.load_ns) / 1e6) if row.load_ns else ""
 
 
@@ -156,29 +156,29 @@ def _memory(key: str) -> Cell:
     return lambda _, row: f"{row.memory[key] / 2**20:.0f}" if row.memory.get(key) else ""
 
 
-def _throughput(_: Report, row: Measurement) -> str:
+def _throughput(_: Report, row: Row) -> str:
     return f"{row.latency.throughput:.1f}" if row.scenario == "throughput" and row.latency.ns else ""
 
 
-def _knee(_: Report, row: Measurement) -> str:
+def _knee(_: Report, row: Row) -> str:
     return f"{row.sustained.knee:.2f}" if row.sustained.slices.ns else ""
 
 
-def _energy(_: Report, row: Measurement) -> str:
+def _energy(_: Report, row: Row) -> str:
     return f"{row.joules:.3g}" if row.joules is not None else ""
 
 
-def unit(row: Measurement) -> str:
+def unit(row: Row) -> str:
     """The compute unit that really ran: provider or device as the runtime told."""
     provider = row.runtime.get("provider", "").removesuffix("ExecutionProvider")
     return row.runtime.get("device", "") or provider or ""
 
 
-def _mark(_: Report, row: Measurement) -> str:
+def _mark(_: Report, row: Row) -> str:
     return MARKS.get(row.provenance, row.provenance)
 
 
-def _note(_: Report, row: Measurement) -> str:
+def _note(_: Report, row: Row) -> str:
     why = [f"{row.reason}: {row.problem}"] if row.reason else []
     source = [f"{row.source['tool']} {row.source.get('version', '')}".strip()] if "tool" in row.source else []
     timed = [f"timed: {row.source['timed']}"] if row.source.get("timed") and not row.reason else []
@@ -267,7 +267,7 @@ def about(report: Report) -> list[str]:
     return list(filter(None, lines))
 
 
-def _measured(report: Report, rows: Sequence[Measurement]) -> list[str]:
+def _measured(report: Report, rows: Sequence[Row]) -> list[str]:
     s, versions = report.settings, report.environment
     known = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt")
     tools = [f"{name} {versions[name]}" for name in known if name in versions]
@@ -306,7 +306,7 @@ def _scenario(report: Report) -> str:
     return f"as many as go: batches of {s.batch}, {s.streams} at the same time"
 
 
-def _sources(rows: Iterable[Measurement]) -> list[str]:
+def _sources(rows: Iterable[Row]) -> list[str]:
     """Where imported and published rows come from."""
     lines = []
     for row in rows:
@@ -415,14 +415,14 @@ def comma_separated(reports: Sequence[Report]) -> str:
     return out.getvalue()
 
 
-def _record(report: Report, row: Measurement) -> dict[str, object]:
+def _record(report: Report, row: Row) -> dict[str, object]:
     fidelity, latency, ratio = row.fidelity or Fidelity(()), row.latency, _ratio(report, row)
     faithful = fidelity.summary() if fidelity.images else dict.fromkeys(fidelity.summary(), "")
     faster = (ratio.value, ratio.low, ratio.high) if ratio else ("", "", "")
     return {
         "device": report.device.fingerprint, "device_name": label(report.device),
         "artifact": row.name, "exporter": row.exporter, "precision": row.precision,
-        "runtime": row.runtime.get("runtime", ""), "arithmetic": row.runtime.get("arithmetic", row.mode),
+        "runtime": row.runtime.get("runtime", ""), "arithmetic": row.runtime.get("arithmetic", row.arithmetic),
         "weights": row.weights.name, "random_weights": row.weights.random, "bytes": row.size,
         "reference": row.reference, "photos": len(fidelity.images), "baseline": report.baseline,
         **faithful, **_times(latency),
@@ -484,7 +484,7 @@ def _section(report: Report) -> str:
     return f"<h2>{title}</h2>\n<div class=wide>{table}</div>\n<ul>{lines}</ul>"
 
 
-def _tr(report: Report, row: Measurement, values: Sequence[tuple[Column, str]]) -> str:
+def _tr(report: Report, row: Row, values: Sequence[tuple[Column, str]]) -> str:
     """A row; its note below it, across the table."""
     kinds = [" ".join(filter(None, ("n" if c.right else "", "code" if v in BLANKS else ""))) for c, v in values]
     tds = "".join(

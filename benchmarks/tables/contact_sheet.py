@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from u2export.benchmarks.measuring.bench import Judged
-from u2export.benchmarks.report import Measurement, Report
+from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
 from u2export.files import staged
 from u2export.reference.image import Floats, mask_for, read_photo, saliency
@@ -58,7 +58,7 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
     return section
 
 
-def _block(rows: Sequence[Measurement], group: Judged, name: str, path: Path, i: int) -> Image.Image:
+def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """All columns of one photo."""
     photo = ImageOps.contain(Image.fromarray(read_photo(path)), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
@@ -71,7 +71,7 @@ def _block(rows: Sequence[Measurement], group: Judged, name: str, path: Path, i:
     return block
 
 
-def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Measurement], room: int) -> None:
+def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Row], room: int) -> None:
     legend = f"Below each mask: difference from the reference times {GAIN}; red: the mask is brighter, blue: darker."
     _text(pen, MARGIN, MARGIN, f"Masks against {reference or 'no reference'}", 15, INK, room)
     _text(pen, MARGIN, MARGIN + LINE + 3, legend, 12, PALE, room)
@@ -81,7 +81,7 @@ def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Measureme
         _text(pen, left, top + LINE, row.ran_as, 12, PALE)
 
 
-def _captions(row: Measurement, photo: str) -> tuple[str, str]:
+def _captions(row: Row, photo: str) -> tuple[str, str]:
     image = row.images.get(photo)
     return (
         ("", "")
@@ -131,7 +131,7 @@ def _difference(got: Floats, want: Floats | None, size: tuple[int, int]) -> Imag
     return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
 
 
-def worst(rows: Sequence[Measurement], photos: Sequence[str], count: int) -> list[str]:
+def worst(rows: Sequence[Row], photos: Sequence[str], count: int) -> list[str]:
     """The photos in which the masks of any row differ most from the reference's, the worst first."""
     most = {p: max((row.images[p].mae for row in rows if p in row.images), default=0.0) for p in photos}
     return sorted(photos, key=lambda p: -most[p])[:count]

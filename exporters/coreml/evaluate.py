@@ -58,7 +58,7 @@ def _conv_accumulating(a: Arguments) -> Tensor:
     weight, (top, bottom, left, right) = a["weight"].half(), _padding(a)
     strides, dilations = a.get("strides", (1, 1)), a.get("dilations", (1, 1))
     if a.get("groups", 1) != 1 or tuple(strides) != (1, 1):
-        raise UserError("fp16-accumulate executes dense convolutions of stride 1 only", "choose another mode")
+        raise UserError("fp16-accumulate executes dense convolutions of stride 1 only", "choose another arithmetic")
     x = F.pad(a["x"], (left, right, top, bottom)).half()
     height = x.shape[2] - dilations[0] * (weight.shape[2] - 1)
     width = x.shape[3] - dilations[1] * (weight.shape[3] - 1)

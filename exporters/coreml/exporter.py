@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact, Exporter, Made, Request, Runner, missing_modules, versions
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.exporters.onnx import to_pixels
 from u2export.reference.image import Contract, Floats
 from u2export.reference.weights import WEIGHTS
@@ -99,7 +101,7 @@ class CoreML(Exporter):
         needs = ("coremltools",) if sys.platform == "darwin" else self.needs
         return missing_modules(self.title, needs, self.extra)
 
-    def modes(self, artifact: Artifact) -> Sequence[str]:
+    def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """Compute units on a Mac; elsewhere simulations, of which the first two are a band."""
         if sys.platform == "darwin":
             return tuple(UNITS)
@@ -164,7 +166,7 @@ class CoreML(Exporter):
         from u2export.exporters.coreml.package import quiet
 
         tools = versions("torch", "coremltools", *(["scikit-learn"] if request.precision in PALETTES else []))
-        module, report = source.prepared(request)
+        module, report = prepared(source, request.precision, request.calibration, request.condition)
         with quiet():
             model = self._converted(module, source, request.precision)
             if request.precision == "w8a8":
@@ -234,11 +236,11 @@ class CoreML(Exporter):
         )
 
     @contextmanager
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
-        if mode in UNITS:
-            yield _on_a_mac(artifact, mode)
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+        if arithmetic in UNITS:
+            yield _on_a_mac(artifact, arithmetic)
         else:
-            with _simulated(artifact, SIMULATED[mode], threads) as runner:
+            with _simulated(artifact, SIMULATED[arithmetic], threads) as runner:
                 yield runner
 
 
@@ -402,12 +404,12 @@ def unstretched(mask: Floats, d0: Floats, output: str) -> Floats:
     return np.asarray(low + mask * np.maximum(high - low, np.float32(FLAT)), np.float32)
 
 
-def _on_a_mac(artifact: Artifact, mode: str) -> Runner:
+def _on_a_mac(artifact: Artifact, arithmetic: str) -> Runner:
     """The package run by Core ML itself; its pictures have 8 bits and its d0, if stretched, stays so."""
     import coremltools as ct
     from PIL import Image
 
-    unit = ct.ComputeUnit[UNITS[mode]]
+    unit = ct.ComputeUnit[UNITS[arithmetic]]
     try:
         model = ct.models.MLModel(str(artifact.path), compute_units=unit)
     except RuntimeError as error:
@@ -428,7 +430,7 @@ def _on_a_mac(artifact: Artifact, mode: str) -> Runner:
 
     info = {
         "runtime": f"Core ML on macOS {platform.mac_ver()[0]}",
-        "device": mode,
+        "device": arithmetic,
         "arithmetic": artifact.precision,
         "output": "d0" if output == "raw" else "stretched mask: raw_mae is not that of d0",
     }

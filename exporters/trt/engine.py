@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact, Runner
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Runner
 from u2export.exporters.trt.build import Log, devices, installed, load, strong_only
 from u2export.files import read_json, write_json
 from u2export.reference.image import Floats

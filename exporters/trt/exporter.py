@@ -14,15 +14,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from u2export import __version__
+from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.exporter import Artifact, Made, Request, Runner, adopt, hashes, versions
+from u2export.exporters.artifact import Artifact, hashes
+from u2export.exporters.exporter import Made, Request, Runner, versions
 from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runner_of
 from u2export.exporters.trt.build import LOCAL, Built, Options, devices, installed
 from u2export.exporters.trt.layer_table import HIDDEN
 from u2export.exporters.trt.recipe import SUFFIX, Recipe
 from u2export.files import make_folder, publish, staging, write_json
 from u2export.reference.onnx_export import Graph, to_onnx
+from u2export.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +87,7 @@ class TensorRT(OnnxRuntimeRunner):
         """ONNX Runtime for typed ONNX, TensorRT for engines: one of them will do."""
         return None if find_spec("tensorrt") or find_spec("tensorrt_rtx") else super().missing_runtime()
 
-    def modes(self, artifact: Artifact) -> Sequence[str]:
+    def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """An engine in its own precision, on a GPU; a typed ONNX in ONNX Runtime, for its masks and not its speed.
 
         Raises:
@@ -105,7 +107,7 @@ class TensorRT(OnnxRuntimeRunner):
             return None
         recipe, graph = Recipe.read(artifact.path)
         runtime = load(choose("auto", (LOCAL,), gpu=True))
-        return save_engine(build(runtime, graph, recipe, Options()), graph, recipe, Options(), folder)
+        return save_engine(build(runtime, graph, recipe, Options()), artifact, recipe, Options(), folder)
 
     def adopts(self, path: Path) -> bool:
         """Engines; a typed ONNX without its record looks like any other."""
@@ -117,7 +119,7 @@ class TensorRT(OnnxRuntimeRunner):
         from u2export.exporters.trt.typed_graph import lint, refuse
 
         tools = versions(*TOOLS)
-        module, report = source.prepared(request)
+        module, report = prepared(source, request.precision, request.calibration, request.condition)
         graph = Graph(dynamic=self.dynamic)
         model = to_onnx(module, source.contract, graph, source.stamp(request.precision, tools))
         model, kept = self._typed(model, request)
@@ -151,7 +153,7 @@ class TensorRT(OnnxRuntimeRunner):
         return (to_half(model) if self.rest == "fp16" else model), ()
 
     @contextmanager
-    def _load(self, artifact: Artifact, mode: str, threads: int) -> Iterator[Runner]:
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
         if artifact.path.suffix == ENGINE:
             from u2export.exporters.trt.engine import opened
 
@@ -168,19 +170,18 @@ class TensorRT(OnnxRuntimeRunner):
             "runtime": f"ONNX Runtime {onnxruntime.__version__}, in place of TensorRT",
             "device": "CPU",
             "provider": session.get_providers()[0],
-            "arithmetic": mode,
+            "arithmetic": arithmetic,
             "threads": str(threads),
         }
         yield runner_of(session, artifact.contract, info)
 
 
-def save_engine(built: Built, graph: Path, recipe: Recipe, options: Options, folder: Path) -> Artifact:
-    """Write an engine, its layer table and its record into `folder`, and remember it as one this machine built."""
+def save_engine(built: Built, source: Artifact, recipe: Recipe, options: Options, folder: Path) -> Artifact:
+    """Write the engine of the typed graph `source`, its layer table and its record, and trust it on this machine."""
     from u2export.exporters.trt.engine import trust
 
-    source = Artifact.open(graph) if graph.with_name(graph.name + ".json").is_file() else adopt(graph)
     where = "-".join(options.targets) if options.targets != (LOCAL,) else LOCAL
-    stem = f"{graph.stem}-{built.facts['runtime']}-{where}"
+    stem = f"{source.path.stem}-{built.facts['runtime']}-{where}"
     make_folder(folder)
     with staging(folder) as scratch:
         path = scratch / (stem + ENGINE)

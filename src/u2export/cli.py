@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from u2export import __version__
 from u2export.commands import (
     bench,
     calib,
@@ -31,6 +30,7 @@ from u2export.commands import (
     weights,
 )
 from u2export.errors import UserError
+from u2export.version import __version__
 
 app = typer.Typer(
     name="u2export",

@@ -67,7 +67,12 @@ def bench(
         int | None, typer.Option(min=1, help="Interleaved rounds; an interval of the speed-up wants five.")
     ] = None,
     modes: Annotated[
-        Modes, typer.Option(help="A row for all arithmetics the machine runs an artifact in, or the default one only.")
+        Modes,
+        typer.Option(
+            "--arithmetics",
+            "--modes",
+            help="A row for all arithmetics the machine runs an artifact in, or the default one only.",
+        ),
     ] = Modes.all,
     scenario: Annotated[
         Scenario,
@@ -118,7 +123,7 @@ def bench(
     from u2export.benchmarks.measuring.ground_truth import find_masks, require
     from u2export.benchmarks.report import Report
     from u2export.benchmarks.tables.columns import console, terminal
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.open import read_artifact
 
     if resume and not json:
         raise UserError("--resume needs the results to continue", "add --json FILE")
@@ -128,7 +133,7 @@ def bench(
         options.trust(artifacts)
     photos = photos_in(images, limit)
     plan = Plan(
-        artifacts=[Artifact.open(path) for path in artifacts],
+        artifacts=[read_artifact(path) for path in artifacts],
         photos=photos,
         masks=find_masks(masks, list(photos.values())) if masks else {},
         settings=settings(
@@ -144,7 +149,7 @@ def bench(
             cooldown=cooldown if sustained else 0,
         ),
         host=_host(device, device_python, ssh_config),
-        modes=modes.value,
+        arithmetics=modes.value,
         reference=reference,
         baseline=baseline_row,
         timeout=timeout,
@@ -162,11 +167,11 @@ def bench(
             report.save(json)
 
     def look(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
-        from u2export.benchmarks.gate.saved_masks import Kept
+        from u2export.benchmarks.gate.saved_masks import SavedMasks
         from u2export.benchmarks.tables.contact_sheet import draw
 
         if keep_masks:
-            Kept.of(report, judged).save(keep_masks)
+            SavedMasks.of(report, judged).save(keep_masks)
         if contact_sheet:
             draw(report, photos, judged, contact_sheet, sheet_photos)
 

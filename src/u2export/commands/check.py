@@ -108,7 +108,7 @@ def _cut(
     report: Report, accepted: Baseline, masks: Path | None, theirs: Path, threshold: float
 ) -> tuple[Report, Baseline]:
     """Both sides judged anew from kept masks, where asked for; `theirs` are the baseline's."""
-    from u2export.benchmarks.gate.saved_masks import Kept, rejudged, rejudged_baseline
+    from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_baseline
 
     if masks is None:
         if threshold != CUT:
@@ -116,10 +116,10 @@ def _cut(
                 "--threshold needs the masks themselves", "add --masks FILE of `u2export bench --keep-masks`"
             )
         return report, accepted
-    old = Kept.load(theirs) if theirs.exists() else None
+    old = SavedMasks.load(theirs) if theirs.exists() else None
     if old is None and threshold != CUT:
         raise UserError(f"the baseline's masks were not kept: no {theirs}", "update it with --keep-masks")
-    new = rejudged(report, Kept.load(masks), old, threshold)
+    new = rejudged(report, SavedMasks.load(masks), old, threshold)
     return new, rejudged_baseline(accepted, old, threshold) if old else accepted
 
 
@@ -147,12 +147,12 @@ def update(
     """Accept results: write them into the baseline, other artifacts in it stay."""
 
     from u2export.benchmarks.gate.baseline import Baseline, differences, updated
-    from u2export.benchmarks.gate.saved_masks import Kept, beside, rejudged
+    from u2export.benchmarks.gate.saved_masks import SavedMasks, beside, rejudged
     from u2export.benchmarks.report import Report
 
     with _usage():
         report = Report.load(results)
-        kept = Kept.load(keep_masks) if keep_masks else None
+        kept = SavedMasks.load(keep_masks) if keep_masks else None
         report = rejudged(report, kept, None, CUT) if kept else report
         old = Baseline.load(file) if file.exists() and not replace else None
         free = any_device if any_device is not None else not any(row.latency.ns for row in report.rows)

@@ -58,12 +58,12 @@ def import_(
     """Read latencies that another tool measured into results for `u2export table`; they stay marked as imported."""
     from u2export.benchmarks.imports.kit import artifact_of, judge
     from u2export.benchmarks.imports.tool_files import Claim, reports
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.open import read_artifact
     from u2export.files import make_folder
 
     if artifact and kit:
         raise UserError("--artifact and --kit say the same thing", "give one of them")
-    opened = Artifact.open(artifact) if artifact else artifact_of(kit) if kit else None
+    opened = read_artifact(artifact) if artifact else artifact_of(kit) if kit else None
     claim = Claim(device, precision, opened, published)
     made = reports(file, form.value, claim, log, judge(kit, file) if kit else None)
     make_folder(out)
@@ -83,10 +83,10 @@ def kit(
 ) -> None:
     """Write a folder to take to a phone: artifact, inputs, expected masks, a timing program, exact commands."""
     from u2export.benchmarks.imports.kit import PLATFORMS, write
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.open import read_artifact
     from u2export.reference.source import Source
 
-    opened = Artifact.open(artifact)
+    opened = read_artifact(artifact)
     with stderr().status("computing the expected masks"):
         source = Source.open(weights or opened.weights.name, opened.contract)
         typer.echo(write(opened, source, PLATFORMS[phone.value], out))

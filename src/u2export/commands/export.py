@@ -10,7 +10,8 @@ import typer
 
 from u2export.commands import options as o
 from u2export.commands.console import stderr
-from u2export.exporters.exporter import Artifact, Exporter, Request
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort

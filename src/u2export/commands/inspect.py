@@ -28,10 +28,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show operations, weights as stored, precision per layer, inputs, outputs and metadata of a model file."""
-    from u2export.exporters.exporter import Artifact
     from u2export.exporters.inspection import inspect as look
+    from u2export.exporters.open import read_artifact
 
-    recorded = Artifact.open(file) if _has_record(file) else None  # a file its record does not describe is refused
+    recorded = read_artifact(file) if _has_record(file) else None  # a file its record does not describe is refused
     path = recorded.path if recorded else file
     found = look(path)
     record: dict[str, Any] = recorded.to_json() if recorded else {}

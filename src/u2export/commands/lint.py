@@ -40,10 +40,10 @@ def lint(
 def _lint(model: str, calib: Path | None, photos: int) -> Lint:
     if model.endswith(".onnx"):
         from u2export.calibration.weak_layers import lint_onnx
-        from u2export.exporters.exporter import Artifact
+        from u2export.exporters.open import read_artifact
 
         graph = _read(Path(model))
-        return lint_onnx(graph, _photos(calib, Artifact.open(Path(model)).contract, photos) if calib else None)
+        return lint_onnx(graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None)
     from u2export.reference.source import Source
 
     source = Source.open(model)  # says so where PyTorch is not installed, before anything imports it

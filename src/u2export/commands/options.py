@@ -91,12 +91,12 @@ def kept(path: Path | None) -> tuple[str, ...]:
 
 def trust(paths: Iterable[Path]) -> None:
     """Remember the TensorRT engines among artifacts as ones this machine may open."""
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.open import read_artifact
     from u2export.exporters.trt.engine import trust as remember
     from u2export.exporters.trt.exporter import ENGINE
 
     for path in paths:
-        if (engine := Artifact.open(path).path).suffix == ENGINE:
+        if (engine := read_artifact(path).path).suffix == ENGINE:
             remember(engine)
 
 

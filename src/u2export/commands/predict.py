@@ -23,13 +23,16 @@ def predict(
     cutout: Annotated[
         bool, typer.Option("--cutout", help="Write the photo with the mask as its alpha channel, in place of the mask.")
     ] = False,
-    mode: Annotated[str, typer.Option(help="Arithmetic or device, where the artifact runs in several.")] = "",
+    arithmetic: Annotated[
+        str, typer.Option("--arithmetic", "--mode", help="Arithmetic or device, where the artifact runs in several.")
+    ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")] = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Write `<stem>.png`, an 8-bit mask of the photo's size, for every photo."""
-    from u2export.exporters import EXPORTERS, Artifact
+    from u2export.exporters import EXPORTERS
+    from u2export.exporters.open import read_artifact
     from u2export.files import make_folder
     from u2export.reference.image import find_photos
 
@@ -37,11 +40,11 @@ def predict(
     targets = _targets(photos, images, out)
     if trust:
         options.trust([model])
-    artifact = Artifact.open(model)
+    artifact = read_artifact(model)
     make_folder(out)
     failed: dict[str, str] = {}
     written: list[str] = []
-    with EXPORTERS[artifact.exporter].load(artifact, mode) as runner:
+    with EXPORTERS[artifact.exporter].load(artifact, arithmetic) as runner:
         for photo, target in zip(photos, targets, strict=True):
             try:
                 _write(photo, target, artifact, runner, cutout)

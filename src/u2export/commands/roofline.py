@@ -42,7 +42,7 @@ def roofline(
     from u2export.benchmarks.report import Report
     from u2export.benchmarks.roofline import bound, chips, count, of_network, reached, this_machine
     from u2export.benchmarks.tables.columns import console
-    from u2export.exporters.exporter import Artifact
+    from u2export.exporters.open import read_artifact
     from u2export.files import write_json
 
     known = chips()
@@ -51,7 +51,7 @@ def roofline(
     work = count(model)
     wanted = {"all": list(known.values()), "none": []}.get(device) or [known[device]] if device != "none" else []
     bounds = [(chip, bound(work, chip, precision.value), precision.value) for chip in wanted]
-    timed = of_network(Report.load(results), Artifact.open(model)) if results else []
+    timed = of_network(Report.load(results), read_artifact(model)) if results else []
     measured = None
     if local or results:
         with stderr().status("measuring this machine"):

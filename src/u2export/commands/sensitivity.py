@@ -99,12 +99,12 @@ def _search(
     condition: bool,
 ) -> Search:
     from u2export.calibration.activation_ranges import observe
+    from u2export.calibration.prepare import prepared
     from u2export.calibration.quantize import bias_errors
     from u2export.calibration.sensitivity import Search
-    from u2export.exporters.exporter import Request
     from u2export.reference.onnx_export import Graph, to_onnx
 
-    module, _ = source.prepared(Request("int8", calibration, condition))
+    module, _ = prepared(source, "int8", calibration, condition)
     model = to_onnx(module, source.contract, Graph(), {})
     ranges = observe(model, calibration)
     errors = bias_errors(model, ranges, spec, calibration)

@@ -243,6 +243,7 @@ def _hindrance(runtime: Runtime, targets: tuple[str, ...]) -> UserError | None:
 def _build(recipe_file: Path, out: Path, runtime: Runtime, options: Options, shapes: str, as_json: bool) -> None:
     from dataclasses import replace
 
+    from u2export.exporters.open import read_artifact
     from u2export.exporters.trt.build import build as build_engine
     from u2export.exporters.trt.build import choose, devices, load, parse_shapes
     from u2export.exporters.trt.exporter import save_engine
@@ -256,7 +257,7 @@ def _build(recipe_file: Path, out: Path, runtime: Runtime, options: Options, sha
         built = build_engine(
             load(name), graph, recipe, options, lambda phase, done, total: status.update(f"{phase}: {done}/{total}")
         )
-    artifact = save_engine(built, graph, recipe, options, out)
+    artifact = save_engine(built, read_artifact(graph), recipe, options, out)
     if as_json:
         print(o.shown({**artifact.to_json(), "path": str(artifact.path)}))
         return
