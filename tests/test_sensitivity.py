@@ -12,17 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.calibration.activation_ranges import observe
+from u2export.calibration.float_search import Search, load_of, stage_of, surest
+from u2export.calibration.layer_work import layer_macs, saved_time
 from u2export.calibration.quantize import ONNX_RUNTIME, quantize
-from u2export.calibration.sensitivity import (
-    Search,
-    Sensitivity,
-    layer_macs,
-    load_of,
-    read_keep_float,
-    saved_time,
-    stage_of,
-    surest,
-)
+from u2export.calibration.sensitivity import Sensitivity, read_keep_float
 from u2export.errors import UserError
 from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.image import Floats

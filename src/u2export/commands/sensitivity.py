@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from u2export.calibration.activation_ranges import Ranges
     from u2export.calibration.dataset import Calibration
+    from u2export.calibration.float_search import Sample, Search
     from u2export.calibration.quantize import QuantSpec
-    from u2export.calibration.sensitivity import Point, Sample, Search, Sensitivity
+    from u2export.calibration.sensitivity import Point, Sensitivity
     from u2export.reference.image import Contract, Floats
     from u2export.reference.source import Source
 
@@ -80,7 +81,7 @@ def _sets(
     weights: str, contract: Contract, calib: Path, images: Path, photos: int
 ) -> tuple[Source, Calibration, list[Sample]]:
     from u2export.calibration.dataset import Calibration
-    from u2export.calibration.sensitivity import surest
+    from u2export.calibration.float_search import surest
     from u2export.reference.source import Source
 
     source = Source.open(weights, contract)
@@ -99,9 +100,9 @@ def _search(
     condition: bool,
 ) -> Search:
     from u2export.calibration.activation_ranges import observe
+    from u2export.calibration.float_search import Search
     from u2export.calibration.prepare import prepared
     from u2export.calibration.quantize import bias_errors
-    from u2export.calibration.sensitivity import Search
     from u2export.reference.onnx_export import Graph, to_onnx
 
     module, _ = prepared(source, "int8", calibration, condition)
@@ -114,8 +115,8 @@ def _search(
 
 
 def _saved(model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, x: Floats) -> dict[str, float]:
+    from u2export.calibration.layer_work import saved_time
     from u2export.calibration.quantize import quantize
-    from u2export.calibration.sensitivity import saved_time
 
     return saved_time(model, quantize(model, ranges, spec), x)
 
