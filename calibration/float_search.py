@@ -7,25 +7,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.calibration.activation_ranges import Ranges
-from u2export.calibration.layer_work import layer_macs
-from u2export.calibration.quantize import QuantSpec, quantize
+from u2export.calibration.activation_ranges import Ranges, observe
+from u2export.calibration.dataset import Calibration
+from u2export.calibration.layer_work import layer_macs, saved_time
+from u2export.calibration.prepare import prepared
+from u2export.calibration.quantize import ONNX_RUNTIME, TENSORRT, QuantSpec, bias_errors, quantize
 from u2export.calibration.sensitivity import Point, Sensitivity, Unit
 from u2export.errors import UserError
 from u2export.reference.fidelity import UPPER, Fidelity, compare
-from u2export.reference.image import Floats
+from u2export.reference.image import Contract, Floats
+from u2export.reference.onnx_export import Graph, to_onnx
 from u2export.reference.onnx_graph import conv_nodes, session
+from u2export.reference.source import Source
 
 if TYPE_CHECKING:
     import onnx
 
 
 # A block is looked into if it alone in 8 bit uses up this share of the budget, and if it does so much of the work.
+SCHEMES = {"ort": ONNX_RUNTIME, "trt": TENSORRT}
+CALIBRATE_ON = 16  # photos; each graph of the search is quantised with their ranges
 WORTH_SPLITTING, WORK_WORTH_SPLITTING = 0.1, 0.08
 
 
@@ -215,3 +222,64 @@ class Search:
 
 def _joined(units: Sequence[Unit]) -> frozenset[str]:
     return frozenset(name for unit in units for name in unit.layers)
+
+
+def search_float_layers(
+    weights: str,
+    calib: Path,
+    images: Path,
+    budget: Mapping[str, float],
+    *,
+    contract: Contract | None = None,
+    scheme: str = "ort",
+    weight_bits: int = 7,
+    photos: int = 24,
+    measured: bool = False,
+    condition: bool = True,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Sensitivity:
+    """Search the layers to keep in float so that the masks of the 8-bit network stay within a budget.
+
+    The search runs some dozens of graphs on every photo. It reads half as many photos again as it uses, and takes
+    those of which the reference is surest; every third of these is held back to check the choice.
+
+    Args:
+        weights: named weights, random-<variant>, or a file, as for `Source.open`.
+        calib: calibration photos, as for `Calibration.open`.
+        images: photos to measure masks on, none of them among `calib`.
+        budget: limits as of `u2export.reference.fidelity.parse_budget`.
+        contract: pre- and postprocessing, and with it the input size; 320x320 by default.
+        scheme: how the other layers are quantised: "ort" (ONNX Runtime) or "trt" (TensorRT). The heads stay in float.
+        weight_bits: 8, or 7 for x86 processors without VNNI.
+        photos: how many of `images` to measure on.
+        measured: weigh layers by the time that 8 bit saves on this machine, not by multiply-accumulates.
+        condition: shift near-constant channels before quantising, as every 8-bit export does.
+        progress: is told what happens now, in a few words.
+
+    Returns:
+        The choice, every set measured on the way, and whether the choice keeps the budget (`met`).
+
+    Raises:
+        UserError: an unknown scheme, unusable weights or photos, a photo in both sets, or an empty budget.
+        Unavailable: PyTorch is not installed, or the weights could not be fetched.
+    """
+    if scheme not in SCHEMES:
+        raise UserError(f"no scheme named {scheme!r}", f"choose one of {', '.join(SCHEMES)}")
+    spec = replace(SCHEMES[scheme], weight_bits=weight_bits, heads=False)  # heads: as `ort --keep-float` does
+    progress(f"reading {weights}")
+    source = Source.open(weights, contract)
+    calibration = Calibration.open(calib, source.contract, avoid=[images]).subset(CALIBRATE_ON)
+    found = Calibration.open(images, source.contract).subset(photos * 3 // 2)
+    samples = surest([(x, source.predict(x)) for x in found], photos)
+    progress("conditioning and calibrating")
+    module, _ = prepared(source, "int8", calibration, condition)
+    model = to_onnx(module, source.contract, Graph(), {})
+    ranges = observe(model, calibration)
+    errors = bias_errors(model, ranges, spec, calibration)
+    work = saved_time(model, quantize(model, ranges, spec), samples[0][0]) if measured else None
+    judged = [sample for i, sample in enumerate(samples) if i % 3 != 2]
+    search = Search(
+        model, ranges, errors, spec, judged, budget, samples[2::3], work,
+        progress=lambda count, what: progress(f"graph {count + 1}: {what}"),
+    )  # fmt: skip
+    return search.run(source.weights.label)
