@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections import Counter
@@ -19,6 +18,7 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, versions
 from u2export.exporters.onnx import to_pixels
+from u2export.reference import stamp
 from u2export.reference.image import Contract, Floats
 from u2export.reference.weights import WEIGHTS
 
@@ -117,7 +117,7 @@ class CoreML(Exporter):
             raise problem
         from u2export.exporters.coreml.package import Package
 
-        return Contract.from_json(stamp(Package(path), "contract"))
+        return Contract.from_json(stamped(Package(path), "contract"))
 
     def filename(self, source: Source, precision: str) -> str:
         """As `Exporter.filename`; what is not the default says so, lest one overwrite another."""
@@ -230,10 +230,8 @@ class CoreML(Exporter):
             "image": "Mask, 0 background to 255 object, of the input's size",
             "raw": "Saliency d0, 0 to 1, not stretched: its largest value tells whether there is an object at all",
         }[self.output]
-        stamped = {"contract": source.contract.to_json(), "output": self.output, **source.stamp(precision, tools)}
-        model.user_defined_metadata.update(
-            {f"u2export.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in stamped.items()}
-        )
+        texts = stamp.texts(source.contract, source.stamp(precision, tools), output=self.output)
+        model.user_defined_metadata.update(stamp.prefixed(texts))
 
     @contextmanager
     def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
@@ -329,13 +327,13 @@ def picture(x: Floats, contract: Contract) -> Floats:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
 
 
-def stamp(package: Package, key: str) -> str:
-    """What u2export wrote into a package's metadata under a key.
+def stamped(package: Package, key: str) -> Any:
+    """What u2export stamped into a package under a key.
 
     Raises:
-        UserError: it wrote nothing.
+        UserError: there is no such stamp.
     """
-    value: str = package.spec.description.metadata.userDefined.get(f"u2export.{key}", "")
+    value = stamp.read(package.spec.description.metadata.userDefined).get(key)
     if not value:
         raise UserError(f"{package.path}: not written by u2export (no {key} in its metadata)", "export it again")
     return value
@@ -364,7 +362,7 @@ def _simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Ru
     from u2export.exporters.coreml.package import Package
 
     package = Package(artifact.path)
-    output = stamp(package, "output")
+    output = stamped(package, "output")
     program = Program(package, arithmetic)
     d0 = next(op.name for op in reversed(package.operations) if op.kind == "sigmoid")
 
@@ -416,7 +414,7 @@ def _on_a_mac(artifact: Artifact, arithmetic: str) -> Runner:
         raise UserError(
             f"Core ML cannot open {artifact.path}: {error}", "export it again, for an older --target"
         ) from None
-    output = model.user_defined_metadata.get("u2export.output", "tensor")
+    output = stamp.read(model.user_defined_metadata).get("output", "tensor")
 
     def prepare(x: Floats) -> list[Image.Image]:
         pixels = picture(x, artifact.contract).astype(np.uint8).transpose(0, 2, 3, 1)
