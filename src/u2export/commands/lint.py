@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from u2export.calibration.dataset import Calibration
-    from u2export.calibration.weak_layers import Layer, Lint
+    from u2export.calibration.weak_layers import LayerDamage, WeakLayers
     from u2export.reference.image import Contract
 
 
@@ -37,19 +37,21 @@ def lint(
         _show(found, top)
 
 
-def _lint(model: str, calib: Path | None, photos: int) -> Lint:
+def _lint(model: str, calib: Path | None, photos: int) -> WeakLayers:
     if model.endswith(".onnx"):
-        from u2export.calibration.weak_layers import lint_onnx
+        from u2export.calibration.weak_layers import weak_layers_of_graph
         from u2export.exporters.open import read_artifact
 
         graph = _read(Path(model))
-        return lint_onnx(graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None)
+        return weak_layers_of_graph(
+            graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None
+        )
     from u2export.reference.source import Source
 
     source = Source.open(model)  # says so where PyTorch is not installed, before anything imports it
-    from u2export.calibration.weak_layers import lint as lint_module
+    from u2export.calibration.weak_layers import weak_layers
 
-    return lint_module(source.model, _photos(calib, source.contract, photos) if calib else None)
+    return weak_layers(source.model, _photos(calib, source.contract, photos) if calib else None)
 
 
 def _photos(calib: Path, contract: Contract, count: int) -> Calibration:
@@ -72,7 +74,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path}: not an ONNX file ({error})", "export or download it again") from None
 
 
-def _show(found: Lint, top: int) -> None:
+def _show(found: WeakLayers, top: int) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -94,7 +96,7 @@ def _show(found: Lint, top: int) -> None:
     console.print(f"{bad} of {len(found.layers)} layers with problems, {dead} silent channels, {based}")
 
 
-def _worst(layer: Layer) -> str:
+def _worst(layer: LayerDamage) -> str:
     if layer.weights_sqnr is None or layer.inputs_sqnr is None:
         return f"{layer.error8:.2g}"
     return f"{min(layer.weights_sqnr, layer.inputs_sqnr):.0f}"
