@@ -1,7 +1,7 @@
-"""What range of an activation 8 bits are spent on: its full range over photos, or one that clips outliers.
+"""The range of an activation that 8 bits cover: its full range over photos, or a range that clips outliers.
 
-One pass over the photos that holds the tensors of one photo at most, whatever the method and their number. Calibrators
-as in Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 5.
+Every method needs one pass over the photos and holds the tensors of one photo at most. Source of the methods: Wu et
+al., "Integer Quantization for Deep Learning Inference", 2020, section 5.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BINS = 4096
 
 @dataclass(frozen=True)
 class ActivationRange:
-    """What an activation tensor is quantised to; values outside are clipped."""
+    """The values that 8 bits of an activation tensor cover; values outside are clipped."""
 
     low: float
     high: float
 
     @property
     def peak(self) -> float:
-        """The larger magnitude of both ends."""
+        """The larger magnitude of the two ends."""
         return max(abs(self.low), abs(self.high))
 
 
@@ -49,25 +49,25 @@ def observe(
     method: str = "minmax",
     signed: bool = False,
 ) -> dict[str, ActivationRange]:
-    """Ranges of activations over photos, in one pass that holds the tensors of one photo at most.
+    """Observe the ranges of activations over photos, in one pass that holds the tensors of one photo at most.
 
     Args:
         model: the fp32 graph.
         inputs: network inputs (1, C, H, W).
-        tensors: names of the tensors; all of `activations` by default.
+        tensors: names of the tensors; by default all of `u2export.reference.onnx_graph.activations`.
         method: "minmax"; "percentile" (99.99 of the magnitudes); "entropy" (least Kullback-Leibler divergence, as
             TensorRT's calibrator does); "mse" (least mean squared rounding and clipping error).
-        signed: the scheme the last two optimise for, see `QuantSpec.signed`.
+        signed: the scheme for which "entropy" and "mse" optimise, see `QuantSpec.signed`.
 
     Raises:
-        UserError: unknown method or tensor, no photos, or an activation that is not finite.
+        UserError: the method or a tensor is unknown, there are no photos, or an activation is not finite.
     """
     if method not in METHODS:
         raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
     names = list(activations(model) if tensors is None else tensors)
     known = set(GraphView(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
     if lost := [n for n in names if n not in known]:
-        raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this very graph")
+        raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this graph")
     if method == "minmax":
         return _minmax(model, inputs, names)
     levels = 127 if signed else 255
@@ -102,7 +102,7 @@ def _check_finite(names: Sequence[str], values: NDArray[Any]) -> None:
 
 @dataclass
 class _Histogram:
-    """Counts of magnitudes in equal bins from 0 to `top`, which doubles when a larger one comes; and both ends."""
+    """Counts of magnitudes in equal bins from 0 to `top`, and both ends; `top` doubles when a larger value comes."""
 
     top: float = 0.0
     low: float = np.inf
@@ -150,7 +150,7 @@ def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequenc
 
 
 def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> ActivationRange:
-    """The range with both ends cut at the magnitude that the method finds best."""
+    """The range with both ends clipped at the magnitude that the method finds best."""
     if seen.top == 0:
         return ActivationRange(seen.low, seen.high)
     pick: dict[str, Callable[[], float]] = {
@@ -168,9 +168,9 @@ def _percentile(seen: _Histogram) -> float:
 
 
 def _least_mse(seen: _Histogram, levels: int, signed: bool) -> float:
-    """The clipping magnitude with the least mean squared error, rounding and clipping together."""
+    """The clipping magnitude with the least mean squared error of rounding and clipping together."""
     centres = (np.arange(BINS) + 0.5) * seen.top / BINS
-    centres[0] = 0.0  # most of the lowest bin is what a ReLU cut off, which is exact
+    centres[0] = 0.0  # most of the lowest bin are zeros of a ReLU, which are exact
     limits = np.linspace(0.2, 1.0, 81) * max(-seen.low, seen.high)
 
     def error(limit: float) -> float:
@@ -183,13 +183,13 @@ def _least_mse(seen: _Histogram, levels: int, signed: bool) -> float:
 
 
 def _least_entropy(seen: _Histogram, levels: int) -> float:
-    """The clipping magnitude with the least divergence of the rounded from the true distribution.
+    """The clipping magnitude with the least divergence of the rounded distribution from the true one.
 
-    Migacz, "8-bit inference with TensorRT", GTC 2017.
+    Source: Migacz, "8-bit inference with TensorRT", GTC 2017.
     """
     stops = range(levels, BINS + 1, max(1, levels // 8))
     counts = seen.counts.copy()
-    counts[0] = counts[1]  # the zeros of a ReLU are exact in any scale and would drown the rest
+    counts[0] = counts[1]  # zeros of a ReLU are exact in any scale and would outweigh all else
 
     def divergence(stop: int) -> float:
         inside = counts[:stop]
@@ -201,7 +201,7 @@ def _least_entropy(seen: _Histogram, levels: int) -> float:
         rounded = np.where(used, (totals / np.maximum(members, 1))[group], 0.0)
         p, q = true / true.sum(), rounded / max(rounded.sum(), 1.0)
         both = (p > 0) & (q > 0)
-        missed = float(p[(p > 0) & (q == 0)].sum())  # mass that falls where the rounded distribution has none
+        missed = float(p[(p > 0) & (q == 0)].sum())  # mass where the rounded distribution has none
         return float((p[both] * np.log(p[both] / q[both])).sum()) + missed
 
     best = min(stops, key=divergence)

@@ -1,6 +1,6 @@
-"""Which convolutions read what a convolution's ReLU writes: the same answer from a PyTorch module and from ONNX.
+"""Which convolutions read the channels that a convolution's ReLU writes, for a PyTorch module and for ONNX.
 
-A graph is brought to a handful of operator kinds (`Op`); routes are found on those.
+Both kinds of graph are reduced to the same few kinds of operators (`Op`); the routes are found on these.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Conv:
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: what it does to channels, and the operators it reads.
+    """One operator: what it does to channels, and which operators it reads.
 
     Attributes:
-        kind: "conv", "relu", "linear" (a resize, or nothing at all: maps a constant plane to itself and sums to sums),
+        kind: "conv", "relu", "linear" (a resize or an identity: it maps a constant plane to itself and sums to sums),
             "max pool", "add", "concat" (along channels), "input", or "other".
     """
 
@@ -54,7 +54,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Reader:
-    """A convolution that reads a producer's channels, the first of them as its input channel `offset`."""
+    """A convolution that reads the channels of a producer; its input channel `offset` is the producer's first."""
 
     conv: str
     offset: int
@@ -62,12 +62,12 @@ class Reader:
 
 @dataclass(frozen=True)
 class Route:
-    """From a convolution with its ReLU to every convolution that reads it.
+    """The way from a convolution with its ReLU to every convolution that reads it.
 
     Attributes:
-        producer: the convolution's name.
-        readers: in the order found.
-        blocked: what else reads it, that a shift would not pass ("max pool", "add", "output" …); empty if nothing.
+        producer: name of the convolution.
+        readers: in the order in which they were found.
+        blocked: another reader that a shift cannot pass ("max pool", "add", "output" …); empty if there is none.
     """
 
     producer: str
@@ -77,7 +77,7 @@ class Route:
 
 @dataclass
 class Network:
-    """Operators by name, in execution order, and the convolutions' weights by name, in execution order."""
+    """Operators by name and convolutions by name, both in execution order; `users` are the readers of an operator."""
 
     ops: dict[str, Op]
     convs: dict[str, Conv]
@@ -90,7 +90,7 @@ class Network:
                 self.users[source].append(op.name)
 
     def channels(self, name: str) -> int:
-        """Channels an operator writes; 0 where nothing says."""
+        """The number of channels that an operator writes; 0 where it is unknown."""
         op = self.ops[name]
         if op.kind == "conv":
             return len(self.convs[name].bias)
@@ -102,7 +102,7 @@ class Network:
         return max(widths, default=0)
 
     def routes(self) -> list[Route]:
-        """One route for every convolution that is followed by a ReLU and nothing but it."""
+        """One route for every convolution that only a ReLU reads."""
         found = []
         for name in self.convs:
             tail = name
@@ -132,7 +132,7 @@ class Network:
         return readers, blocked if self.users[name] else "output"
 
     def _starts(self, op: Op, source: str) -> Iterable[int]:
-        """At which of an operator's channels the source's begin, each time it is read; -1 where nothing says."""
+        """Where the channels of the source begin among those of an operator, for each read; -1 where it is unknown."""
         if op.kind == "linear":
             yield 0
             return
@@ -143,7 +143,7 @@ class Network:
 
 
 def border(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Sequence[int]) -> str:
-    """How a convolution treats the image border; `pads` holds top, left, bottom, right."""
+    """How a convolution treats the image border, as `Conv.border` says; `pads` holds top, left, bottom, right."""
     if not any(pads):
         return "none"
     keep = [d * (k - 1) / 2 for k, d in zip(kernel, dilation, strict=True)]
@@ -174,9 +174,9 @@ def from_module(model: nn.Module) -> Network:
         label[node] = str(node.target) if kind == "conv" else f":{node.name}"
         data = node.all_input_nodes
         if kind == "linear":
-            data = data[:1]  # the target size, where it was computed from another tensor, carries no channels
+            data = data[:1]  # a target size that another tensor gives carries no channels
         if kind == "concat":
-            data = list(node.args[0])  # all_input_nodes would name a tensor that is there twice once
+            data = list(node.args[0])  # all_input_nodes names a repeated tensor only once
         kind = "other" if kind == "part" else kind
         ops[label[node]] = Op(kind, label[node], tuple(label[n] for n in data if n in label))
     return Network(ops, convs)
@@ -222,7 +222,7 @@ def from_onnx(model: onnx.ModelProto) -> Network:
     """The network of an ONNX graph with float32 convolutions.
 
     Raises:
-        UserError: a convolution's weights are not float32 constants (a quantised or fp16 model).
+        UserError: the weights of a convolution are not float32 constants, as in a quantised or fp16 model.
     """
     constants = _constants(model)
     convs: dict[str, Conv] = {}
@@ -244,12 +244,12 @@ def from_onnx(model: onnx.ModelProto) -> Network:
 
 
 def conv_name(node: onnx.NodeProto) -> str:
-    """What a convolution of an ONNX graph is called: its name, or its output's where it has none."""
+    """Name of a convolution in an ONNX graph: that of its node, or that of its output where the node has none."""
     return str(node.name or node.output[0])
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Tensors of a graph that are given: initializers and Constant nodes."""
+    """The constant tensors of a graph by name: initialisers and Constant nodes."""
     found = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -270,7 +270,7 @@ def _onnx_kind(node: onnx.NodeProto) -> str:
     if node.op_type == "Concat":
         return "concat" if attributes["axis"] in (1, -3) else "other"
     if node.op_type == "Resize":
-        # Of a crop, what lies outside is another constant.
+        # A crop fills what lies outside the picture with another constant.
         crop = attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
         return "other" if crop else "linear"
     known = {"Relu": "relu", "MaxPool": "max pool", "Add": "add", "Upsample": "linear", "Identity": "linear"}

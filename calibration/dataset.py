@@ -1,4 +1,4 @@
-"""Calibration photos: found, checked once, then streamed as network inputs with flat memory."""
+"""Sets of calibration photos: found, checked once, then read one at a time as network inputs."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ BUNDLED = Path("calibration")
 class Calibration:
     """A checked set of calibration photos under one image contract.
 
-    Iterating reads one photo at a time, in order of name, and may be repeated.
+    Iteration reads one photo at a time, in order of name. It may be repeated.
 
     Attributes:
-        name: of the folder, manifest or array, or "bundled".
+        name: name of the folder, manifest or array, or "bundled".
         contract: how a photo becomes a network input.
-        photos: those that will be used.
-        skipped: name and reason of those that will not.
-        warnings: what the user should know, ready to print.
+        photos: the photos of the set.
+        skipped: name and reason of each picture that is not used.
+        warnings: sentences for the user.
     """
 
     name: str
@@ -68,17 +68,17 @@ class Calibration:
 
         Args:
             path: a folder of pictures (searched recursively), a manifest.json, or a .npy file of photos
-                (N, H, W, C) uint8 or network inputs (N, C, H, W) float32. A folder that holds manifest.json and
-                images/, like this project's own calibration/, means its manifest; a relative `calibration` that is
-                not there means the set in the installed package.
+                (N, H, W, C) uint8 or network inputs (N, C, H, W) float32. Of a folder with manifest.json and images/,
+                like the project's own calibration/, the manifest is read. The relative path `calibration` means the
+                set in the installed package where no such folder exists.
             contract: image contract of the network.
-            avoid: pictures, folders or .npy files the result will be evaluated on.
-            limit: look at no more than so many, evenly spread over the names.
-            strict: the first picture that would be skipped is an error.
+            avoid: pictures, folders or .npy files on which the result will be evaluated.
+            limit: check at most this number of pictures, evenly spread over the names.
+            strict: refuse the set where a picture would be skipped.
 
         Raises:
-            UserError: nothing there or nothing readable, fewer than two usable photos, only noise, a photo also in
-                `avoid`, a manifest or array that is not one; with `strict` anything that would be skipped.
+            UserError: nothing is there or readable, fewer than two photos are usable, all pictures are noise, a photo
+                is also in `avoid`, a manifest or array is damaged, or `strict` and a picture would be skipped.
         """
         if limit is not None and limit < FEWEST:
             raise UserError(f"cannot calibrate on {limit} photos", f"allow at least {FEWEST}")
@@ -101,7 +101,7 @@ class Calibration:
 
     @classmethod
     def bundled(cls, contract: Contract) -> Calibration:
-        """The small set in this package, see its README for sources and licences."""
+        """Open the small set in this package; calibration/README.md names sources and licences."""
         return cls.open(_package(), contract)
 
     def __len__(self) -> int:
@@ -119,22 +119,27 @@ class Calibration:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What an artifact's record says about its calibration: plain data without machine paths."""
+        """Return what the record of an artifact says about its calibration: plain data without paths of the machine."""
         return {"name": self.name, "photos": len(self), "digest": self.digest, "skipped": len(self.skipped)}
 
     def subset(self, count: int) -> Calibration:
-        """The same set cut down to `count` photos, evenly spread over the names; itself if it has no more."""
+        """Return the set with only `count` photos, evenly spread over the names; all photos if there are no more.
+
+        Raises:
+            UserError: `count` is below 1.
+        """
         if count < 1:
             raise UserError(f"cannot take {count} photos", "ask for at least one")
         return replace(self, photos=tuple(evenly_spread(self.photos, count)))
 
     def split(self, held_back: int) -> tuple[Calibration, Calibration]:
-        """A part to calibrate on and `held_back` photos to check the result on, evenly spread over the names.
+        """Split the set: photos to calibrate on, and `held_back` photos to check the result on.
 
-        Photos with a look-alike stay in the first part, so that the check is on pictures not seen.
+        The held-back photos are evenly spread over the names. Photos with a look-alike stay in the first part, so that
+        the check sees new pictures only.
 
         Raises:
-            UserError: too few photos for that.
+            UserError: the set has too few photos.
         """
         twins = {p.twin for p in self.photos}
         single = [p for p in self.photos if not p.twin and p.name not in twins]
@@ -155,7 +160,7 @@ Found = tuple[str, Sequence[Candidate], tuple[tuple[str, str], ...]]
 
 
 def _find(path: Path, contract: Contract) -> Found:
-    """The set's name, its candidates, and what could not even be looked at."""
+    """The name of the set, its candidates, and the names and reasons of what could not be read at all."""
     if not _exists(path):
         if path != BUNDLED:
             raise UserError(f"no such file or folder: {path}", "give a folder of photos, a manifest.json or a .npy")
@@ -209,7 +214,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _listed(manifest: Path) -> list[Candidate]:
-    """The pictures of a manifest, every file's hash checked: a set with a manifest is complete or refused."""
+    """The pictures of a manifest. The hash of every file is checked, so the set is complete or refused."""
     entries = read_manifest(manifest)
     candidates = [Candidate(entry["file"], manifest.parent / entry["file"]) for entry in entries]
     if not entries:
@@ -224,10 +229,10 @@ def _listed(manifest: Path) -> list[Candidate]:
 
 
 def read_manifest(manifest: Path) -> list[dict[str, str]]:
-    """The entries of a manifest: `file` relative to it, `sha256`, and `licence`, `author`, `source` if known.
+    """Read the entries of a manifest: `file` relative to it, `sha256`, and `licence`, `author`, `source` if known.
 
     Raises:
-        UserError: unreadable, of another schema, or an entry lacks its file or hash.
+        UserError: the manifest cannot be read, has another schema, or an entry lacks its file or hash.
     """
     hint = 'its form is {"schema": 1, "photos": [{"file": "images/a.jpg", "sha256": "…"}]}'
     data = read_json(manifest, "a manifest of photos")
@@ -241,10 +246,10 @@ def read_manifest(manifest: Path) -> list[dict[str, str]]:
 
 
 def add_to_manifest(manifest: Path, entries: Sequence[dict[str, str]]) -> None:
-    """Put entries into a manifest, in place of those with the same file; it is made if it is not there.
+    """Add entries to a manifest; they replace entries with the same file. A missing manifest is created.
 
     Raises:
-        UserError: what is there is no manifest, or it cannot be written.
+        UserError: the file is no manifest, or it cannot be written.
     """
     before = read_manifest(manifest) if manifest.exists() else []
     merged = {entry["file"]: entry for entry in (*before, *entries)}
@@ -273,7 +278,7 @@ def _input(path: Path, row: int | None, contract: Contract) -> Floats:
 
 
 def _overlap(kept: Sequence[Checked], avoid: Sequence[Path], contract: Contract) -> list[str]:
-    """Which photos also are, or look like one, in the evaluation set."""
+    """The photos that are in the evaluation set too, or look like one of its photos."""
     found = [c for path in avoid for c in _find(path, contract)[1]]
     others = [c for c in parallel(lambda c: check_photo(c, contract), found) if len(c.thumb)]
     clashes = ((c, twin_of(c, others)) for c in kept)

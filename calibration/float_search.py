@@ -1,4 +1,9 @@
-"""The cheapest set of layers to keep in float so that 8-bit masks stay within a budget."""
+"""The search for the cheapest set of float layers with which 8-bit masks stay within a budget.
+
+The search works on the Q/DQ graph alone, so the answer holds for every runtime that reads such graphs. The quantisation
+errors of layers add up neither linearly nor independently. The search therefore measures sets, and uses single layers
+only to order them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
 
-# A block is looked into if it alone in 8 bit uses up this share of the budget, and if it does so much of the work.
+# A block is split if it alone in 8 bit uses up this share of the budget, and if it does this share of the work.
 SCHEMES = {"ort": ONNX_RUNTIME, "trt": TENSORRT}
 CALIBRATE_ON = 16  # photos; each graph of the search is quantised with their ranges
 WORTH_SPLITTING, WORK_WORTH_SPLITTING = 0.1, 0.08
@@ -43,22 +48,23 @@ Sample = tuple[Floats, Floats]  # network input and the reference's d0, each (1,
 
 
 def stage_of(layer: str) -> str:
-    """The block a layer is named after: `/stage1d/rebnconv2d/conv_s1/Conv` is of stage1d, the heads are one block."""
+    """The block of a layer by its name: `/stage1d/rebnconv2d/conv_s1/Conv` is in stage1d; the heads are one block."""
     head = layer.strip("/").split("/")[0]
     return "heads" if re.match(r"side\d|outconv", head) else head
 
 
 def surest(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """The `count` samples of which the reference is surest, in their order: d0 closest to 0 or 1 on average.
+    """Return the `count` samples on which the reference is surest, in their order: d0 is closest to 0 or 1 on average.
 
-    Where it is not sure 8 bit costs up to thirty times as much, and a search would find what suits these few photos.
+    On a photo where the reference is uncertain, 8 bit costs up to thirty times as much. With such photos, the search
+    would find what suits these few alone.
     """
     unsure = [float(np.minimum(d0, 1 - d0).mean()) for _, d0 in samples]
     return [samples[i] for i in sorted(np.argsort(unsure, kind="stable")[:count])]
 
 
 def load_of(fidelity: Fidelity, budget: Mapping[str, float]) -> float:
-    """How far the budget is used up by the limit closest to being broken; 1 is exactly all of it."""
+    """Return the used share of the budget, by the limit that is closest to being broken; 1 is the whole budget."""
     if not fidelity.finite:
         return float("inf")
     used = []
@@ -70,20 +76,20 @@ def load_of(fidelity: Fidelity, budget: Mapping[str, float]) -> float:
 
 
 class Search:
-    """A greedy search with bisected blocks; every set is measured once.
+    """A greedy search over blocks that it bisects; every set is measured once.
 
     Args:
         model: the conditioned fp32 graph.
         ranges, errors: of `observe` and `bias_errors` over calibration photos.
-        spec: how everything else is quantised.
-        samples: photos to measure on, not those of the calibration, with the reference's d0.
+        spec: how all other layers are quantised.
+        samples: photos to measure on, none of them used for calibration, with the reference's d0.
         budget: limits as of `u2export.reference.fidelity.parse_budget`.
-        held_back: further photos, looked at only when a choice is made: it must suit them too.
-        work: cost of each layer in float; multiply-accumulates by default.
-        progress: told about each measurement: how many so far, and of what.
+        held_back: further photos that only judge a choice: the choice must suit them too.
+        work: cost of each layer in float, by name; multiply-accumulates by default.
+        progress: is told about each measurement: the number of earlier ones, and what is measured.
 
     Raises:
-        UserError: no photos or an empty budget.
+        UserError: there are no photos, or the budget is empty.
     """
 
     def __init__(
@@ -99,14 +105,14 @@ class Search:
         progress: Callable[[int, str], None] = lambda count, what: None,
     ) -> None:
         if not samples:
-            raise UserError("no photos to measure masks on", "give a folder with --images")
+            raise UserError("there are no photos to measure masks on", "give a folder of photos")
         if not budget:
-            raise UserError("the search has no budget", "give one, such as --budget mae=0.0015")
+            raise UserError("the search has no budget", "give one, for example mae=0.0015")
         self.model, self.ranges, self.errors, self.spec = model, ranges, errors, spec
         self.samples, self.held_back, self.budget, self.progress = samples, held_back, budget, progress
         self.work: Mapping[str, float] = work or layer_macs(model)
         self.measured: dict[frozenset[str], Fidelity] = {}
-        self.checks: dict[frozenset[str], Fidelity] = {}  # the same on held-back photos
+        self.checks: dict[frozenset[str], Fidelity] = {}  # of held-back photos
 
     @cached_property
     def layers(self) -> list[str]:
@@ -114,7 +120,7 @@ class Search:
         return [n.name for n in conv_nodes(self.model)]
 
     def fidelity(self, kept: frozenset[str]) -> Fidelity:
-        """Masks with these layers in float and the rest in 8 bit."""
+        """Fidelity of the masks with these layers in float and all others in 8 bit."""
         if kept not in self.measured:
             self.progress(len(self.measured), self._label(kept))
             self.measured[kept] = self._fidelity(kept, self.samples)
@@ -129,7 +135,7 @@ class Search:
         return Fidelity(tuple(compare(got[0, 0], want[0, 0]) for got, (_, want) in pairs))
 
     def load(self, kept: frozenset[str]) -> float:
-        """Share of the budget that masks with these layers in float use up."""
+        """Share of the budget that is used up with these layers in float."""
         return load_of(self.fidelity(kept), self.budget)
 
     def _label(self, kept: frozenset[str]) -> str:
@@ -139,7 +145,7 @@ class Search:
         return f"{len(kept)} in float ({', '.join(stages[:3])}{' …' if len(stages) > 3 else ''})"
 
     def run(self, name: str = "") -> Sensitivity:
-        """Search; `name` is kept in the result."""
+        """Search; `name` becomes the `weights` of the result."""
         units: list[Unit] = []
         taken: list[Unit] = []
         if max(self.load(frozenset()), self._checked(taken)) > 1:
@@ -154,7 +160,7 @@ class Search:
         )  # fmt: skip
 
     def units(self) -> Iterator[Unit]:
-        """Blocks and layers with what each alone in 8 bit costs: stages first, halved where it is worth it."""
+        """Yield blocks with the cost of each alone in 8 bit: whole stages first, halved where this is worth it."""
         everything, whole = frozenset(self.layers), sum(self.work.values())
         queue = [tuple(block) for _, block in groupby(self.layers, stage_of)]
         while queue:
@@ -167,9 +173,12 @@ class Search:
                 yield Unit(block, work, cost)
 
     def _gathered(self, units: Sequence[Unit]) -> list[Unit]:
-        """A shortest run of the costliest units that meets the budget, found by doubling and halving; else all."""
+        """The shortest run of the costliest units that keeps the budget; all useful units if none does.
+
+        The length of the run is found by doubling, then by bisection.
+        """
         useful = [u for u in units if u.cost > 0]
-        low, high = 0, 1  # of the run's length: too short, and to be tried
+        low, high = 0, 1  # lengths of the run: one that is too short, and the next to try
         while high < len(useful) and self.load(_joined(useful[:high])) > 1:
             low, high = high, 2 * high
         high = min(high, len(useful))
@@ -179,7 +188,7 @@ class Search:
         return useful[:high]
 
     def _pruned(self, taken: list[Unit]) -> list[Unit]:
-        """The same without the units that turn out not to be needed, the most work first."""
+        """The run without the units that turn out to be unnecessary; those with the most work are tried first."""
         for unit in sorted(taken, key=lambda u: u.work, reverse=True):
             rest = [u for u in taken if u is not unit]
             if self.load(_joined(rest)) <= max(1.0, self.load(_joined(taken))):
@@ -187,7 +196,7 @@ class Search:
         return taken
 
     def _widened(self, taken: list[Unit], others: Sequence[Unit]) -> list[Unit]:
-        """The choice and the next best units, as many as it takes until it suits the held-back photos too."""
+        """The choice with the next best units added, until it suits the held-back photos too."""
         for unit in others:
             if self._checked(taken) <= 1:
                 break
@@ -195,9 +204,10 @@ class Search:
         return taken
 
     def _checked(self, taken: Sequence[Unit]) -> float:
-        """`load` of the held-back photos; 0 where there are none.
+        """Used share of the budget on held-back photos; 0 without such photos.
 
-        Harder photos than those of the search need not keep the budget, but must gain as much.
+        Held-back photos may be harder than those of the search. Harder photos need not keep the budget, but float
+        layers must improve them by the same ratio.
         """
         if not self.held_back:
             return 0.0

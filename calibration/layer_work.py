@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of every convolution with constant weights, by node name.
+    """Return the multiply-accumulates of every convolution with constant weights, by the name of its node.
 
     Raises:
-        UserError: the size of the input is not fixed.
+        UserError: the size of the graph's input is not fixed.
     """
     import onnx
 
@@ -33,7 +33,7 @@ def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
     weights = {t.name: t.dims for t in model.graph.initializer}
     macs = {n.name: int(np.prod(weights[n.input[1]])) * _area(shapes.get(n.output[0], [])) for n in conv_nodes(model)}
     if not macs or not all(macs.values()):
-        raise UserError("work for each layer is known for a graph of fixed size only", "export it without --dynamic")
+        raise UserError("the work of each layer is known only for a graph of fixed size", "export it with a fixed size")
     return macs
 
 
@@ -42,17 +42,25 @@ def _area(shape: Sequence[int]) -> int:
 
 
 def saved_time(model: onnx.ModelProto, quantised: onnx.ModelProto, x: Floats, rounds: int = 5) -> dict[str, float]:
-    """Nanoseconds that 8 bit saves in each convolution on this machine, from ONNX Runtime's own profile of both.
+    """Measure the nanoseconds that 8 bit saves in each convolution on this machine.
 
-    Medians over rounds; at least 1 each, so that a layer that gains nothing costs next to nothing.
+    The times come from ONNX Runtime's profiles of both graphs, as medians over rounds. Each time is at least 1, so that
+    a layer that gains nothing has almost no cost.
+
+    Args:
+        model, quantised: the fp32 graph and its 8-bit form.
+        x: one network input (1, C, H, W).
+        rounds: runs of each graph after one warm-up.
 
     Raises:
-        UserError: the profile does not tell the layers apart.
+        UserError: the profile does not show a layer.
     """
     before, after = (_kernel_times(m, x, rounds) for m in (model, quantised))
     names = [n.name for n in conv_nodes(model)]
     if lost := [n for n in names if n not in before or n not in after]:
-        raise UserError(f"ONNX Runtime's profile does not show {lost[0]}", "search by multiply-accumulates")
+        raise UserError(
+            f"ONNX Runtime's profile does not show {lost[0]}", "let the search weigh layers by multiply-accumulates"
+        )
     return {name: max(1.0, before[name] - after[name]) for name in names}
 
 
@@ -68,7 +76,10 @@ def _kernel_times(model: onnx.ModelProto, x: Floats, rounds: int) -> dict[str, f
 
 
 def _kernel_names(model: onnx.ModelProto) -> dict[str, str]:
-    """Convolutions by what their kernels are called: the node, or the tensor that it or its fused activation makes."""
+    """Convolutions by the names of their kernels.
+
+    A kernel is named after the node, or after the tensor that the node or its fused activation makes.
+    """
     readers = {name: node for node in model.graph.node for name in node.input}
     names: dict[str, str] = {}
     for node in model.graph.node:

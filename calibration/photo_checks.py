@@ -1,4 +1,4 @@
-"""Whether a picture is a photo that is fit for calibration, and whether a set of them is."""
+"""Checks of calibration photos: is a picture a usable photo, and what is wrong with a set of photos."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from u2export.reference.verification import verification_photos
 
 T = TypeVar("T")
 FEWEST, FEW = 2, 8
-# Limits below were set on 580 natural photos of six sets; the nearest photo or copy is given with each.
+# The limits below were set on 580 natural photos of six sets. Each names the photo or copy that comes closest to it.
 SMALLEST = 32  # pixels of the shorter side
-FLATTEST = 3.0  # standard deviation in grey levels of 255; fog came to 12
-BLACK_AND_WHITE = 0.995  # share of pixels within 8 levels of an end; product shots on white come close
-COLOURLESS_MASK = 0.8  # the same where all channels are equal; saved saliency maps start at .84
-UNRELATED = (0.2, 0.35)  # correlation of neighbours at full size and in the thumbnail; chain mail .37, leaves .54
-TWINS = 0.98  # correlation of thumbnails; copies at half size or JPEG quality 30 >= .99, video frames ten apart <= .96
+FLATTEST = 3.0  # standard deviation in grey levels of 255; a photo of fog has 12
+BLACK_AND_WHITE = 0.995  # share of pixels within 8 levels of black or white; product photos on white come close
+COLOURLESS_MASK = 0.8  # the same share where all channels are equal; saved saliency maps have 0.84 or more
+UNRELATED = (0.2, 0.35)  # correlation of neighbours at full size, in the thumbnail; chain mail 0.37, leaves 0.54
+# Correlation of thumbnails. Copies at half size or JPEG quality 30 have 0.99 or more; video frames that are ten frames
+# apart have 0.96 or less.
+TWINS = 0.98
 THUMB = 32
 _WORKERS = 4
-_LUMA = (0.299, 0.587, 0.114)  # what Pillow's grey is made of
+_LUMA = (0.299, 0.587, 0.114)  # the weights of Pillow's grey
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One calibration photo: where it lies and what its pixels hash to.
+    """One calibration photo: where it lies, and the hash of its pixels.
 
     Attributes:
-        name: relative to the set, the part of the digest a person can read.
-        path: of the picture, or of the .npy file.
-        row: index in the .npy file, None for a picture.
-        sha256: over the decoded pixels (or the network input).
-        twin: name of an earlier photo that looks the same, empty if there is none.
+        name: relative to the set; a part of the set's digest.
+        path: path of the picture, or of the .npy file.
+        row: index in the .npy file; None for a picture.
+        sha256: over the decoded pixels, or over the network input.
+        twin: name of an earlier photo that looks the same; empty if there is none.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Checked:
-    """A photo with what is needed to compare it with others, or the reason it is of no use."""
+    """A photo with what is needed to compare it with others, or the reason why it is unusable."""
 
     photo: Photo
     reason: str = ""
@@ -70,7 +72,7 @@ class Checked:
 
 
 def check_photo(candidate: Candidate, contract: Contract) -> Checked:
-    """Read one photo once, keep hashes and a thumbnail of it."""
+    """Read one photo once; keep its hash and its thumbnail, or the reason why it is unusable."""
     photo = Photo(candidate.name, candidate.path, candidate.row, "")
     try:
         array = read_pixels(candidate.path, candidate.row, contract)
@@ -88,16 +90,24 @@ def check_photo(candidate: Candidate, contract: Contract) -> Checked:
 
 
 def read_pixels(path: Path, row: int | None, contract: Contract) -> NDArray[Any]:
-    """Pixels (H, W, C) uint8, or a stored network input (C, H, W) float32."""
+    """Read pixels (H, W, C) uint8, or a stored network input (C, H, W) float32.
+
+    Raises:
+        UserError: the picture or the array cannot be read.
+    """
     if row is None:
         return read_photo(path, contract.channels)
-    # A copy: torch warns of arrays that are mapped read-only, and runtimes want rows in order.
+    # A copy, because torch warns about arrays that are mapped read-only and runtimes need contiguous rows.
     stored: NDArray[Any] = np.array(stored_array(path)[row], order="C")
     return stored
 
 
 def stored_array(path: Path) -> NDArray[Any]:
-    """The mapped array of a .npy file: rows are read as they are used."""
+    """Map the array of a .npy file; rows are read only when they are used.
+
+    Raises:
+        UserError: the file cannot be read, or it holds no array that numpy can map.
+    """
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     except PermissionError:
@@ -108,7 +118,7 @@ def stored_array(path: Path) -> NDArray[Any]:
 
 
 def _grey(array: NDArray[Any], contract: Contract) -> Floats:
-    """Brightness (H, W) on a scale of 0..255, of photos and network inputs alike: luma, or the mean of odd channels."""
+    """Brightness (H, W) in 0..255 of a photo or a network input: luma, or the mean where there are not 3 channels."""
     weights = np.array(_LUMA if contract.channels == 3 else [1 / contract.channels] * contract.channels, np.float32)
     if array.dtype == np.uint8:
         return np.asarray(array @ weights, np.float32)
@@ -121,7 +131,7 @@ def _colourless(array: NDArray[Any]) -> bool:
 
 
 def _not_a_photo(grey: Floats, thumb: Floats, array: NDArray[Any]) -> tuple[str, bool]:
-    """Why a picture is no photo (empty if it may be one), and whether it is noise."""
+    """The reason why a picture is no photo, empty if it may be one; and whether it is noise."""
     if min(grey.shape) < SMALLEST:
         return f"only {grey.shape[1]}x{grey.shape[0]} pixels", False
     if grey.std() < FLATTEST:
@@ -145,7 +155,7 @@ def _correlation(grey: Floats) -> float:
 def sort_out(
     checked: Sequence[Checked], unread: tuple[tuple[str, str], ...], own: Sequence[Checked]
 ) -> tuple[list[Checked], tuple[tuple[str, str], ...]]:
-    """Those to use, look-alikes marked, and those to skip with the reason."""
+    """Return the photos to use, with look-alikes marked, and the name and reason of each picture to skip."""
     kept: list[Checked] = []
     skipped = list(unread)
     seen: dict[str, str] = {}
@@ -154,7 +164,7 @@ def sort_out(
         if not reason and c.photo.sha256 in seen:
             reason = f"the same pixels as {seen[c.photo.sha256]}"
         if not reason and twin_of(c, own):
-            reason = "a photo every export is verified on"
+            reason = "every export is verified on this photo"
         if reason:
             skipped.append((c.photo.name, reason))
             continue
@@ -165,7 +175,7 @@ def sort_out(
 
 
 def twin_of(c: Checked, others: Sequence[Checked]) -> Checked | None:
-    """The first of others that shows the same picture: same pixels, or rescaled, recompressed, recoloured."""
+    """The first of the others that shows the same picture (rescaled, recompressed or recoloured), or None."""
     if not others:
         return None
     alike = np.stack([o.thumb for o in others]) @ c.thumb >= TWINS
@@ -173,7 +183,7 @@ def twin_of(c: Checked, others: Sequence[Checked]) -> Checked | None:
 
 
 def own_evaluation(contract: Contract) -> list[Checked]:
-    """The bundled photos that exports are verified on; none for models that cannot take photos."""
+    """The bundled photos on which exports are verified; none for models that cannot take photos."""
     if contract.channels not in (1, 3):
         return []
     checked = [check_photo(Candidate(p.name, p), contract) for p in verification_photos()]
@@ -183,7 +193,7 @@ def own_evaluation(contract: Contract) -> list[Checked]:
 def warnings(
     photos: Sequence[Photo], skipped: Sequence[tuple[str, str]], kept: Sequence[Checked], contract: Contract
 ) -> tuple[str, ...]:
-    """Say what a user should know about the photos of a set: skipped, few, look-alikes, inputs out of range."""
+    """What the user should know about a set: skipped pictures, too few photos, look-alikes, inputs out of range."""
     said = []
     if skipped:
         reasons = some([f"{name}: {reason}" for name, reason in skipped])
@@ -210,6 +220,6 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def parallel(work: Callable[[Candidate], T], candidates: Iterable[Candidate]) -> Iterator[T]:
-    """Results in order; decoding and hashing release the interpreter lock."""
+    """Yield results in order, from several threads: decoding and hashing release the interpreter lock."""
     with ThreadPoolExecutor(_WORKERS) as pool:
         yield from pool.map(work, candidates)

@@ -1,7 +1,8 @@
-"""What conditioning found, kept between exports: finding near-constant channels takes far longer than shifting them.
+"""The network as exporters start from it: conditioned, with the report of conditioning cached between exports.
 
-Only the report is kept, in the user's cache folder; the network is rewritten from it each time. A report is found again
-by everything that it depends on, the code included, so a stale one is never used. Exports check their masks anyway.
+To find near-constant channels takes far longer than to shift them. Only the report is stored, in the user's cache
+folder; the network is rewritten from it each time. The key of a report covers everything that the report depends on,
+the code included, so a stale report is never used. Every export checks its masks too.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ if TYPE_CHECKING:
     from u2export.reference.source import Source
 
 
-# Sixteen varied photos find the near-constant channels; more photos only take longer.
+# Sixteen varied photos find all near-constant channels; more photos only take longer.
 CONDITION_PHOTOS = 16
 
 
 def prepared(
     source: Source, precision: str, photos: Calibration | None = None, condition: bool = True
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module to export at a precision, and the report of the conditioning pass.
+    """Return the module to export at a precision, and the report of conditioning.
 
     Args:
         source: the reference; its model is not changed.
-        precision: "fp32" is exported as it is, every other precision from a conditioned copy.
-        photos: calibration photos that conditioning looks at; the bundled ones by default.
-        condition: False leaves the network as it is.
+        precision: "fp32" takes the network as it is; every other precision takes a conditioned copy.
+        photos: calibration photos for conditioning; the bundled photos by default.
+        condition: False takes the network as it is at every precision.
 
     Returns:
-        The module, and the report as plain data: empty where nothing was conditioned.
+        The module, and the report as plain data; the report is empty without conditioning.
     """
     if precision == "fp32" or not condition:
         return source.model, {}
@@ -56,7 +57,7 @@ def prepared(
 
 
 def conditioned(model: U2Net, photos: Calibration, criteria: Criteria = Criteria()) -> tuple[U2Net, ConditionReport]:
-    """`condition`, without running the network where it ran on the same photos before."""
+    """Condition a network as `condition` does; reuse the cached report of the same network, photos and criteria."""
     file = home() / "conditioning" / f"{_key(model, photos, criteria)}.json"
     if known := _read(file):
         return condition(model, known)
@@ -81,9 +82,9 @@ def _read(file: Path) -> ConditionReport | None:
         data = read_json(file, "a conditioning report")
         return ConditionReport.from_json(data) if isinstance(data, dict) else None
     except UserError:
-        return None  # not there, or damaged: measured again
+        return None  # a missing or damaged report is measured again
 
 
 def _keep(report: ConditionReport, file: Path) -> None:
-    with suppress(UserError, OSError):  # without a cache it only takes longer
+    with suppress(UserError, OSError):  # without the cache, the next export only takes longer
         write_json(report.to_json(), file)

@@ -1,7 +1,8 @@
 """Synthetic scenes of salient objects with exact masks, for calibration where there are no photos.
 
-They are lit, textured, shadowed, partly out of focus and JPEG-compressed, because a network's activation ranges depend
-on such things; noise or flat drawings would give ranges no photo has. Not for evaluation: the masks are too easy.
+The scenes have light, textures, shadows, blur and JPEG compression, because the activation ranges of a network depend
+on all of these. Noise or flat drawings would give ranges that no photo has. Scenes are not for evaluation: their masks
+are too easy.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from u2export.errors import UserError
 from u2export.reference.image import Floats, Pixels
 
 SMALLEST = 64
-_FINE = 4  # shapes are drawn so many times larger and averaged down: their edge is exact to 1/16 pixel
+_FINE = 4  # shapes are drawn this many times larger and averaged, so edges are exact to 1/16 pixel
 Points = list[tuple[float, float]]
 T = TypeVar("T")
 
 
 def scene(seed: int, height: int = 400, width: int = 400) -> tuple[Pixels, Pixels]:
-    """A photo-like scene (height, width, 3) and the mask (height, width) of its objects, 0..255, edges soft.
+    """Draw a photo-like scene (height, width, 3) and the mask (height, width) of its objects, 0..255 with soft edges.
 
-    The same seed and size give the same scene with the same Pillow: of numpy's generators only PCG64's uniform
-    doubles are used, whose stream is fixed.
+    With one version of Pillow, the same seed and size always give the same scene: the only random numbers are the
+    uniform doubles of PCG64, whose stream is fixed.
 
     Raises:
-        UserError: seed below 0, or a side below 64 pixels.
+        UserError: the seed is below 0, or a side is below 64 pixels.
     """
     if seed < 0 or min(height, width) < SMALLEST:
         raise UserError(f"no scene for seed {seed}, size {height}x{width}", f"give seeds from 0, sides from {SMALLEST}")
@@ -52,7 +53,7 @@ def scene(seed: int, height: int = 400, width: int = 400) -> tuple[Pixels, Pixel
 
 
 class _Dice:
-    """Random numbers, all made from uniform doubles."""
+    """Random numbers, all of them made from uniform doubles."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.Generator(np.random.PCG64(seed))
@@ -70,7 +71,7 @@ class _Dice:
         return np.asarray(self._generator.random((rows, columns)), np.float32)
 
     def bell(self, rows: int, columns: int) -> Floats:
-        """About normal, mean 0 and deviation 1: the sum of three uniform numbers."""
+        """Nearly normal numbers with mean 0 and deviation 1: sums of three uniform numbers."""
         return np.asarray((self._generator.random((3, rows, columns)).sum(0) - 1.5) * 2, np.float32)
 
 
@@ -88,7 +89,7 @@ def _scaled(array: Floats, height: int, width: int, how: Image.Resampling = Imag
 
 
 def _smooth(array: Floats, radius: float) -> Floats:
-    """A float map blurred by three box filters, about a Gaussian: Pillow's own blurs take 8 bit only."""
+    """Blur a float map by three box filters, which is nearly Gaussian; the blurs of Pillow take only 8 bit."""
     k = max(1, round(radius / 2))
     for axis in (0, 1) * 3:
         pad = [(k + 1, k) if a == axis else (0, 0) for a in (0, 1)]
@@ -106,7 +107,7 @@ def _blurred(canvas: NDArray[Any], radius: float) -> Floats:
 
 
 def _clouds(dice: _Dice, height: int, width: int, cells: int = 3, octaves: int = 6, keep: float = 0.55) -> Floats:
-    """Value noise of several octaves, each with half the cell and `keep` of the amplitude of the one before."""
+    """Value noise of several octaves; each halves the cell and keeps the share `keep` of the amplitude."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         n = cells * 2**octave
@@ -165,7 +166,7 @@ def _ramp(share: Floats, low: Floats, high: Floats) -> Floats:
 
 
 def _outdoors(dice: _Dice, hue: float, horizon: float, height: int, width: int) -> Floats:
-    """Sky with clouds above a textured ground that gets coarser towards the viewer."""
+    """A sky with clouds above a textured ground that is coarser near the viewer."""
     y, _ = _axes(height, width)
     sky = _ramp((1 - y) * 0.7, _colour(0.55, 0.12, 0.95), _colour(0.58, dice.between(0.3, 0.7), 0.8))
     sky = sky + (_clouds(dice, height, width)[..., None] ** 2) * 60
@@ -226,7 +227,7 @@ def _foliage(dice: _Dice, hue: float, horizon: float, height: int, width: int) -
 
 
 def _arrangement(dice: _Dice, height: int, width: int) -> list[list[Points]]:
-    """One to three objects, each a union of outlines; the largest comes last, near the middle and in front."""
+    """One to three objects, each a union of outlines; the largest is the last: near the middle and in front."""
     size = min(height, width)
     count = dice.one((1, 1, 1, 2, 2, 3))
     main = dice.between(0.16, 0.30) * size

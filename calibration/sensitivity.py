@@ -1,8 +1,4 @@
-"""Which layers cost how much mask in 8 bit, which save how much work, and the cheapest set to keep in float.
-
-Works on the Q/DQ graph alone, so the answer serves every runtime that reads one. Quantisation errors of layers add
-up neither linearly nor independently; hence the search measures sets, and uses single layers only to order them.
-"""
+"""The result of a search for float layers: what each layer costs in 8 bit, what was measured, what was chosen."""
 
 from __future__ import annotations
 
@@ -19,13 +15,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Unit:
-    """Convolutions that are kept in float together; one, unless a block was not worth looking into.
+    """Convolutions that stay in float together: a single one, or a block that was not worth splitting.
 
     Attributes:
         layers: names of their nodes, in execution order.
-        work: multiply-accumulates, or nanoseconds saved by 8 bit where those were measured.
-        cost: share of the budget that they use up when they alone are in 8 bit. Errors of one block in an exact
-            network show more clearly than what leaving it out of many others' errors changes, which is mostly chance.
+        work: multiply-accumulates, or the nanoseconds that 8 bit saves where time was measured.
+        cost: share of the budget that is used up when these layers alone are in 8 bit. The errors of one block in an
+            exact network are clear; the difference that one block makes among the errors of many is mostly chance.
     """
 
     layers: tuple[str, ...]
@@ -35,12 +31,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Point:
-    """A mixed-precision graph that was measured.
+    """One mixed-precision graph that was measured.
 
     Attributes:
-        keep_float: names of the nodes kept in float.
-        float_share: their share of the network's work.
-        mae, mae_worst, iou, iou_worst: fidelity of its masks, see `u2export.reference.fidelity`.
+        keep_float: names of the nodes in float.
+        float_share: share of the network's work that these nodes do.
+        mae, mae_worst, iou, iou_worst: fidelity of the masks, see `u2export.reference.fidelity`.
     """
 
     keep_float: tuple[str, ...]
@@ -56,14 +52,15 @@ class Sensitivity:
     """The result of a search.
 
     Attributes:
-        weights: what was searched, as a name for people.
-        budget: the limits it was searched for.
-        met: whether the choice keeps them on the photos of the search.
-        keep_float: the choice.
-        units: what was looked at one at a time, the most costly for its work first.
-        points: every measured set on the way, by the share left in float.
-        photos, evaluations: how many photos, and how many graphs were run on them.
-        held_back: fidelity of the choice on photos that took part in nothing else; empty if there were none.
+        weights: the label of the weights.
+        budget: the limits of the search.
+        met: whether the choice keeps the limits on the photos of the search and on held-back photos.
+        keep_float: the choice: names of the nodes to keep in float.
+        units: the blocks that were measured alone, the highest cost for its work first.
+        points: every measured set, by its share of float work.
+        photos, evaluations: the number of photos, and the number of graphs that ran on them.
+        held_back: fidelity of the choice on photos that took no other part; empty without such photos.
+        spec: how all other layers are quantised.
     """
 
     weights: str
@@ -80,7 +77,7 @@ class Sensitivity:
 
     @property
     def pareto(self) -> list[Point]:
-        """The points that no other beats in both work and MAE, least float work first."""
+        """The points that no other point beats in both float work and MAE, least float work first."""
         best: list[Point] = []
         for point in sorted(self.points, key=lambda p: (p.float_share, p.mae)):
             if not best or point.mae < best[-1].mae:
@@ -89,15 +86,15 @@ class Sensitivity:
 
     @property
     def chosen(self) -> Point:
-        """The measured point of the choice."""
+        """The point that was chosen."""
         return next(p for p in self.points if p.keep_float == self.keep_float)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `read_keep_float` reads the choice back."""
+        """Return plain data for JSON; `read_keep_float` reads the choice back."""
         return {**asdict(self), "budget": dict(self.budget)}
 
     def write(self, folder: Path) -> Path:
-        """Write `keep-float.json` and `pareto.png` (where matplotlib is installed); returns the former."""
+        """Write `keep-float.json` and, where matplotlib is installed, `pareto.png`; returns the JSON file's path."""
         from importlib.util import find_spec
 
         target = folder / "keep-float.json"
@@ -109,10 +106,10 @@ class Sensitivity:
 
 
 def read_keep_float(path: Path) -> tuple[str, ...]:
-    """Names to keep in float from a result of the search, a JSON list, or an object with `keep_float`.
+    """Read the names of float layers from a result of the search, a JSON list, or an object with `keep_float`.
 
     Raises:
-        UserError: unreadable, or of another form.
+        UserError: the file cannot be read, or it has another form.
     """
     data = read_json(path, "a keep-float.json of u2export sensitivity")
     names = data.get("keep_float") if isinstance(data, dict) else data
@@ -122,7 +119,7 @@ def read_keep_float(path: Path) -> tuple[str, ...]:
 
 
 def plot(found: Sensitivity, path: Path) -> None:
-    """Mask error over the share of work left in float, as PNG: every set measured, the Pareto front, the choice."""
+    """Draw mask error over float work, as PNG: every measured set, the Pareto front, the choice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

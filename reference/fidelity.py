@@ -1,7 +1,7 @@
-"""How close masks are to the reference's: per image, then mean and worst; in numpy and Pillow only.
+"""How close masks are to those of the reference: for each image, then the mean and the worst.
 
-All measures are of d0 stretched to 0..1 (`u2export.reference.image.saliency`) at the network's own size, so that
-resizing back to the photo adds nothing.
+All measures compare d0 stretched to 0..1 (`u2export.reference.image.saliency`) at the network's own size, so that the
+resize back to the photo adds no error. They need only numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from PIL import Image, ImageFilter
 from u2export.errors import UserError
 from u2export.reference.image import Floats, saliency
 
-# d0 never reaches this where the network sees no object; stretching then shows noise, so IoU says nothing.
+# Where the network sees no object, d0 stays below this value. Stretching then shows noise, and IoU has no meaning.
 EMPTY = 0.2
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ImageFidelity:
-    """One mask against the reference's mask of the same photo.
+    """One mask compared with the reference's mask of the same photo.
 
     Attributes:
         mae, max_abs: mean and largest absolute difference of the stretched masks (0..1).
-        iou: intersection over union of both masks cut at 0.5; 1 where both are empty.
+        iou: intersection over union of both masks at the threshold 0.5; 1 where both are empty.
         boundary_f: F-measure of the two boundaries, matched within 0.75 % of the diagonal (DAVIS's contour measure F).
         area: foreground pixels, artifact over reference; 1 where both are empty, inf where only the reference is.
         raw_mae: mean absolute difference of d0 before stretching.
         empty: the reference sees no object: its d0 stays below 0.2.
-        finite: False when d0 holds NaN or infinite values; the numbers are then those of an all-zero mask.
+        finite: False where d0 holds NaN or infinite values; the other numbers are then those of a zero mask.
     """
 
     mae: float
@@ -47,7 +47,7 @@ class ImageFidelity:
 
 
 def compare(d0: Floats, reference: Floats, threshold: float = 0.5) -> ImageFidelity:
-    """One fused map d0 (H, W) against the reference's (H, W), both stretched and cut at the threshold."""
+    """Compare one fused map d0 (H, W) with the reference's (H, W); both are stretched, and cut at the threshold."""
     finite = bool(np.isfinite(d0).all())
     if not finite:
         d0 = np.zeros_like(reference)
@@ -73,9 +73,11 @@ def _ratio(part: np.integer[Any], whole: np.integer[Any]) -> float:
 
 
 def boundary_f(a: Bools, b: Bools, tolerance: float = 0.0075) -> float:
-    """F-measure of two masks' boundaries (Perazzi et al., "A benchmark dataset and evaluation methodology for video
-    object segmentation", CVPR 2016, section 4), a boundary pixel matched when one of the other mask lies within
-    `tolerance` of the image diagonal (in a square window).
+    """Return the F-measure of the boundaries of two masks, each (H, W).
+
+    A boundary pixel matches where a boundary pixel of the other mask lies in a square window around it; `tolerance` is
+    half the side of the window as a share of the image diagonal. Source: Perazzi et al., "A benchmark dataset and
+    evaluation methodology for video object segmentation", CVPR 2016, section 4.
     """
     edge_a, edge_b = _boundary(a), _boundary(b)
     if not edge_a.any() or not edge_b.any():
@@ -102,7 +104,10 @@ def _grow(mask: Bools, radius: int) -> Bools:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means and worst values over photos; images whose reference is empty count for MAE, not for IoU and boundary F."""
+    """Means and worst values over photos.
+
+    Images whose reference is empty count for the mean absolute errors, but not for IoU, boundary F and area.
+    """
 
     images: tuple[ImageFidelity, ...]
 
@@ -118,12 +123,12 @@ class Fidelity:
 
     @property
     def mae_worst(self) -> float:
-        """Of the worst image."""
+        """The MAE of the worst image."""
         return max((i.mae for i in self.images), default=0.0)
 
     @property
     def max_abs(self) -> float:
-        """Largest difference of any pixel."""
+        """The largest difference of any pixel."""
         return max((i.max_abs for i in self.images), default=0.0)
 
     @property
@@ -133,7 +138,7 @@ class Fidelity:
 
     @property
     def iou_worst(self) -> float:
-        """Of the worst image whose reference is not empty."""
+        """IoU of the worst image whose reference is not empty."""
         return min((i.iou for i in self.shown), default=1.0)
 
     @property
@@ -143,22 +148,22 @@ class Fidelity:
 
     @property
     def boundary_f_worst(self) -> float:
-        """Of the worst image whose reference is not empty."""
+        """Boundary F of the worst image whose reference is not empty."""
         return min((i.boundary_f for i in self.shown), default=1.0)
 
     @property
     def area_worst(self) -> float:
-        """The foreground-area ratio farthest from 1, as a ratio."""
+        """The ratio of foreground areas that is farthest from 1."""
         return max((i.area for i in self.shown), key=lambda a: abs(np.log(max(a, 1e-9))), default=1.0)
 
     @property
     def raw_mae(self) -> float:
-        """Mean over all images, of d0 before stretching."""
+        """Mean absolute difference of d0 before stretching, over all images."""
         return _mean(i.raw_mae for i in self.images)
 
     @property
     def finite(self) -> bool:
-        """No image had NaN or infinite values."""
+        """Whether no image has NaN or infinite values."""
         return all(i.finite for i in self.images)
 
     def summary(self) -> dict[str, float]:
@@ -177,7 +182,7 @@ class Fidelity:
         return {name: float(getattr(self, name)) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Statistics and how many photos they are of; plain data."""
+        """Return plain data for JSON: the statistics and the number of photos."""
         return {
             "photos": len(self.images),
             "empty": len(self.images) - len(self.shown),
@@ -186,7 +191,10 @@ class Fidelity:
         }
 
     def broken(self, limits: Mapping[str, float]) -> str:
-        """Which limits are missed, in words; empty when none. Differences have upper limits, agreements lower ones."""
+        """Name the limits that are missed; empty if there is none.
+
+        Differences (`UPPER`) must not exceed their limits; agreements (`LOWER`) must reach theirs.
+        """
         if not self.finite:
             return "d0 holds NaN or infinite values"
         wrong = []
@@ -202,10 +210,10 @@ LOWER = ("iou", "iou_worst", "boundary_f", "boundary_f_worst")
 
 
 def parse_budget(text: str) -> dict[str, float]:
-    """`mae=0.003,iou_worst=0.97` as limits.
+    """Read limits by the name of their measure from a text such as `mae=0.003,iou_worst=0.97`.
 
     Raises:
-        UserError: an unknown measure or something that is no number in 0..1.
+        UserError: a measure is unknown, or a limit is no number in 0..1.
     """
     limits: dict[str, float] = {}
     for part in filter(None, text.split(",")):
@@ -215,9 +223,7 @@ def parse_budget(text: str) -> dict[str, float]:
         try:
             limits[name] = float(value)
         except ValueError:
-            raise UserError(
-                f"budget {part!r} is not NAME=NUMBER", "for example --budget mae=0.003,iou_worst=0.97"
-            ) from None
+            raise UserError(f"budget {part!r} is not NAME=NUMBER", "write it like mae=0.003,iou_worst=0.97") from None
         if not 0 <= limits[name] <= 1:
             raise UserError(f"budget {part!r} is out of range", "give a number between 0 and 1")
     return limits
@@ -229,5 +235,5 @@ def _mean(values: Iterable[float], empty: float = 0.0) -> float:
 
 
 def image_json(image: ImageFidelity) -> dict[str, Any]:
-    """Plain data of one image; infinite ratios, which JSON has not, become null."""
+    """Return plain data of one image; JSON has no infinite ratios, so they become null."""
     return {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in asdict(image).items()}

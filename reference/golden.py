@@ -1,7 +1,7 @@
-"""Golden vectors: one picture made of integers, its network input and its mask, for ports to check themselves with.
+"""Golden vectors: one picture made of integers, its network input and its mask, with which ports check themselves.
 
-A port on a phone or a microcontroller draws `picture()` (or reads picture.png), feeds its own pre-processing, and
-compares its input with input.npy and its mask with mask.npy: whatever is off shows at the stage where it happens.
+A port on a phone or a microcontroller draws `picture()` or reads picture.png, and runs its own pre-processing. It then
+compares its input with input.npy and its mask with mask.npy, so an error shows at the stage that causes it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from u2export.reference.image import Contract, Floats, Pixels, digest, mask_for,
 
 GRID = 8
 HEIGHT, WIDTH = 210, 280
-# What a correct float32 port stays within; fp16 needs 0.02.
+# Largest absolute differences of a correct fp32 port. An fp16 port needs 0.02.
 TOLERANCE = {"input": 1e-4, "mask": 2e-3}
 
 
 def picture(channels: int = 3) -> Pixels:
-    """A bright disc over a textured gradient, (210, 280, channels) uint8, integer arithmetic only.
+    """Draw a bright disc over a textured gradient, (210, 280, channels) uint8, in integer arithmetic only.
 
-    Neither side is the network's, the peak is 240 and not 255, and the colours differ: a wrong resize, x / 255 in
-    place of x / max(x), or BGR for RGB all show.
+    The picture shows common mistakes. Its sides differ from the network's (a wrong resize), its peak is 240 (x / 255 in
+    place of x / max(x)), and its colours differ (BGR in place of RGB).
     """
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     disc = (y - 96) ** 2 + (x - 150) ** 2 < 58**2
@@ -36,7 +36,7 @@ def picture(channels: int = 3) -> Pixels:
 
 
 def summary(contract: Contract, d0: Floats) -> dict[str, Any]:
-    """The golden record of a model: hashes of picture and input, and an 8 x 8 grid of block means of the mask.
+    """Return the golden record of a model: hashes of picture and input, and an 8 x 8 grid of block means of the mask.
 
     Args:
         contract: how the picture becomes an input.
@@ -56,7 +56,17 @@ def summary(contract: Contract, d0: Floats) -> dict[str, Any]:
 
 
 def write(contract: Contract, d0: Floats, stamp: dict[str, Any], folder: Path) -> Path:
-    """picture.png, input.npy, d0.npy, mask.npy, mask.png and golden.json in `folder`, whole or not at all."""
+    """Write picture.png, input.npy, d0.npy, mask.npy, mask.png and golden.json to `folder`, all files or none.
+
+    Args:
+        contract: how the picture becomes an input.
+        d0: the reference's fused map (H, W) of that input.
+        stamp: what golden.json says about the weights.
+        folder: the target; its old content is replaced.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     pixels = picture(contract.channels)
     with staging(folder.parent) as scratch:
         made = scratch / folder.name

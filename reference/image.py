@@ -1,7 +1,7 @@
-"""What every runtime is fed and how its answer becomes a mask: one contract, in numpy and Pillow only.
+"""How a photo becomes a network input, and how a map becomes a mask: one contract, in numpy and Pillow only.
 
-The resize is bilinear with half-pixel centres and no anti-aliasing, what OpenCV calls INTER_LINEAR and PyTorch
-``align_corners=False``; an anti-aliased filter would move the author's own masks by ten times the error of fp16.
+The resize is bilinear with half-pixel centres and no anti-aliasing. OpenCV calls it INTER_LINEAR, PyTorch calls it
+``align_corners=False``. An anti-aliased filter would change the author's own masks by ten times the error of fp16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 RESIZES = ("bilinear", "lanczos")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
-# Below this range d0 says the same everywhere; dividing by it would only amplify rounding.
+# A d0 with a smaller range is constant; a division by this range would only amplify rounding.
 FLAT = 1e-6
 
 
@@ -40,7 +40,7 @@ class Contract:
         resize: "bilinear" (no anti-aliasing, the author's) or "lanczos" (Pillow's, what rembg does).
         mean, std: per channel, of values in 0..1 (ImageNet, as in the published training code).
         rounded: resized pixels are rounded to 8 bit before scaling, for artifacts that take uint8 pictures.
-        version: of the rules above; files stamped with another one are refused.
+        version: version of the rules above; files with another version are refused.
     """
 
     height: int = 320
@@ -70,7 +70,7 @@ class Contract:
         return 1, self.channels, self.height, self.width
 
     def with_channels(self, channels: int) -> Contract:
-        """The same rules for a network of so many input channels: the author's means and deviations, repeated."""
+        """The same rules for a network with another number of input channels; means and deviations are repeated."""
         if channels == self.channels:
             return self
         cycle = [i % 3 for i in range(channels)]
@@ -78,15 +78,15 @@ class Contract:
         return replace(self, mean=tuple(rgb.mean[i] for i in cycle), std=tuple(rgb.std[i] for i in cycle))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the form stamped into artifacts."""
+        """Return plain data for JSON, the form that is stamped into artifacts."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any] | str) -> Contract:
-        """The contract an artifact was stamped with.
+        """Read the contract that was stamped into an artifact.
 
         Raises:
-            UserError: it was made by a version with other rules.
+            UserError: the contract has another version, or it cannot be read.
         """
         fields = json.loads(data) if isinstance(data, str) else dict(data)
         if fields.get("version") != cls.version:
@@ -101,7 +101,11 @@ class Contract:
             raise UserError(f"unreadable image contract: {error}", "export the artifact again") from None
 
     def tensor(self, pixels: Pixels) -> Floats:
-        """The network input (1, channels, height, width) of an (H, W, channels) uint8 photo."""
+        """Return the network input (1, channels, height, width) float32 of a photo (H, W, channels) uint8.
+
+        Raises:
+            UserError: the photo has another number of channels.
+        """
         x = self._resized(pixels)
         x = x / np.maximum(x.max(), np.float32(FLAT))
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
@@ -121,12 +125,12 @@ class Contract:
         return np.rint(resized) if self.rounded else resized
 
     def read(self, path: Path) -> Floats:
-        """`tensor` of the picture in a file."""
+        """Return the network input of the picture in a file; see `tensor` and `read_photo`."""
         return self.tensor(read_photo(path, self.channels))
 
 
 def bilinear(array: NDArray[Any], height: int, width: int) -> Floats:
-    """Bilinear resize of (H, W) or (H, W, C), half-pixel centres, edges clamped, no anti-aliasing, no rounding."""
+    """Resize (H, W) or (H, W, C) bilinearly: half-pixel centres, clamped edges, no anti-aliasing, no rounding."""
     rows = _lerp(np.asarray(array, np.float32), height, 0)
     return _lerp(rows, width, 1)
 
@@ -144,26 +148,27 @@ def _lerp(x: Floats, size: int, axis: int) -> Floats:
 
 
 def saliency(d0: Floats) -> Floats:
-    """One map d0 (any shape) stretched to 0..1 as the author does; a constant map becomes 0."""
+    """Stretch one map d0 (any shape) to 0..1 as the author does; a constant map becomes 0."""
     low, high = d0.min(), d0.max()
     return np.asarray((d0 - low) / np.maximum(high - low, np.float32(FLAT)), np.float32)
 
 
 def mask_for(d0: Floats, height: int, width: int) -> Pixels:
-    """The 8-bit mask (height, width) of one map d0 (h, w), in the author's own steps.
+    """Return the 8-bit mask (height, width) of one map d0 (h, w), in the author's own steps.
 
-    Stretched, truncated to 8 bit at the network's size, then resized with Pillow's bilinear filter: his saved maps
-    come out to .0003 mean absolute difference; rounding and resizing in float would be four times as far away.
+    The map is stretched, truncated to 8 bit at the network's size, and resized with Pillow's bilinear filter. The
+    result differs from the author's saved maps by 0.0003 on average. Rounding and resizing in float would differ
+    four times as much.
     """
     small = Image.fromarray(np.asarray(saliency(d0) * 255, np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def read_photo(path: Path, channels: int = 3) -> Pixels:
-    """The picture in a file as (H, W, channels) uint8: orientation applied, colours converted, alpha dropped.
+    """Read a picture as (H, W, channels) uint8: orientation applied, colours converted, alpha dropped.
 
     Raises:
-        UserError: missing, empty, truncated, not a picture, too large, or channels is neither 1 nor 3.
+        UserError: the file is missing, empty, truncated, too large or no picture, or `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise UserError(
@@ -172,7 +177,7 @@ def read_photo(path: Path, channels: int = 3) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Harmless remarks on metadata (EXIF, palettes) must not stop a run where warnings are errors.
+            # Harmless warnings about metadata (EXIF, palettes) must not stop a run in which warnings are errors.
             warnings.filterwarnings("ignore", category=UserWarning)
             with Image.open(path) as image:
                 return _pixels(ImageOps.exif_transpose(image), channels)
@@ -180,7 +185,7 @@ def read_photo(path: Path, channels: int = 3) -> Pixels:
         raise UserError(f"no such file: {path}", "check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels", "scale the picture down before"
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels", "scale the picture down first"
         ) from None
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
@@ -193,13 +198,13 @@ def read_photo(path: Path, channels: int = 3) -> Pixels:
     except PermissionError:
         raise UserError(f"{path}: permission denied", "check the file's permissions") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        # Pillow's decoders raise all of these on damaged files.
+        # The decoders of Pillow raise all of these for damaged files.
         raise UserError(f"{path}: damaged picture ({error})", "export or download the picture again") from None
 
 
 def _pixels(image: Image.Image, channels: int) -> Pixels:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # 16-bit and float greys: convert() would clip at 255 and turn the photo white.
+        # 16-bit and float greys: convert() would clip them at 255, which turns the photo white.
         grey = np.asarray(image, np.float64)
         peak = 65535.0 if grey.max() > 255 else 255.0
         image = Image.fromarray(np.uint8(np.clip(grey * (255.0 / peak), 0, 255).round()))
@@ -210,18 +215,18 @@ def _pixels(image: Image.Image, channels: int) -> Pixels:
 
 
 def write_mask(mask: Pixels, path: Path) -> None:
-    """An (H, W) or (H, W, C) uint8 array as PNG."""
+    """Write an array (H, W) or (H, W, C) uint8 as PNG."""
     Image.fromarray(mask).save(path, "PNG")
 
 
 def digest(array: NDArray[Any]) -> str:
-    """sha256 over an array's shape, type and values."""
+    """Return the sha256 over the shape, type and values of an array."""
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def find_photos(paths: list[Path]) -> list[Path]:
-    """The pictures among files and (recursively) in folders, each folder in order of name, hidden files left out.
+    """Return the given files, and the pictures in folders and sub-folders in order of name; hidden files are left out.
 
     Raises:
         UserError: a path does not exist, or nothing was found.

@@ -1,9 +1,9 @@
 """U²-Net (Qin et al., "U²-Net: Going deeper with nested U-structure for salient object detection",
 Pattern Recognition 106, 2020) as one configurable PyTorch module.
 
-Section 3.1 of the paper gives the residual U-block RSU-L, section 3.2 the network of eleven of them, table 1 the
-widths. Parameter names and shapes are those of the published checkpoints, so an official ``.pth`` loads with
-``strict=True``.
+Section 3.1 of the paper gives the residual U-block RSU-L, section 3.2 gives the network of eleven such blocks, and
+table 1 gives the widths. Parameter names and shapes are those of the published checkpoints, so an official ``.pth``
+loads with ``strict=True``.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class ConvBnRelu(nn.Module):
 
 
 def pool(x: Tensor) -> Tensor:
-    """2x2 max pooling; ceil mode keeps the last row and column of odd sizes."""
+    """Pool 2x2 by maximum; ceil mode keeps the last row and column of odd sizes."""
     return F.max_pool2d(x, 2, stride=2, ceil_mode=True)
 
 
 def upsample_to(x: Tensor, target: Tensor) -> Tensor:
-    """Bilinear, half-pixel centres, to the height and width of `target`."""
+    """Resize bilinearly, with half-pixel centres, to the height and width of `target`."""
     return F.interpolate(x, size=target.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -101,14 +101,14 @@ class RSU(nn.Module):
         y: Tensor = self.get_submodule(f"rebnconv{self.depth}")(skips[-1])
         for level in range(self.depth - 1, 0, -1):
             skip = skips[level - 1]
-            if level < self.depth - 1:  # the dilated bottom already has the size of the level above it
+            if level < self.depth - 1:  # the dilated bottom already has the size of the level above
                 y = upsample_to(y, skip)
             y = self.get_submodule(f"rebnconv{level}d")(torch.cat((y, skip), 1))
         return y + entry
 
 
 class RSU4F(nn.Module):
-    """RSU-4F: the same U at one resolution, dilation in place of pooling."""
+    """RSU-4F: the same U at one resolution, with dilation in place of pooling."""
 
     def __init__(self, inputs: int, width: Width) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class RSU4F(nn.Module):
 
 
 def _block(position: int, inputs: int, width: Width) -> nn.Module:
-    """RSU-7, -6, -5, -4, -4F, -4F going down; RSU-4F, -4, -5, -6, -7 coming up."""
+    """The block at a position: RSU-7, -6, -5, -4, -4F, -4F in the encoder; RSU-4F, -4, -5, -6, -7 in the decoder."""
     depth = (7, 6, 5, 4, 0, 0, 0, 4, 5, 6, 7)[position]
     return RSU(depth, inputs, width) if depth else RSU4F(inputs, width)
 
@@ -172,12 +172,12 @@ class U2Net(nn.Module):
         self.outconv = nn.Conv2d(6 * out_channels, out_channels, 1)
 
     def side_inputs(self) -> tuple[int, ...]:
-        """Channels that side outputs 1 to 6 read, finest first."""
+        """The numbers of channels that side outputs 1 to 6 read, finest first."""
         widths = self.variant.widths
         return (*(w.out for w in reversed(widths[6:])), widths[5].out)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Seven maps after the sigmoid, the fused map d0 first, then side outputs 1 (finest) to 6.
+        """Compute seven maps after the sigmoid: the fused map d0, then side outputs 1 (finest) to 6.
 
         Args:
             x: (N, in_channels, H, W), normalised as `u2export.reference.image.Contract` says.
@@ -198,7 +198,7 @@ class U2Net(nn.Module):
 
 
 def conv_names(model: U2Net) -> list[str]:
-    """Dotted names of the convolutions in execution order, which is also their order in published ONNX files."""
+    """Return the dotted names of the convolutions in execution order; published ONNX files have the same order."""
     order: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
@@ -217,20 +217,23 @@ def conv_names(model: U2Net) -> list[str]:
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Variant, int, int]:
-    """Variant, input channels and output channels of a checkpoint, from nothing but its tensors' shapes.
+    """Recognise a checkpoint by the shapes of its tensors alone.
 
-    Widths that are neither u2net's nor u2netp's are taken as they are when the checkpoint agrees with itself.
+    Widths that are neither those of u2net nor those of u2netp are accepted where the checkpoint agrees with itself.
+
+    Returns:
+        The variant, the input channels and the output channels.
 
     Raises:
-        UserError: tensors are missing, or one has another shape than the best fitting variant asks for (named,
-            with the shape expected and the shape found).
+        UserError: tensors are missing, or a tensor has another shape than the best fitting variant expects. The error
+            names the tensor and both shapes.
     """
     needed = [f"{s}.{c}.conv_s1.weight" for s in ENCODERS + DECODERS for c in ("rebnconvin", "rebnconv1")]
     needed += ["side1.weight", "outconv.weight"]
     lost = [name for name in needed if len(shapes.get(name, ())) != 4]
     if lost:
         raise UserError(
-            f"not a U²-Net checkpoint: no tensor {lost[0]!r} of four dimensions ({len(lost)} such are missing)",
+            f"not a U²-Net checkpoint: no tensor {lost[0]!r} of four dimensions ({len(lost)} of these are missing)",
             "give a .pth, .safetensors or .onnx of U²-Net with the published parameter names",
         )
     widths = tuple(
@@ -240,7 +243,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Variant, int, int]
     inputs, outputs = shapes["stage1.rebnconvin.conv_s1.weight"][1], shapes["side1.weight"][0]
     candidates = [*VARIANTS.values(), Variant("u2net-custom", widths)]
     differing = {v.name: _differences(v, inputs, outputs, shapes) for v in candidates}
-    best = min(candidates, key=lambda v: len(differing[v.name]))  # the first of equals: a published variant
+    best = min(candidates, key=lambda v: len(differing[v.name]))  # among equals the first, which is a published variant
     if differing[best.name]:
         name, expected, found = differing[best.name][0]
         more = f" (and {n} more)" if (n := len(differing[best.name]) - 1) else ""

@@ -1,4 +1,4 @@
-"""The reference in the forms exporters start from, made once: the PyTorch module and its checked ONNX."""
+"""The reference from which exporters start: weights, the PyTorch network and the image contract."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Source:
     """One set of weights under one image contract.
 
     Attributes:
-        weights: which weights.
-        model: the reference network in evaluation mode; never modify it, take a deep copy.
+        weights: name and hash of the weights.
+        model: the reference network in evaluation mode. It must not be changed; change a deep copy.
         contract: pre- and postprocessing, and with it the input size.
     """
 
@@ -34,7 +34,16 @@ class Source:
 
     @classmethod
     def open(cls, name: str, contract: Contract | None = None) -> Source:
-        """The source that `--weights name` means; the contract gets the model's number of input channels."""
+        """Load weights by name or file; the contract gets the number of input channels of the model.
+
+        Args:
+            name: named weights, random-<variant>, or a .pth, .safetensors or .onnx file.
+            contract: pre- and postprocessing; 320x320 by default.
+
+        Raises:
+            UserError: the name is unknown, or the file cannot be read or holds no U²-Net.
+            Unavailable: PyTorch is not installed, or named weights could not be fetched.
+        """
         identity, model = weights.load(name)
         contract = (contract or Contract()).with_channels(model.in_channels)
         return cls(identity, model, contract)
@@ -45,7 +54,7 @@ class Source:
         return self.model.variant.name
 
     def predict(self, batch: Floats) -> Floats:
-        """The reference's fused map d0: (N, C, H, W) float32 to (N, K, H, W) float32."""
+        """Return the reference's fused map d0 (N, K, H, W) float32 of inputs (N, C, H, W) float32."""
         import torch
 
         with torch.inference_mode():
@@ -65,7 +74,7 @@ class Source:
         return summary(self.contract, self.predict(self.contract.tensor(picture(self.contract.channels)))[0, 0])
 
     def stamp(self, precision: str, tools: Mapping[str, str]) -> dict[str, Any]:
-        """What is written into the model file itself."""
+        """What is written into a model file: variant, weights, precision, versions of tools."""
         return {
             "variant": self.variant,
             "weights": self.weights.name,
@@ -75,6 +84,11 @@ class Source:
         }
 
     def compare(self, runner: Callable[[Floats], Floats], more: Iterable[Floats] = ()) -> Fidelity:
-        """A runner's first map against the reference's on the verification photos and on further inputs."""
+        """Compare a runner's first map with the reference's, on the verification photos and on further inputs.
+
+        Args:
+            runner: takes an input (1, C, H, W), returns maps (1, K, H, W).
+            more: further network inputs.
+        """
         pairs = chain(self.verification, ((x, self.predict(x)) for x in more))
         return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in pairs))

@@ -1,4 +1,4 @@
-"""The bundled photos that every export is verified on."""
+"""The bundled photos on which every export is verified."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from u2export.reference.image import Contract, Floats, find_photos
 
 
 def verification_photos() -> list[Path]:
-    """The photos every export is checked on; freely licensed, see photos/README.md. Not for calibration."""
+    """Paths of the photos, which are freely licensed (see photos/README.md). They must not be used for calibration."""
     return find_photos([Path(str(resources.files("u2export.reference") / "photos"))])
 
 
 def verification_inputs(contract: Contract) -> Iterator[Floats]:
-    """Their network inputs; models of other than 1 or 3 channels get the photos' colours in turn."""
+    """Yield their network inputs, each (1, C, H, W) float32.
+
+    Models without 1 or 3 channels get the colours of a photo in turn.
+    """
     photo = contract.with_channels(3) if contract.channels not in (1, 3) else contract
     for path in verification_photos():
         x = photo.read(path)

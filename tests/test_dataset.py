@@ -90,7 +90,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "noise": (lambda p: noise(p, 4), "all 4 pictures are noise"),
     "flat": (flat, "one flat colour"),
     "one photo twice": (copies, "only 1 usable photo (1 skipped, p000.png: the same pixels as again.png)"),
-    "verification photos": (verified, "a photo every export is verified on"),
+    "verification photos": (verified, "every export is verified on this photo"),
     "a single picture": (lambda p: fill(p, 1) / "p000.png", "is a single file"),
 }
 
