@@ -156,10 +156,10 @@ class Calibration:
 # --- finding -----------------------------------------------------------------------------------------------------
 
 
-Found = tuple[str, Sequence[Candidate], tuple[tuple[str, str], ...]]
+_Listing = tuple[str, Sequence[Candidate], tuple[tuple[str, str], ...]]
 
 
-def _find(path: Path, contract: Contract) -> Found:
+def _find(path: Path, contract: Contract) -> _Listing:
     """The name of the set, its candidates, and the names and reasons of what could not be read at all."""
     if not _exists(path):
         if path != BUNDLED:
@@ -200,7 +200,7 @@ def _same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a / MANIFEST).read_bytes() == (b / MANIFEST).read_bytes()
 
 
-def _in_folder(path: Path) -> Found:
+def _in_folder(path: Path) -> _Listing:
     closed: list[OSError] = []
     for _ in os.walk(path, onerror=closed.append):
         pass
