@@ -1,7 +1,8 @@
-"""Where progress and remarks go: standard error, in colour on a terminal, nowhere under --quiet."""
+"""Where progress and remarks go: to standard error, in colour on a terminal, and nowhere under --quiet."""
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,27 @@ if TYPE_CHECKING:
 
 @cache
 def stderr() -> Console:
-    """The one console for progress bars, warnings and remarks."""
+    """Return the one console for progress bars, warnings and remarks."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+@cache
+def stdout() -> Console:
+    """Return the one console for tables."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+class LogHandler(logging.Handler):
+    """Print the library's log to `stderr`: warnings of u2export as remarks, the rest with the logger's name."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message below a progress bar that may be shown."""
+        own = record.name.startswith("u2export") and record.levelno == logging.WARNING
+        stderr().print(f"{'warning' if own else record.name}: {record.getMessage()}", markup=False, soft_wrap=True)
 
 
 def silence() -> None:
