@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
 from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def require_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise Unavailable("PyTorch is not installed", "pip install 'u2export[torch]'")
+        raise Unavailable("PyTorch is not installed", how_to_install("torch"))
 
 
 def build(state: Mapping[str, torch.Tensor]) -> U2Net:
@@ -329,7 +330,7 @@ def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     import torch
 
     if find_spec("onnx") is None:
-        raise Unavailable(f"{path}: reading .onnx weights needs the onnx package", "pip install 'u2export[onnx]'")
+        raise Unavailable(f"{path}: reading .onnx weights needs the onnx package", how_to_install("onnx"))
     import onnx
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper
