@@ -19,7 +19,11 @@ import pytest
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.trt import build as trt_build
-from u2export.exporters.trt.build import Options, build, choose, limits_of, parse_shapes, strong_only, typing_of
+from u2export.exporters.trt import installed as trt_installed
+from u2export.exporters.trt.build import build
+from u2export.exporters.trt.build_log import Log
+from u2export.exporters.trt.installed import choose, limits_of, load, strong_only, typing_of
+from u2export.exporters.trt.options import Options, parse_shapes
 from u2export.exporters.trt.recipe import VERSIONS, Recipe
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text(encoding="utf-8"))
@@ -253,7 +257,7 @@ def test_shapes_of_another_form(text: str) -> None:
 
 def test_messages_are_sorted() -> None:
     trt = Fake("10.3.0")
-    log = trt_build.Log(trt)
+    log = Log(trt)
     log.logger.log(trt.Severity.WARNING, "uint8 is not supported. Defaulting to INT8 instead")
     log.logger.log(trt.Severity.ERROR, "something")
     log.logger.log(trt.Severity.ERROR, "[checkMacros.cpp] cudaError 35")
@@ -267,7 +271,7 @@ def test_messages_are_sorted() -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     names: list[str] = []
-    monkeypatch.setattr(trt_build, "installed", lambda: names)
+    monkeypatch.setattr(trt_installed, "installed", lambda: names)
     return names  # type: ignore[return-value]
 
 
@@ -311,7 +315,7 @@ def test_nonsense_is_refused(here: list[str], runtime: str, targets: tuple[str, 
 def rtx() -> Any:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed: pip install tensorrt_rtx")
-    return trt_build.load("rtx")
+    return load("rtx")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The command line: it joins the sub-commands, and it is the only place that prints errors."""
+"""The command line: it joins the sub-commands, and it prints errors in place of tracebacks."""
 
 from __future__ import annotations
 
@@ -93,21 +93,15 @@ def main() -> int:
     try:
         app()
     except UserError as error:
-        return _fail(error.problem, _with_option(error), check.USAGE if check.runs() else 1)
+        return console.fail(error)
     except MemoryError:
-        return _fail("out of memory", "use a smaller input size (--size), fewer photos, or a machine with more memory")
+        return console.fail(UserError("out of memory", "use a smaller input size (--size), fewer photos, or a machine with more memory"))
     except OSError as error:
         if error.errno == errno.EPIPE:
             return 1
         where = f" {error.filename}" if error.filename else ""
-        return _fail(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY))
+        return console.fail(UserError(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY)))
     return 0
-
-
-def _with_option(error: UserError) -> str:
-    """Return the hint with the option that it is about, where the hint does not name the option itself."""
-    option = f"--{error.option.replace('_', '-')}" if error.option else ""
-    return error.hint if option in error.hint else f"{error.hint} ({option})"
 
 
 _ANY = "check the path, its permissions, and the free space on the disk"
@@ -117,8 +111,3 @@ _ADVICE = {
     errno.EACCES: "check the permissions, or choose another path",
     errno.EROFS: "the file system is read-only; choose another path",
 }
-
-
-def _fail(problem: str, hint: str, code: int = 1) -> int:
-    print(f"u2export: {problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
-    return code

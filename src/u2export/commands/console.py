@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import cache
 from typing import TYPE_CHECKING
+
+from u2export.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,3 +41,11 @@ class LogHandler(logging.Handler):
 def silence() -> None:
     """Drop progress and remarks; results and errors stay."""
     stderr().quiet = True
+
+
+def fail(error: UserError, code: int = 1) -> int:
+    """Print an error in two lines and return the exit code; the hint names the option that it is about."""
+    option = f"--{error.option.replace('_', '-')}" if error.option else ""
+    hint = error.hint if option in error.hint else f"{error.hint} ({option})"
+    print(f"u2export: {error.problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
+    return code

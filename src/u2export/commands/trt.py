@@ -18,8 +18,8 @@ from u2export.exporters.trt.recipe import SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from u2export.exporters.trt.build import Options
     from u2export.exporters.trt.layer_table import Table
+    from u2export.exporters.trt.options import Options
     from u2export.exporters.trt.recipe import Recipe
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -126,7 +126,7 @@ def trt(
     if reason:
         raise Unavailable(f"prepared, not built: {reason.problem}", reason.hint.replace("RECIPE", str(recipe)))
     if not prepare_only:
-        from u2export.exporters.trt.build import Options
+        from u2export.exporters.trt.options import Options
 
         _build(recipe, out, runtime, Options(targets, typing.value), shapes, as_json)
 
@@ -148,7 +148,7 @@ def build(
     as_json: o.AsJson = False,
 ) -> None:
     """Build the engine of a recipe, and hold its layers' precisions against it."""
-    from u2export.exporters.trt.build import Options
+    from u2export.exporters.trt.options import Options
 
     options = Options(
         _targets(target), typing.value, (), workspace, level, timing_cache, version_compatible, hardware_compatible, dla
@@ -166,8 +166,8 @@ def check(
     as_json: o.AsJson = False,
 ) -> None:
     """Hold the layer table of an engine built with trtexec against its recipe; a silent fallback is an error."""
-    from u2export.exporters.trt.build import check_precisions
-    from u2export.exporters.trt.layer_table import Comparison, read
+    from u2export.exporters.trt.layer_table import read
+    from u2export.exporters.trt.precision_check import Comparison, check_precisions
     from u2export.exporters.trt.recipe import Recipe
 
     wanted, _ = Recipe.read(recipe)
@@ -189,7 +189,7 @@ def cache(
     ] = "",
 ) -> None:
     """Write a calibration cache with the recipe's scales, for implicit INT8 of TensorRT up to 10 (DLA needs it)."""
-    from u2export.exporters.trt.build import installed, load
+    from u2export.exporters.trt.installed import installed, load
     from u2export.exporters.trt.recipe import Recipe, write_calibration_cache
 
     if not tensorrt and "tensorrt" not in installed():
@@ -203,7 +203,7 @@ def trust(
     engine: Annotated[Path, typer.Argument(help="An engine built on another machine.")],
 ) -> None:
     """Let this machine open a foreign engine from now on; engines are native code, so know where it comes from."""
-    from u2export.exporters.trt.engine import trust as remember
+    from u2export.exporters.trt.trust import trust as remember
 
     if not engine.is_file():
         raise UserError(f"no such file: {engine}", "give an .engine")
@@ -231,7 +231,7 @@ def _targets(text: str) -> tuple[str, ...]:
 
 def _hindrance(runtime: Runtime, targets: tuple[str, ...]) -> UserError | None:
     """Why no engine can be built here."""
-    from u2export.exporters.trt.build import choose, devices, load
+    from u2export.exporters.trt.installed import choose, devices, load
 
     try:
         load(choose(runtime.value, targets, bool(devices())))
@@ -245,8 +245,9 @@ def _build(recipe_file: Path, out: Path, runtime: Runtime, options: Options, sha
 
     from u2export.exporters.open import read_artifact
     from u2export.exporters.trt.build import build as build_engine
-    from u2export.exporters.trt.build import choose, devices, load, parse_shapes
-    from u2export.exporters.trt.exporter import save_engine
+    from u2export.exporters.trt.engine_file import save_engine
+    from u2export.exporters.trt.installed import choose, devices, load
+    from u2export.exporters.trt.options import parse_shapes
     from u2export.exporters.trt.recipe import Recipe
 
     recipe, graph = Recipe.read(recipe_file)
