@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device, environment, this_device
-from u2export.benchmarks.report import Latency, Report, Row, Settings, Sustained, compact, speedup
+from u2export.benchmarks.latency import Latency, Sustained, speedup
+from u2export.benchmarks.report import Report, Row, Settings, compact
 from u2export.benchmarks.sensors import state
 from u2export.benchmarks.tables.columns import FORMATS, render
 from u2export.errors import UserError

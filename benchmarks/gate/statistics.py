@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from u2export.benchmarks.report import Latency
+from u2export.benchmarks.latency import Latency
 
 RESAMPLES = 10_000
 

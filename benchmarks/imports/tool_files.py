@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.device import Device
+from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring.rows import planned_artifact
-from u2export.benchmarks.report import Latency, Report, Row, Settings
+from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.install import how_to_install

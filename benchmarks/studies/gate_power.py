@@ -29,9 +29,10 @@ import numpy as np
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.check import Finding, check
+from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring import worker
 from u2export.benchmarks.measuring.bench import Plan, measure, settings
-from u2export.benchmarks.report import Latency, Report, Row
+from u2export.benchmarks.report import Report, Row
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.exporter import Request, Runner

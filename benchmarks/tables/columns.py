@@ -19,7 +19,8 @@ from rich.text import Text
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports import published
-from u2export.benchmarks.report import REASONS, Latency, Ratio, Report, Row
+from u2export.benchmarks.latency import Latency, Ratio
+from u2export.benchmarks.report import REASONS, Report, Row
 from u2export.errors import UserError
 from u2export.files import read_json
 from u2export.reference.fidelity import Fidelity
