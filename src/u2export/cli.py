@@ -95,12 +95,16 @@ def main() -> int:
     except UserError as error:
         return console.fail(error)
     except MemoryError:
-        return console.fail(UserError("out of memory", "use a smaller input size (--size), fewer photos, or a machine with more memory"))
+        return console.fail(
+            UserError("out of memory", "use a smaller input size (--size), fewer photos, or a machine with more memory")
+        )
     except OSError as error:
         if error.errno == errno.EPIPE:
             return 1
         where = f" {error.filename}" if error.filename else ""
-        return console.fail(UserError(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY)))
+        return console.fail(
+            UserError(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY))
+        )
     return 0
 
 

@@ -65,9 +65,7 @@ def targets() -> list[Target]:
         >>> [target.name for target in targets()]
         ['onnx', 'ort', 'openvino', 'trt', 'coreml']
     """
-    return [
-        Target(e.name, e.title, tuple(e.precisions), e.missing(), e.missing_runtime()) for e in EXPORTERS.values()
-    ]
+    return [Target(e.name, e.title, tuple(e.precisions), e.missing(), e.missing_runtime()) for e in EXPORTERS.values()]
 
 
 def inspect(file: str | Path) -> tuple[Inspection, Artifact | None]:
@@ -130,7 +128,12 @@ def list_weights() -> list[NamedWeights]:
     """
     return [
         NamedWeights(
-            k.name, k.about, k.licence, k.digest, tuple(k.sources), file if (file := _weights.cached(k.name)).is_file() else None
+            k.name,
+            k.about,
+            k.licence,
+            k.digest,
+            tuple(k.sources),
+            file if (file := _weights.cached(k.name)).is_file() else None,
         )
         for k in _weights.WEIGHTS.values()
     ]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from u2export.errors import UserError
 
+WIDTH = 120
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,15 @@ def stdout() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+@cache
+def wide() -> Console:
+    """Return the console for results: as wide as the terminal, or WIDTH columns where there is none."""
+    from rich.console import Console
+
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=WIDTH)
 
 
 class LogHandler(logging.Handler):

@@ -97,7 +97,9 @@ class CoreMLExport(o.Export):
 
     size: Annotated[
         str,
-        typer.Option(metavar="N|HxW[,…]", help="Input size in pixels; commas separate sizes that the app chooses from."),
+        typer.Option(
+            metavar="N|HxW[,…]", help="Input size in pixels; commas separate sizes that the app chooses from."
+        ),
     ] = "320"
 
 
@@ -107,7 +109,9 @@ def coreml(
     precision: str,
     palette: Annotated[
         int,
-        typer.Option(metavar="8|6|4", help="Store weights as indices of so many bits into palettes.", show_default=False),
+        typer.Option(
+            metavar="8|6|4", help="Store weights as indices of so many bits into palettes.", show_default=False
+        ),
     ] = 0,
     group: Annotated[
         int, typer.Option(help="Output channels that share a palette, 0 for all; needs --target ios18.")
