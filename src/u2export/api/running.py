@@ -250,8 +250,8 @@ def trust_engines(paths: Iterable[Path]) -> None:
 
     An engine is native code: trust only what comes from a source that you know.
     """
-    from u2export.exporters.trt.trust import trust
     from u2export.exporters.trt.exporter import ENGINE
+    from u2export.exporters.trt.trust import trust
 
     for path in paths:
         if (engine := read_artifact(path).path).suffix == ENGINE:

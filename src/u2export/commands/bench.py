@@ -21,9 +21,9 @@ class Outputs:
     """What a bench writes."""
 
     json: Annotated[Path | None, typer.Option(help="Write results, raw samples included, to this file.")] = None
-    contact_sheet: Annotated[
-        Path | None, typer.Option(help="Write a PNG of photos, masks and their differences.")
-    ] = None
+    contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of photos, masks and their differences.")] = (
+        None
+    )
     sheet_photos: Annotated[int, typer.Option(min=1, help="Photos on the contact sheet, the worst ones first.")] = 6
     save_reference: Annotated[
         Path | None, typer.Option(help="Write the reference's maps to this .npz, for a device without PyTorch.")
@@ -81,7 +81,9 @@ class Timing:
 class Machine:
     """Where rows are measured."""
 
-    device: Annotated[str, typer.Option(metavar="local|ssh://USER@HOST[:PORT]", help="Machine to measure on.")] = "local"
+    device: Annotated[str, typer.Option(metavar="local|ssh://USER@HOST[:PORT]", help="Machine to measure on.")] = (
+        "local"
+    )
     device_python: Annotated[
         str, typer.Option(help="Python on that machine that has numpy, Pillow and the runtime.")
     ] = "python3"

@@ -19,9 +19,7 @@ def lint(
         str, typer.Argument(help="A name of `u2export weights list`, a .pth or .safetensors file, or an fp32 .onnx.")
     ],
     calib: Calib = None,
-    photos: Annotated[
-        int, typer.Option(min=1, help="Number of calibration photos to look at, evenly spread.")
-    ] = 16,
+    photos: Annotated[int, typer.Option(min=1, help="Number of calibration photos to look at, evenly spread.")] = 16,
     top: Annotated[int, typer.Option(min=1, help="Number of layers to print, the worst first.")] = 10,
     as_json: AsJson = False,
 ) -> None:

@@ -28,7 +28,7 @@ PRECISION_HELP = {
 }
 
 
-def choice(values: Sequence[str], help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - as Typer calls it
+def choice(values: Sequence[str], help: str, *names: str, **more: Any) -> Any:
     """Return an option that takes one of the library's values; another value is a usage error."""
 
     def parsed(text: str) -> str:

@@ -119,9 +119,7 @@ def trt(
     options = builder.options()
     options.names()
     obstacle = None if prepare_only else _obstacle(options)
-    made = common.run(
-        "trt", precision, placement=placement, rest=rest, keep_float=keep_float, dynamic=dynamic
-    )
+    made = common.run("trt", precision, placement=placement, rest=rest, keep_float=keep_float, dynamic=dynamic)
     recipe = tensorrt.recipe_of(made)
     if prepare_only or obstacle or not as_json:
         o.show_artifact(made, as_json)
@@ -149,9 +147,7 @@ def build(
 def check(
     recipe: RecipeFile,
     table: Annotated[Path, typer.Argument(help="JSON of trtexec --exportLayerInfo, or a build log.")],
-    weak: Annotated[
-        bool, typer.Option("--weak", help="The engine was built with the flags --fp16 or --int8.")
-    ] = False,
+    weak: Annotated[bool, typer.Option("--weak", help="The engine was built with the flags --fp16 or --int8.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Compare the layer table of an engine built with trtexec with its recipe; a silent fallback is an error."""
