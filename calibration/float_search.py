@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.calibration.activation_ranges import Ranges, observe
+from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.layer_work import layer_macs, saved_time
 from u2export.calibration.prepare import prepared
-from u2export.calibration.quantize import ONNX_RUNTIME, TENSORRT, QuantSpec, bias_errors, quantize
+from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT, QuantSpec
+from u2export.calibration.quantize import quantize
 from u2export.calibration.sensitivity import Point, Sensitivity, Unit
 from u2export.errors import UserError
 from u2export.reference.fidelity import UPPER, Fidelity, compare

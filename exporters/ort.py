@@ -17,7 +17,7 @@ from u2export.reference.onnx_export import Graph, to_onnx
 if TYPE_CHECKING:
     import onnx
 
-    from u2export.calibration.quantize import QuantSpec
+    from u2export.calibration.quant_plan import QuantSpec
     from u2export.reference.source import Source
 
 
@@ -86,7 +86,7 @@ class Ort(OnnxRuntimeRunner):
 
 
 def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
-    from u2export.calibration.quantize import float_nodes
+    from u2export.calibration.quant_plan import float_nodes
     from u2export.reference.onnx_graph import conv_nodes
 
     convs, floats = conv_nodes(model), float_nodes(model, spec)
@@ -115,7 +115,7 @@ def int8_spec(weight_bits: int = 7, keep_float: tuple[str, ...] = ()) -> QuantSp
 
     Beside layers kept in float the heads are too: 0.4 % of the work for a fifth of the error that is left.
     """
-    from u2export.calibration.quantize import ONNX_RUNTIME
+    from u2export.calibration.quant_plan import ONNX_RUNTIME
 
     return replace(ONNX_RUNTIME, weight_bits=weight_bits, keep_float=keep_float, heads=not keep_float)
 

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from u2export.calibration.activation_ranges import observe
 from u2export.calibration.float_search import Search, load_of, search_float_layers, stage_of, surest
 from u2export.calibration.layer_work import layer_macs, saved_time
-from u2export.calibration.quantize import ONNX_RUNTIME, quantize
+from u2export.calibration.quant_plan import ONNX_RUNTIME
+from u2export.calibration.quantize import quantize
 from u2export.calibration.sensitivity import Sensitivity, read_keep_float
 from u2export.errors import UserError
 from u2export.reference.fidelity import Fidelity, ImageFidelity
