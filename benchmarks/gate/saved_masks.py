@@ -26,6 +26,7 @@ from u2export.reference.image import Floats
 
 SCHEMA = 1
 TOP = 65535
+THRESHOLD = 0.5
 HINT = "give a file that `u2export bench --keep-masks` wrote"
 
 
