@@ -142,7 +142,7 @@ def time_ratio(now: Sequence[float], then: Sequence[float], confidence: float = 
     pairs = np.array([(a, b) for a, b in zip(now, then, strict=False) if 0 < a < math.inf and 0 < b < math.inf])
     if not len(pairs):
         return None
-    logs = np.log(pairs[:, 0]) - np.log(pairs[:, 1])
+    logs = np.log(pairs[:, 0] / pairs[:, 1])
     averages = _walsh_averages(logs)
     value = math.exp(float(np.median(averages)))
     outside = _walsh_rank(len(logs), (1 - confidence) / 2)

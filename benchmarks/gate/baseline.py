@@ -200,7 +200,10 @@ def updated(report: Report, old: Baseline | None, any_device: bool, why: str) ->
     rows = {name: pair.now for name, pair in pairs(report, old.artifacts if old else {}).items()}
     for name, row in rows.items():
         if row.reason:
-            raise UserError(f"{name} was not measured: {row.reason}: {row.problem}", "fix the artifact, or leave it out of the bench")
+            raise UserError(
+                f"{name} was not measured: {row.reason}: {row.problem}",
+                "fix the artifact, or leave it out of the bench",
+            )
         if not row.images:
             raise UserError(f"{name} was not compared with a reference", "bench it with `--reference`")
     artifacts = {**(old.artifacts if old else {}), **{name: Accepted.of(row) for name, row in rows.items()}}
@@ -210,7 +213,7 @@ def updated(report: Report, old: Baseline | None, any_device: bool, why: str) ->
 def _unlike(old: Baseline, report: Report, device: Device | None) -> str:
     if old.photos_digest != report.photos_digest:
         now, then = len(report.photos), len(old.photos)
-        return f"the results are of other photos than the accepted state ({now} photos, not the same {then})"
+        return f"the results are of other photos than the accepted state ({now} photos here, {then} photos there)"
     if (old.device and old.device.fingerprint) != (device and device.fingerprint):
         return f"the results are of another device than the accepted state ({device.label if device else 'any'})"
     return ""

@@ -78,7 +78,9 @@ class Policy:
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"no such file: {path}", "give a policy in TOML, or leave the policy out for the defaults") from None
+            raise UserError(
+                f"no such file: {path}", "give a policy in TOML, or leave the policy out for the defaults"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", "check the path") from None
         except ValueError as error:  # of tomllib or of the UTF-8 decoder
@@ -91,7 +93,9 @@ class Policy:
         known = {"schema", "confidence", "latency_required", "verdicts", "artifact", *DEFAULTS}
         _known(data, known, where)
         if data.get("schema", SCHEMA) != SCHEMA:
-            raise UserError(f"{where} has schema {data['schema']}, this u2export reads {SCHEMA}", "write it for this schema")
+            raise UserError(
+                f"{where} has schema {data['schema']}, this u2export reads {SCHEMA}", "write it for this schema"
+            )
         confidence = _number(data.get("confidence", CONFIDENCE), f"{where}: confidence")
         if not 0.5 <= confidence < 1:
             raise UserError(f"{where}: confidence {confidence:g} is out of range", "give 0.5 to below 1, such as 0.95")
