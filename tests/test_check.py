@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.gate import verdicts
+from u2export.benchmarks.gate import formats as verdicts
 from u2export.benchmarks.gate.baseline import Baseline, bare, differences, pairs, updated
-from u2export.benchmarks.gate.check import Check, check
+from u2export.benchmarks.gate.judging import Check, check
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
 from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_baseline
-from u2export.benchmarks.gate.statistics import Interval, mean_interval, time_ratio
 from u2export.benchmarks.gate.trend import drawn, label, trend
 from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring.bench import Judged
 from u2export.benchmarks.report import Report, Row, Settings
+from u2export.benchmarks.statistics import Interval, mean_interval, time_ratio
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import check
+from u2export.benchmarks.gate.judging import check
 from u2export.benchmarks.gate.policy import Policy
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError

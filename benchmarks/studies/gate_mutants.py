@@ -28,7 +28,7 @@ from PIL import Image
 
 from u2export.benchmarks.device import environment
 from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import LOSSES, check
+from u2export.benchmarks.gate.judging import LOSSES, check
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
 from u2export.benchmarks.measuring.bench import Plan, measure
 from u2export.benchmarks.report import Settings

@@ -28,7 +28,7 @@ import numpy as np
 
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import Finding, check
+from u2export.benchmarks.gate.judging import Finding, check
 from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring import worker
 from u2export.benchmarks.measuring.bench import Plan, measure, settings

@@ -77,9 +77,9 @@ def check(
 ) -> None:
     """Say whether artifacts got worse than the baseline. Exit code: 0 no, 1 yes, 2 error, 3 inconclusive."""
 
-    from u2export.benchmarks.gate import verdicts
+    from u2export.benchmarks.gate import formats as verdicts
     from u2export.benchmarks.gate.baseline import Baseline
-    from u2export.benchmarks.gate.check import check as judge
+    from u2export.benchmarks.gate.judging import check as judge
     from u2export.benchmarks.gate.policy import Policy
     from u2export.benchmarks.gate.saved_masks import beside
     from u2export.benchmarks.report import Report

@@ -16,8 +16,8 @@ from typing import Any
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.gate.baseline import Accepted, Baseline, Pair, arithmetic, pairs
 from u2export.benchmarks.gate.policy import Limits, Policy
-from u2export.benchmarks.gate.statistics import Interval, mean_interval, time_ratio
 from u2export.benchmarks.report import Report, Row
+from u2export.benchmarks.statistics import Interval, mean_interval, time_ratio
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 

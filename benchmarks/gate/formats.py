@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from u2export.benchmarks.gate.check import Check, Finding, Judgement
+from u2export.benchmarks.gate.judging import Check, Finding, Judgement
 
 FORMATS = ("term", "junit", "json", "markdown", "github")
 COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
