@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from u2export.benchmarks.device import RUNTIMES, Device
-from u2export.benchmarks.latency import Latency, Ratio, Sustained, speedup
+from u2export.benchmarks.latency import Latency, Sustained, speedup
+from u2export.benchmarks.statistics import Interval
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
 from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
@@ -280,7 +281,7 @@ class Report:
         """The row of that name."""
         return next((r for r in self.rows if r.name == name), None)
 
-    def speedup(self, row: Row) -> Ratio | None:
+    def speedup(self, row: Row) -> Interval | None:
         """The row against the baseline row; None for the baseline itself and where one of them was not timed so."""
         base = self.row(self.baseline)
         if base is None or base.name == row.name or base.scenario != row.scenario:

@@ -1,4 +1,4 @@
-"""Verdicts of a check for people and for machines: terminal, JUnit, JSON, Markdown, GitHub's annotations."""
+"""Verdicts as text: for the terminal, and as JUnit, JSON, Markdown and GitHub annotations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from u2export.benchmarks.gate.judging import Check, Finding, Judgement
+from u2export.benchmarks.gate.verdicts import Finding, Judgement, Verdicts
+from u2export.benchmarks.tables.markdown import escaped, table
 
 FORMATS = ("term", "junit", "json", "markdown", "github")
 COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
@@ -19,32 +20,35 @@ SHORT = {"mean mae": "MAE", "worst mae": "worst", "mean iou": "IoU", "worst iou"
          "worst boundary_f": "b. F worst", "collapse": "area", "latency": "time", "size": "size"}  # fmt: skip
 
 
-def headline(check: Check) -> str:
-    """The outcome in one line."""
-    counts = Counter(j.verdict for j in check.judgements)
+def headline(verdicts: Verdicts) -> str:
+    """Return the outcome in one line."""
+    counts = Counter(j.verdict for j in verdicts.judgements)
     told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-    return f"{check.outcome}: {told} ({check.photos} photos)"
+    return f"{verdicts.outcome}: {told} ({verdicts.photos} photos)"
 
 
-def terminal(check: Check) -> RenderableType:
-    """A table for rich: losses against the baseline, ratios for area, time and size; then why not."""
-    used = [m for m in SHOWN if any(f.measure == m for j in check.judgements for f in j.findings)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("artifact", overflow="fold")
-    table.add_column("verdict")
+def terminal(verdicts: Verdicts) -> RenderableType:
+    """Return a table for rich, and below it the reasons of every artifact that did not pass.
+
+    The table shows losses against the accepted state, and ratios for area, time and size.
+    """
+    used = [m for m in SHOWN if any(f.measure == m for j in verdicts.judgements for f in j.findings)]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid.add_column("artifact", overflow="fold")
+    grid.add_column("verdict")
     for measure in used:
-        table.add_column(SHORT[measure], justify="right")
-    for judgement in check.judgements:
+        grid.add_column(SHORT[measure], justify="right")
+    for judgement in verdicts.judgements:
         found = {f.measure: f for f in judgement.findings}
         colour = COLOURS[judgement.verdict]
-        table.add_row(judgement.artifact, Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used))
+        grid.add_row(judgement.artifact, Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used))
     notes = [
         Text.assemble((f"{j.artifact}: ", "bold"), f"{f.title}: {f.text}")
-        for j in check.judgements
+        for j in verdicts.judgements
         if j.verdict != "pass"
         for f in j.reasons
     ]
-    return Group(table, Text(), *notes, Text(headline(check), style="bold"))
+    return Group(grid, Text(), *notes, Text(headline(verdicts), style="bold"))
 
 
 def _cell(finding: Finding | None) -> Text:
@@ -58,14 +62,17 @@ def _number(finding: Finding) -> str:
     return f"{finding.value:.3f}" if ratio else f"{finding.value:+.5f}"
 
 
-def junit(check: Check) -> str:
-    """JUnit XML: a test case for each measure of each artifact; what is open or new, and does not fail, is skipped."""
+def junit(verdicts: Verdicts) -> str:
+    """Return JUnit XML, with a test case for each measure of each artifact.
+
+    An inconclusive or new finding is a skipped test case, unless the policy counts it as a failure.
+    """
     suite = ElementTree.Element("testsuite", name="u2export check")
     counts: Counter[str] = Counter()
-    for judgement in check.judgements:
+    for judgement in verdicts.judgements:
         for finding in judgement.findings:
             case = ElementTree.SubElement(suite, "testcase", classname=judgement.artifact, name=finding.title, time="0")
-            outcome = check.policy.verdicts.get(finding.verdict, finding.verdict)
+            outcome = verdicts.policy.verdicts.get(finding.verdict, finding.verdict)
             if outcome == "fail":
                 ElementTree.SubElement(case, "failure", message=finding.text, type=finding.verdict)
             elif finding.verdict != "pass":
@@ -78,38 +85,33 @@ def junit(check: Check) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def as_json(check: Check) -> str:
-    """All findings."""
-    return json.dumps(check.to_json(), indent=1, ensure_ascii=False) + "\n"
+def as_json(verdicts: Verdicts) -> str:
+    """Return all findings as JSON."""
+    return json.dumps(verdicts.to_json(), indent=1, ensure_ascii=False) + "\n"
 
 
-def markdown(check: Check) -> str:
-    """GitHub Markdown: a table, and each finding that did not pass."""
-    lines = [f"**{headline(check)}**", "", "| artifact | verdict | " + " | ".join(SHORT[m] for m in SHOWN) + " |"]
-    lines.append("| :-- | :-- |" + " --: |" * len(SHOWN))
-    for judgement in check.judgements:
+def markdown(verdicts: Verdicts) -> str:
+    """Return GitHub Markdown: a table, and the reasons of every artifact that did not pass."""
+    rows = []
+    for judgement in verdicts.judgements:
         found = {f.measure: f for f in judgement.findings}
-        numbers = (found.get(m) for m in SHOWN)
-        cells = [judgement.artifact, judgement.verdict, *(_cell(f).plain for f in numbers)]
-        lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
-    told = [(j.artifact, f) for j in check.judgements for f in j.reasons if j.verdict != "pass"]
-    lines += ["", *(f"- {_markdown(artifact)}: {f.title}: {_markdown(f.text)}" for artifact, f in told)] if told else []
+        rows.append([judgement.artifact, judgement.verdict, *(_cell(found.get(m)).plain for m in SHOWN)])
+    titles = ("artifact", "verdict", *(SHORT[m] for m in SHOWN))
+    lines = [f"**{headline(verdicts)}**", "", table(titles, rows, "ll" + "r" * len(SHOWN))]
+    told = [(j.artifact, f) for j in verdicts.judgements for f in j.reasons if j.verdict != "pass"]
+    lines += ["", *(f"- {escaped(artifact)}: {f.title}: {escaped(f.text)}" for artifact, f in told)] if told else []
     return "\n".join(lines) + "\n"
 
 
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def github(check: Check) -> str:
-    """Workflow commands, an annotation for each artifact that did not pass."""
+def github(verdicts: Verdicts) -> str:
+    """Return GitHub workflow commands: an annotation for each reason of each artifact that did not pass."""
     lines = []
-    for judgement in check.judgements:
-        outcome = check.counts_as(judgement)
+    for judgement in verdicts.judgements:
+        outcome = verdicts.counts_as(judgement)
         level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[outcome]
         if judgement.verdict != "pass":
             lines += [_annotation(level, judgement, finding) for finding in judgement.reasons]
-    return "\n".join([*lines, headline(check)]) + "\n"
+    return "\n".join([*lines, headline(verdicts)]) + "\n"
 
 
 def _annotation(level: str, judgement: Judgement, finding: Finding) -> str:
@@ -118,10 +120,10 @@ def _annotation(level: str, judgement: Judgement, finding: Finding) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As GitHub's own toolkit writes data of workflow commands."""
+    """Escape data of a workflow command as GitHub's toolkit (actions/toolkit, core/src/command.ts) does."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def render(check: Check, form: str) -> str:
-    """The check as text in one of FORMATS but "term"."""
-    return {"junit": junit, "json": as_json, "markdown": markdown, "github": github}[form](check)
+def render(verdicts: Verdicts, form: str) -> str:
+    """Return the verdicts as text in one of FORMATS except "term"."""
+    return {"junit": junit, "json": as_json, "markdown": markdown, "github": github}[form](verdicts)

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports import published
-from u2export.benchmarks.latency import Latency, Ratio
+from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.report import REASONS, Report, Row
+from u2export.benchmarks.statistics import Interval
 from u2export.errors import UserError
 from u2export.files import read_json
 from u2export.reference.fidelity import Fidelity
@@ -131,7 +132,7 @@ def _p50(_: Report, row: Row) -> str:
     return f"{_ms(s['min'])}–{_ms(s['max'])}" if {"min", "max"} <= s.keys() else ""
 
 
-def _ratio(report: Report, row: Row) -> Ratio | None:
+def _ratio(report: Report, row: Row) -> Interval | None:
     return report.speedup(row) if row.latency.ns else None
 
 
