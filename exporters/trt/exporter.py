@@ -21,7 +21,7 @@ from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runn
 from u2export.exporters.trt.build import build
 from u2export.exporters.trt.engine_file import ENGINE, NOT_RUN, save_engine
 from u2export.exporters.trt.graph_rules import lint, refuse
-from u2export.exporters.trt.installed import LOCAL, choose, devices, installed, load
+from u2export.exporters.trt.installed import choose_builder, devices, installed, load
 from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import SUFFIX, Recipe
 from u2export.reference.onnx_export import Graph, to_onnx
@@ -102,8 +102,8 @@ class TensorRT(OnnxRuntimeRunner):
         if artifact.path.suffix == ENGINE or not devices() or not installed():
             return None
         recipe, graph = Recipe.read(artifact.path)
-        runtime = load(choose("auto", (LOCAL,), gpu=True))
-        return save_engine(build(runtime, graph, recipe, Options()), artifact, recipe, Options(), folder)
+        built = build(load(choose_builder()), graph, recipe, Options())
+        return save_engine(built, artifact, recipe, Options(), folder)
 
     def adopts(self, path: Path) -> bool:
         """Engines; a typed ONNX without its record looks like any other."""
