@@ -1,17 +1,17 @@
-"""An ONNX graph in memory: what is where in it, and running it for the tensors inside."""
+"""An ONNX graph in memory: what is where in it."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from u2export.errors import UserError
-from u2export.reference.image import Floats
+from u2export.reference.onnx_session import open_graph, run
 
 if TYPE_CHECKING:
     import onnx
@@ -159,30 +159,6 @@ def head_nodes(model: onnx.ModelProto) -> set[str]:
     return found
 
 
-def session(model: onnx.ModelProto, optimise: bool = True) -> Any:
-    """An ONNX Runtime session on the CPU over a graph in memory."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads only starve others
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
-    """The named tensors for each photo in turn."""
-    opened = session(model)
-    feed = opened.get_inputs()[0].name
-    empty = True
-    for x in inputs:
-        empty = False
-        yield opened.run(list(names), {feed: x})
-    if empty:
-        raise UserError("no photos to calibrate on", "give a folder of photos, for example --calib calibration/")
-
-
 def with_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], names: Iterable[str]) -> onnx.ModelProto:
     """A copy with further nodes and the named float tensors as its only outputs."""
     import onnx
@@ -197,4 +173,6 @@ def with_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], names:
     return copy
 
 
-View = GraphView  # until calibration's modules, which are being split, take the new name
+# Old names, until calibration's modules, which are being split, take the new ones.
+View, session = GraphView, open_graph
+__all__ = ["View", "run", "session"]

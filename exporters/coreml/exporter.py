@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,10 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.mac_runner import UNITS, on_a_mac
 from u2export.exporters.coreml.ports import FLAT, INPUT, OUTPUT, picture
-from u2export.exporters.coreml.simulated_runner import SIMULATED, simulated, stamp
-from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, versions
+from u2export.exporters.coreml.simulated_runner import SIMULATED, simulated, stamped
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.runtime import Runner, missing_modules, versions
+from u2export.reference import stamp
 from u2export.reference.image import Contract
 from u2export.reference.weights import WEIGHTS
 
@@ -106,7 +107,7 @@ class CoreML(Exporter):
             raise problem
         from u2export.exporters.coreml.package import Package
 
-        return Contract.from_json(stamp(Package(path), "contract"))
+        return Contract.from_json(stamped(Package(path), "contract"))
 
     def filename(self, source: Source, precision: str) -> str:
         """As `Exporter.filename`; what is not the default says so, lest one overwrite another."""
@@ -219,10 +220,8 @@ class CoreML(Exporter):
             "image": "Mask, 0 background to 255 object, of the input's size",
             "raw": "Saliency d0, 0 to 1, not stretched: its largest value tells whether there is an object at all",
         }[self.output]
-        stamped = {"contract": source.contract.to_json(), "output": self.output, **source.stamp(precision, tools)}
-        model.user_defined_metadata.update(
-            {f"u2export.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in stamped.items()}
-        )
+        texts = stamp.texts(source.contract, source.stamp(precision, tools), output=self.output)
+        model.user_defined_metadata.update(stamp.prefixed(texts))
 
     @contextmanager
     def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:

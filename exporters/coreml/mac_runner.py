@@ -11,7 +11,8 @@ import numpy as np
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.ports import INPUT, OUTPUT, picture
-from u2export.exporters.exporter import Runner
+from u2export.exporters.runtime import Runner
+from u2export.reference import stamp
 from u2export.reference.image import Floats
 
 # On a Mac; what Core ML then really uses per layer is in the runner's info.
@@ -30,7 +31,7 @@ def on_a_mac(artifact: Artifact, arithmetic: str) -> Runner:
         raise UserError(
             f"Core ML cannot open {artifact.path}: {error}", "export it again, for an older --target"
         ) from None
-    output = model.user_defined_metadata.get("u2export.output", "tensor")
+    output = stamp.read(model.user_defined_metadata).get("output", "tensor")
 
     def prepare(x: Floats) -> list[Image.Image]:
         pixels = picture(x, artifact.contract).astype(np.uint8).transpose(0, 2, 3, 1)

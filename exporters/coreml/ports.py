@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from u2export.exporters.onnx import to_pixels
+from u2export.exporters.onnx_runtime import to_pixels
 from u2export.reference.image import Contract, Floats
 
 INPUT, OUTPUT = "image", "mask"

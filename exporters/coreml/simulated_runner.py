@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.ports import INPUT, OUTPUT, picture, unstretched
-from u2export.exporters.exporter import Runner
+from u2export.exporters.runtime import Runner
+from u2export.reference import stamp
 from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ SIMULATED = {
 }
 
 
-def stamp(package: Package, key: str) -> str:
-    """What u2export wrote into a package's metadata under a key.
+def stamped(package: Package, key: str) -> Any:
+    """What u2export stamped into a package under a key.
 
     Raises:
-        UserError: it wrote nothing.
+        UserError: there is no such stamp.
     """
-    value: str = package.spec.description.metadata.userDefined.get(f"u2export.{key}", "")
+    value = stamp.read(package.spec.description.metadata.userDefined).get(key)
     if not value:
         raise UserError(f"{package.path}: not written by u2export (no {key} in its metadata)", "export it again")
     return value
@@ -45,7 +46,7 @@ def simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Run
     from u2export.exporters.coreml.package import Package
 
     package = Package(artifact.path)
-    output = stamp(package, "output")
+    output = stamped(package, "output")
     program = Program(package, arithmetic)
     d0 = next(op.name for op in reversed(package.operations) if op.kind == "sigmoid")
 

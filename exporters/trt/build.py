@@ -20,7 +20,7 @@ from u2export.exporters.trt.graph_rules import lint, refuse
 from u2export.exporters.trt.installed import limits_of, title, typing_of
 from u2export.exporters.trt.layer_table import Table, parse
 from u2export.exporters.trt.options import Options
-from u2export.exporters.trt.precision_check import Comparison, check_precisions
+from u2export.exporters.trt.precision_check import Comparison, check_table
 from u2export.exporters.trt.recipe import VERSIONS, Recipe
 
 
@@ -78,10 +78,7 @@ def build(
         save_cache(config, options.timing_cache)
     layers = log.layers or _inspected(trt, log, plan)
     table = parse(layers) if layers else None
-    comparison = None
-    if table:
-        comparison = Comparison(recipe.layers, table.precisions(recipe.layers), typing == "weak", recipe.islands)
-        check_precisions(comparison)
+    comparison = check_table(recipe, table, weak=typing == "weak") if table else None
     facts = {
         "runtime": "rtx" if hasattr(trt, "ComputeCapability") else "tensorrt", "version": str(trt.__version__),
         "typing": typing, "flags": sorted(flags), "seconds": round(time.monotonic() - began, 2),

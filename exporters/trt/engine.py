@@ -17,7 +17,7 @@ import numpy as np
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Runner
+from u2export.exporters.runtime import Runner
 from u2export.exporters.trt.build_log import Log
 from u2export.exporters.trt.cuda import Array, Cuda, open_cuda
 from u2export.exporters.trt.installed import devices, installed, load, strong_only

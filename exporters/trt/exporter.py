@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, ClassVar
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Made, Request, Runner, versions
-from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runner_of
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime, runner_of
+from u2export.exporters.runtime import Runner, versions
 from u2export.exporters.trt.build import build
 from u2export.exporters.trt.engine_file import ENGINE, NOT_RUN, save_engine
 from u2export.exporters.trt.graph_rules import lint, refuse
-from u2export.exporters.trt.installed import LOCAL, choose, devices, installed, load
+from u2export.exporters.trt.installed import choose_builder, devices, installed, load
 from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import SUFFIX, Recipe
 from u2export.reference.onnx_export import Graph, to_onnx
+from u2export.reference.onnx_session import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +38,7 @@ RESTS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
-class TensorRT(OnnxRuntimeRunner):
+class TensorRT(OnnxRuntime, Exporter):
     """Typed ONNX for TensorRT 8.5 and later, with the recipe to build it by; engines are opened where a GPU is.
 
     Attributes:
@@ -102,8 +104,8 @@ class TensorRT(OnnxRuntimeRunner):
         if artifact.path.suffix == ENGINE or not devices() or not installed():
             return None
         recipe, graph = Recipe.read(artifact.path)
-        runtime = load(choose("auto", (LOCAL,), gpu=True))
-        return save_engine(build(runtime, graph, recipe, Options()), artifact, recipe, Options(), folder)
+        built = build(load(choose_builder()), graph, recipe, Options())
+        return save_engine(built, artifact, recipe, Options(), folder)
 
     def adopts(self, path: Path) -> bool:
         """Engines; a typed ONNX without its record looks like any other."""

@@ -1,7 +1,7 @@
-"""Which TensorRT is installed here, which GPUs there are, and what the installed version can do.
+"""Which TensorRT is installed here, which GPUs this machine has, and what the installed version can do.
 
-Versions are never compared: what a version has is asked of its module. A missing `BuilderFlag.FP16` means that the
-graph alone says the precisions.
+This package never compares versions. It asks the module of a version for a feature. A module without
+`BuilderFlag.FP16` takes all precisions from the graph.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from u2export.errors import Unavailable, UserError
@@ -18,64 +19,93 @@ from u2export.exporters.trt.recipe import Recipe
 from u2export.install import how_to_install
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+RUNTIMES = ("auto", *MODULES)
 LOCAL = "local"
-# Boards TensorRT-RTX does not build for, whatever its version: only their own TensorRT does.
+# TensorRT-RTX does not build for these boards in any version. Only the TensorRT on the board does.
 JETSON = {
     "sm53": "Jetson Nano and TX1", "sm62": "Jetson TX2", "sm72": "Jetson Xavier", "sm87": "Jetson Orin",
     "sm101": "Jetson Thor", "sm110": "Jetson Thor",
 }  # fmt: skip
 TYPINGS = ("auto", "weak", "strong")
+# Attributes of a device in the CUDA driver: major and minor number of its compute capability.
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 
 
 def installed() -> list[str]:
-    """Of "tensorrt" and "rtx", those whose Python package is here."""
+    """Return those of "tensorrt" and "rtx" whose Python package is installed."""
     return [name for name, module in MODULES.items() if find_spec(module) is not None]
 
 
-def choose(runtime: str, targets: Sequence[str], gpu: bool) -> str:
-    """The runtime to build with: the one asked for, or for "auto" the one that can build for the targets here.
+def check_targets(runtime: str, targets: Sequence[str]) -> None:
+    """Refuse a runtime or targets that are wrong on every machine.
+
+    Args:
+        runtime: one of `RUNTIMES`.
+        targets: "local" alone, or GPU generations such as "sm86".
 
     Raises:
-        UserError: no such runtime or target, or one that the runtime does not build for.
-        Unavailable: the runtime is not installed, or the target takes a GPU that is not here.
+        UserError: an unknown name, "local" beside a generation, or a generation with TensorRT.
     """
-    if runtime not in (*MODULES, "auto"):
-        raise UserError(f"no runtime named {runtime!r}", f"choose one of auto, {', '.join(MODULES)}")
-    elsewhere = [t for t in targets if t != LOCAL]
-    for target in elsewhere:
-        if target in JETSON:
-            raise Unavailable(
-                f"{target} is {JETSON[target]}: its engines are built on the board alone; RTX has no such target",
-                "copy the recipe and its .onnx to the board, and run u2export trt build RECIPE there",
-            )
+    if runtime not in RUNTIMES:
+        raise UserError(f"no runtime named {runtime!r}", f"choose one of {', '.join(RUNTIMES)}")
+    if not targets:
+        raise UserError("no target is named", "give local, or GPU generations such as sm86")
+    generations = [target for target in targets if target != LOCAL]
+    for target in generations:
         if not re.fullmatch(r"sm\d{2,3}", target):
             raise UserError(f"no target named {target!r}", "give local, or GPU generations such as sm75,sm86,sm120")
-    if elsewhere and LOCAL in targets:
+    if generations and LOCAL in targets:
         raise UserError("local and named targets exclude each other", "give one or the other")
-    here = installed()
-    wanted = ("rtx" if elsewhere else next(iter(here), "tensorrt")) if runtime == "auto" else runtime
-    if wanted == "tensorrt" and elsewhere:
-        raise UserError("TensorRT builds for the GPU at hand alone", "leave out --target, or add --runtime rtx")
-    if wanted not in here:
-        extra = {
-            "rtx": f"run u2export trt build RECIPE where it is installed, or here: {how_to_install('trt-rtx')}",
-            "tensorrt": "run u2export trt build RECIPE on a Jetson or GPU box, with the system's Python",
-        }
-        nothing = "neither tensorrt nor tensorrt_rtx is" if not here else f"{MODULES[wanted]} is not"
-        raise Unavailable(f"{nothing} installed here", extra[wanted])
-    if not elsewhere and not gpu:
+    if runtime == "tensorrt" and any(target not in JETSON for target in generations):
+        raise UserError("TensorRT builds for the GPU of this machine only", "leave out --target, or add --runtime rtx")
+
+
+def choose_builder(runtime: str = "auto", targets: Sequence[str] = (LOCAL,), recipe: Path | None = None) -> str:
+    """Return the runtime that builds an engine on this machine, after loading it.
+
+    Args:
+        runtime: one of `RUNTIMES`. "auto" takes TensorRT-RTX for GPU generations, and what is installed for "local".
+        targets: as for `check_targets`.
+        recipe: the recipe that the hint of an error names; hints say RECIPE without it.
+
+    Raises:
+        UserError: as `check_targets`.
+        Unavailable: the runtime is not installed or does not load, "local" needs a GPU and there is none, or the target
+            is a Jetson.
+    """
+    check_targets(runtime, targets)
+    command = f"u2export trt build {recipe or 'RECIPE'}"
+    generations = [target for target in targets if target != LOCAL]
+    if boards := [target for target in generations if target in JETSON]:
         raise Unavailable(
-            "no CUDA device here, and an engine for the GPU at hand was asked for",
-            "build on the device with u2export trt build RECIPE, or ahead of time with --runtime rtx --target sm86",
+            f"{boards[0]} is {JETSON[boards[0]]}: only the board itself builds engines for it",
+            f"copy the recipe and its .onnx to the board, and run {command} there",
         )
-    return wanted
+    here = installed()
+    name = runtime
+    if runtime == "auto":
+        name = "rtx" if generations else next(iter(here), "tensorrt")
+    if name not in here:
+        missing = f"{MODULES[name]} is not" if here else "neither tensorrt nor tensorrt_rtx is"
+        elsewhere = {
+            "rtx": f"run {command} where it is installed, or here: {how_to_install('trt-rtx')}",
+            "tensorrt": f"run {command} on a Jetson or GPU box, with the system's Python",
+        }
+        raise Unavailable(f"{missing} installed here", elsewhere[name])
+    if not generations and not devices():
+        raise Unavailable(
+            "this machine has no CUDA device, and the target is its own GPU",
+            f"run {command} on the device, or build ahead of time with --runtime rtx --target sm86",
+        )
+    load(name)
+    return name
 
 
 def load(runtime: str) -> Any:
-    """The module of a runtime.
+    """Return the Python module of a runtime, a key of `MODULES`.
 
     Raises:
-        Unavailable: it is installed, but does not load.
+        Unavailable: the module is installed but does not load.
     """
     try:
         return importlib.import_module(MODULES[runtime])
@@ -87,7 +117,7 @@ def load(runtime: str) -> Any:
 
 
 def devices() -> list[str]:
-    """Names of the CUDA devices of this machine, from the driver; empty where there is none."""
+    """Return the names of this machine's CUDA devices, as the driver gives them; an empty list without a driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
             driver = ctypes.CDLL(name)
@@ -104,48 +134,50 @@ def _device_name(driver: Any, index: int) -> str:
     device, text, major, minor = ctypes.c_int(), ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), index)
     driver.cuDeviceGetName(text, len(text), device)
-    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # compute capability, major and minor
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), CAPABILITY_MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), CAPABILITY_MINOR, device)
     return f"{text.value.decode(errors='replace')} (sm{major.value}{minor.value})"
 
 
+def is_rtx(trt: Any) -> bool:
+    """Whether a module is TensorRT-RTX, which alone builds for named compute capabilities."""
+    return hasattr(trt, "ComputeCapability")
+
+
+def title(trt: Any) -> str:
+    """Return the name and version of a module, for messages."""
+    return f"TensorRT{'-RTX' if is_rtx(trt) else ''} {trt.__version__}"
+
+
 def strong_only(trt: Any) -> bool:
-    """Whether the graph alone says the precisions: TensorRT 11 and RTX."""
+    """Whether the graph alone decides on precisions, as in TensorRT 11 and RTX."""
     return not hasattr(trt.BuilderFlag, "FP16")
 
 
 def typing_of(trt: Any, wanted: str, recipe: Recipe) -> str:
-    """ "weak" or "strong": what was asked for, or what the graph is best built with.
+    """Return "weak" or "strong": the typing that was asked for, or for "auto" the better one for the graph.
 
     Raises:
-        UserError: the version has not what was asked for.
+        UserError: no such typing, or this version does not have it.
     """
     can_strong = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     if wanted not in TYPINGS:
         raise UserError(f"no typing named {wanted!r}", f"choose one of {', '.join(TYPINGS)}")
     if wanted == "strong" and not can_strong:
-        raise UserError(f"TensorRT {trt.__version__} has no strong typing", "leave out --typing; 10.0 brought it")
+        raise UserError(f"{title(trt)} has no strong typing", "leave out --typing; TensorRT 10.0 introduced it")
     if wanted == "weak" and strong_only(trt):
-        raise UserError(f"TensorRT {trt.__version__} has no weak typing", "leave out --typing; 11.0 removed it")
+        raise UserError(f"{title(trt)} has no weak typing", "leave out --typing; TensorRT 11.0 removed it")
     if wanted != "auto":
         return wanted
-    # Int8 beside fp32 is left weak where that can be: TensorRT may then use fp16 for what is not int8.
-    return "strong" if strong_only(trt) or (can_strong and not _rest_is_fp32(recipe)) else "weak"
-
-
-def _rest_is_fp32(recipe: Recipe) -> bool:
-    return recipe.precision == "int8" and recipe.rest == "fp32"
+    # Weak typing lets TensorRT use fp16 for what int8 leaves in fp32, so this recipe takes it where it exists.
+    int8_beside_fp32 = recipe.precision == "int8" and recipe.rest == "fp32"
+    return "strong" if strong_only(trt) or (can_strong and not int8_beside_fp32) else "weak"
 
 
 def limits_of(trt: Any) -> str:
-    """The key of `VERSIONS` for a module, by its features."""
-    if hasattr(trt, "ComputeCapability"):
+    """Return the key of `recipe.VERSIONS` for a module, by its features."""
+    if is_rtx(trt):
         return "rtx"
     if strong_only(trt):
         return "11.0"
     return "10.0" if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else "8.5"
-
-
-def title(trt: Any) -> str:
-    """Name and version of a runtime, for messages."""
-    return f"TensorRT{'-RTX' if hasattr(trt, 'ComputeCapability') else ''} {trt.__version__}"
