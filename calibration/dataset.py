@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +31,12 @@ from u2export.calibration.photo_checks import (
 from u2export.errors import UserError
 from u2export.files import read_json, write_json
 from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.spread import evenly_spread
 from u2export.reference.weights import file_digest
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 BUNDLED = Path("calibration")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Calibration:
             raise UserError(f"cannot calibrate on {limit} photos", f"allow at least {FEWEST}")
         name, candidates, unread = _find(path, contract)
         if limit is not None:
-            candidates = _spread(candidates, limit)
+            candidates = evenly_spread(candidates, limit)
         checked = list(parallel(lambda c: check_photo(c, contract), candidates))
         kept, skipped = sort_out(checked, unread, own_evaluation(contract))
         if strict and skipped:
@@ -127,7 +126,7 @@ class Calibration:
         """The same set cut down to `count` photos, evenly spread over the names; itself if it has no more."""
         if count < 1:
             raise UserError(f"cannot take {count} photos", "ask for at least one")
-        return replace(self, photos=tuple(_spread(self.photos, count)))
+        return replace(self, photos=tuple(evenly_spread(self.photos, count)))
 
     def split(self, held_back: int) -> tuple[Calibration, Calibration]:
         """A part to calibrate on and `held_back` photos to check the result on, evenly spread over the names.
@@ -144,7 +143,7 @@ class Calibration:
                 f"cannot hold {held_back} of {len(self)} photos back ({len(single)} of them have no look-alike)",
                 "add photos, or hold fewer back",
             )
-        back = _spread(single, held_back)
+        back = evenly_spread(single, held_back)
         rest = tuple(p for p in self.photos if p not in back)
         return replace(self, photos=rest), replace(self, photos=tuple(back), warnings=())
 
@@ -290,10 +289,3 @@ def _too_few(path: Path, kept: Sequence[Checked], skipped: Sequence[tuple[str, s
         return UserError(f"{path}: none of {len(skipped)} pictures can be used ({reasons})", hint)
     lost = f" ({len(skipped)} skipped, {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
     return UserError(f"{path}: only {len(kept)} usable photo{lost}", hint)
-
-
-def _spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items, evenly spread; all of them if there are no more."""
-    if count >= len(items):
-        return list(items)
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
