@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from u2export.benchmarks.device import Device, environment, this_device
 from u2export.benchmarks.report import Latency, Report, Row, Settings, Sustained, compact, speedup
 from u2export.benchmarks.sensors import state
-from u2export.benchmarks.tables.columns import FORMATS, render
+from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract

@@ -122,7 +122,7 @@ def bench(
     from u2export.benchmarks.measuring.bench import Plan, measure, photos_in, settings
     from u2export.benchmarks.measuring.ground_truth import find_masks, require
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.tables.columns import console, terminal
+    from u2export.benchmarks.tables.terminal import console, terminal
     from u2export.exporters.open import read_artifact
 
     if resume and not json:

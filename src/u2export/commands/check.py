@@ -83,7 +83,7 @@ def check(
     from u2export.benchmarks.gate.policy import Policy
     from u2export.benchmarks.gate.saved_masks import beside
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.tables.columns import console
+    from u2export.benchmarks.tables.terminal import console
 
     with _usage():
         chosen = Policy.load(policy) if policy else Policy()
@@ -172,7 +172,7 @@ def show(file: Annotated[Path, typer.Argument(help="Baseline.")], as_json: o.AsJ
     from rich.table import Table
 
     from u2export.benchmarks.gate.baseline import Baseline, told
-    from u2export.benchmarks.tables.columns import console
+    from u2export.benchmarks.tables.terminal import console
 
     with _usage():
         loaded = Baseline.load(file)
@@ -219,7 +219,7 @@ def trend(
     from u2export.benchmarks.gate.baseline import Baseline
     from u2export.benchmarks.gate.policy import Policy
     from u2export.benchmarks.report import Report
-    from u2export.benchmarks.tables.columns import console
+    from u2export.benchmarks.tables.terminal import console
 
     with _usage():
         against = Baseline.load(baseline) if baseline else None

@@ -41,24 +41,28 @@ def table(
     ] = False,
 ) -> None:
     """Render results as tables, each device's by itself; what others published stays apart and marked."""
-    from u2export.benchmarks.tables import columns as tables
+    from u2export.benchmarks.tables.gather import gather, ordered
+    from u2export.benchmarks.tables.markdown_page import inserted
+    from u2export.benchmarks.tables.markdown_page import overview as overview_of
+    from u2export.benchmarks.tables.render import render
+    from u2export.benchmarks.tables.terminal import console, terminal
 
     if check and not into:
         raise UserError("--check needs the file to check", "add --into FILE.md")
-    reports = tables.gather(results)
+    reports = gather(results)
     if into:
         text = into.read_text(encoding="utf-8")
-        fresh = tables.inserted(text, tables.overview(reports), str(into))
+        fresh = inserted(text, overview_of(reports), str(into))
         if check and fresh != text:
             raise UserError(f"the table in {into} is stale", "run the same command without --check")
         if not check:
             write_text(fresh, into)
         typer.echo(into)
     elif overview or out or form is not Format.term:
-        text = tables.overview(reports) if overview else tables.render(reports, form.value)
+        text = overview_of(reports) if overview else render(reports, form.value)
         if out:
             write_text(text, out)
         typer.echo(out or text, nl=bool(out))
     else:
-        for report in tables.ordered(reports):
-            tables.console().print(tables.terminal(report))
+        for report in ordered(reports):
+            console().print(terminal(report))
