@@ -15,8 +15,8 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports import tool_files as importers
 from u2export.benchmarks.imports.tool_files import FORMATS, Claim, reports
 from u2export.benchmarks.report import Report
-from u2export.benchmarks.tables.columns import FORMATS as TABLES
-from u2export.benchmarks.tables.columns import render
+from u2export.benchmarks.tables.render import FORMATS as TABLES
+from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.files import write_json

@@ -15,7 +15,7 @@ from u2export.benchmarks.device import Device, environment, this_device
 from u2export.benchmarks.latency import Latency, Sustained, speedup
 from u2export.benchmarks.report import Report, Row, Settings, compact
 from u2export.benchmarks.sensors import state
-from u2export.benchmarks.tables.columns import FORMATS, render
+from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract

@@ -26,7 +26,7 @@ from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
 from u2export.benchmarks.measuring.ssh import Address, Remote, address, core
 from u2export.benchmarks.measuring.worker_process import Failed
 from u2export.benchmarks.report import Report, Settings
-from u2export.benchmarks.tables.columns import render
+from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")

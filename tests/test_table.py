@@ -20,8 +20,13 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring.bench import Judged
 from u2export.benchmarks.report import Report, Row, Settings
-from u2export.benchmarks.tables.columns import BEGIN, FORMATS, WIDTH, about, gather, inserted, overview, render, small
+from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
+from u2export.benchmarks.tables.gather import gather
+from u2export.benchmarks.tables.legend import about
+from u2export.benchmarks.tables.markdown_page import BEGIN, inserted, overview
+from u2export.benchmarks.tables.render import FORMATS, render
+from u2export.benchmarks.tables.terminal import WIDTH
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract
@@ -79,14 +84,14 @@ def test_columns_that_nobody_fills_are_left_out() -> None:
 
 
 def test_what_a_reader_must_know() -> None:
-    text = "\n".join(about(report()))
+    text = "\n".join(about(table_of(report())))
     assert "reference of the masks: PyTorch 2.13.0 fp32 (u2netp-320-pytorch-fp32)\n" in text
     onnx = replace(report(), rows=(replace(report().rows[0], exporter="onnx"), report().rows[1]))
-    assert "(u2netp-320-pytorch-fp32), not PyTorch on this machine\n" in "\n".join(about(onnx))
+    assert "(u2netp-320-pytorch-fp32), not PyTorch on this machine\n" in "\n".join(about(table_of(onnx)))
     assert "2 photos, 1 could not be read" in text and "onnxruntime 1.32.0" in text
     assert "~ unstable" in text and "? indicative" in text and "busy: load 1.75 on 2 cores" in text
     alone = replace(report(), rows=(row("x.onnx", reference="", images={}),), complete=False)
-    text = "\n".join(about(alone))
+    text = "\n".join(about(table_of(alone)))
     assert "reference of the masks: none" in text and "interrupted" in text and "indicative" not in text
 
 
@@ -179,7 +184,7 @@ def test_imported_rows_are_marked_and_their_empty_cells_explained() -> None:
     assert sampled["p50 ms"] == "201" and (stated["p50 ms"], stated["p90 ms"]) == ("7.50", "8.25")
     assert (mean["p50 ms"], mean["p90 ms"], spread["p50 ms"]) == ("4.00 mean", "n/t", "2.00–3.00")
     assert stated["load ms"] == "n/t" and "MAE" not in sampled  # a column nobody fills
-    assert "timed: GPU compute" in stated["note"] and "n/t: its source does not tell" in text
+    assert "timed: GPU compute" in stated["note"] and "n/t: the source does not state the value" in text
     assert f"imported: trtexec t.json, sha256 {'ab' * 8}…" in text and "by: M measured, I imported, P published" in text
     assert "reference of the masks" not in text and "0 cores" not in text
     mixed = replace(imported(), rows=(*imported().rows, report().rows[1]))

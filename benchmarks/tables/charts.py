@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.report import Report, Row
-from u2export.benchmarks.tables.columns import label, statistic
+from u2export.benchmarks.tables.columns import statistic
+from u2export.benchmarks.tables.legend import label
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
 from u2export.install import how_to_install

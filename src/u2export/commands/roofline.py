@@ -41,7 +41,7 @@ def roofline(
     """Estimate the least latency of a network on devices from their makers' figures; never a result."""
     from u2export.benchmarks.report import Report
     from u2export.benchmarks.roofline import bound, chips, count, of_network, reached, this_machine
-    from u2export.benchmarks.tables.columns import console
+    from u2export.benchmarks.tables.terminal import console
     from u2export.exporters.open import read_artifact
     from u2export.files import write_json
 
