@@ -96,6 +96,14 @@ def test_smooth_masks(theirs: Callable[..., Measured], seed: int, height: int, w
     same(mask, truth, theirs)
 
 
+def test_the_opposite_of_the_truth(theirs: Callable[..., Measured]) -> None:
+    """Its similarity is negative; the S-measure stops at 0."""
+    truth = np.zeros((20, 20), bool)
+    truth[5:15, 5:15] = True
+    same(np.uint8(~truth) * 255, truth, theirs)
+    assert s_measure((~truth).astype(float), truth) == 0
+
+
 def test_an_object_at_the_edge_has_a_number() -> None:
     truth = np.zeros((6, 8), bool)
     truth[-1] = True
