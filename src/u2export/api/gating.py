@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from u2export.benchmarks.gate import formats, judging
 from u2export.benchmarks.gate import trend as _trend
-from u2export.benchmarks.gate.baseline import Baseline, differences, told, updated
+from u2export.benchmarks.gate.acceptance import accept
+from u2export.benchmarks.gate.baseline import Baseline, differences, told
 from u2export.benchmarks.gate.policy import Policy
-from u2export.benchmarks.gate.saved_masks import THRESHOLD, SavedMasks, beside, rejudged
+from u2export.benchmarks.gate.saved_masks import THRESHOLD, SavedMasks
 from u2export.benchmarks.gate.trend import Line
 from u2export.benchmarks.gate.verdicts import Finding, Judgement, Verdicts
 from u2export.benchmarks.report import Report
@@ -91,16 +92,9 @@ def update_baseline(
         UserError: the report is of an interrupted run, a row was not measured, or the photos or the device are others
             than those of the baseline.
     """
-    target, results = Path(file), _results(report)
-    saved = SavedMasks.load(Path(masks)) if masks is not None else None
-    results = rejudged(results, saved, None, THRESHOLD) if saved else results
-    old = Baseline.load(target) if target.exists() and not replace else None
-    anywhere = any_device if any_device is not None else not any(row.latency.ns for row in results.rows)
-    new = updated(results, old, anywhere, why)
-    new.save(target)
-    if saved:
-        saved.save(beside(target))
-    return new, list(differences(old, new)) if old else []
+    given = Path(masks) if masks is not None else None
+    accepted = accept(_path(report), Path(file), masks=given, replace=replace, any_device=any_device, why=why)
+    return accepted.new, list(differences(accepted.old, accepted.new)) if accepted.old else []
 
 
 def described_baseline(baseline: Baseline | str | Path) -> tuple[Baseline, dict[str, dict[str, str]]]:

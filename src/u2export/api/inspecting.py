@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from u2export.api.exporting import Size, read_contract
 from u2export.errors import Unavailable, UserError
@@ -13,9 +13,6 @@ from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 from u2export.reference import weights as _weights
-
-if TYPE_CHECKING:
-    from u2export.exporters.inspection import Inspection, Port
 
 __all__ = [
     "Artifact", "Inspection", "NamedWeights", "Port", "Target", "convert_weights", "golden", "inspect", "list_weights", "pull_weights",

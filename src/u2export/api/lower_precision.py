@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from u2export.api.exporting import Size, read_contract
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.sensitivity import Point, Sensitivity
+from u2export.calibration.weak_layers import Layer, Lint
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.open import read_artifact
 from u2export.files import make_folder, staged
@@ -19,8 +20,6 @@ from u2export.reference.image import Contract
 
 if TYPE_CHECKING:
     import onnx
-
-    from u2export.calibration.weak_layers import Layer, Lint
 
 __all__ = [
     "SCHEMES", "Calibration", "Layer", "Lint", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes", "pull_photos",

@@ -11,7 +11,10 @@ from u2export.benchmarks.imports.tool_files import FORMATS as TOOLS
 from u2export.benchmarks.imports.tool_files import Claim, reports
 from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables import charts
-from u2export.benchmarks.tables import columns as _tables
+from u2export.benchmarks.tables import gather as _gather
+from u2export.benchmarks.tables.markdown_page import inserted, overview
+from u2export.benchmarks.tables.render import FORMATS, render
+from u2export.benchmarks.tables.terminal import terminal
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
@@ -22,11 +25,10 @@ __all__ = [
     "overview", "phone_kit", "report_table", "tables_text", "update_overview",
 ]  # fmt: skip
 
-FORMATS = _tables.FORMATS
 CHARTS, CHART_FORMATS = charts.KINDS, ("png", "svg")
 PHONES = tuple(_kit.PLATFORMS)
-# One report for the terminal, as rich renders it; reports in the order of tables; one line for each device and artifact.
-report_table, ordered, overview = _tables.terminal, _tables.ordered, _tables.overview
+# One report for the terminal, as rich renders it; and reports in the order of tables.
+report_table, ordered = terminal, _gather.ordered
 
 
 def gather(results: Iterable[str | Path]) -> list[Report]:
@@ -38,7 +40,7 @@ def gather(results: Iterable[str | Path]) -> list[Report]:
     Raises:
         UserError: a file holds no results, or there are none.
     """
-    return _tables.gather([Path(path) for path in results])
+    return _gather.gather([Path(path) for path in results])
 
 
 def tables_text(reports: Sequence[Report], form: str = "md") -> str:
@@ -57,7 +59,7 @@ def tables_text(reports: Sequence[Report], form: str = "md") -> str:
     """
     if form not in FORMATS:
         raise UserError(f"no form of a table named {form!r}", f"choose one of {', '.join(FORMATS)}")
-    return _tables.render(reports, form)
+    return render(reports, form)
 
 
 def update_overview(reports: Sequence[Report], file: str | Path, *, check: bool = False) -> Path:
@@ -73,7 +75,7 @@ def update_overview(reports: Sequence[Report], file: str | Path, *, check: bool 
     """
     path = Path(file)
     text = path.read_text(encoding="utf-8")
-    fresh = _tables.inserted(text, overview(reports), str(path))
+    fresh = inserted(text, overview(reports), str(path))
     if check and fresh != text:
         raise UserError(f"the table in {path} is stale", "run the same command without --check")
     if not check:

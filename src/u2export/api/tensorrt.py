@@ -9,14 +9,12 @@ from pathlib import Path
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.open import read_artifact
 from u2export.exporters.trt.build import Built
-from u2export.exporters.trt.build import build as _build
-from u2export.exporters.trt.engine_file import save_engine
-from u2export.exporters.trt.installed import LOCAL, MODULES, TYPINGS, choose, devices, installed, load
+from u2export.exporters.trt.installed import LOCAL, RUNTIMES, TYPINGS, check_targets, choose_builder, installed, load
 from u2export.exporters.trt.layer_table import Table, read
-from u2export.exporters.trt.options import Options, parse_shapes
-from u2export.exporters.trt.precision_check import Comparison, check_precisions
+from u2export.exporters.trt.options import Options
+from u2export.exporters.trt.pipeline import build_engine
+from u2export.exporters.trt.precision_check import Comparison, check_table
 from u2export.exporters.trt.recipe import SUFFIX, Recipe, write_calibration_cache
 from u2export.exporters.trt.trust import trust as _trust
 
@@ -25,7 +23,6 @@ __all__ = [
     "check", "recipe_of", "trust",
 ]  # fmt: skip
 
-RUNTIMES = ("auto", *MODULES)
 Progress = Callable[[str, int, int], None]
 _log = logging.getLogger(__name__)
 
@@ -71,6 +68,14 @@ class BuildOptions:
             raise UserError("no target is named", "give local, or a GPU generation such as sm86", "target")
         return found
 
+    def check(self) -> None:
+        """Refuse a runtime and targets that are not valid or do not fit, whatever is installed here.
+
+        Raises:
+            UserError: as said.
+        """
+        check_targets(self.runtime, self.names())
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -85,21 +90,24 @@ def recipe_of(artifact: Artifact) -> Path:
     return artifact.path.with_suffix(SUFFIX)
 
 
-def builder(options: BuildOptions = BuildOptions()) -> str:
+def builder(options: BuildOptions | None = None, recipe: Path | None = None) -> str:
     """Return the runtime that builds with these options here: "tensorrt" or "rtx".
+
+    Args:
+        options: how to build; for this machine's GPU by default.
+        recipe: the recipe that an error's hint names.
 
     Raises:
         UserError: a target or a runtime is not valid, or the two do not fit.
         Unavailable: no engine can be built here; the hint says where it can.
     """
-    name = choose(options.runtime, options.names(), bool(devices()))
-    load(name)
-    return name
+    chosen = options or BuildOptions()
+    return choose_builder(chosen.runtime, chosen.names(), recipe)
 
 
 def build(
     recipe: str | Path,
-    options: BuildOptions = BuildOptions(),
+    options: BuildOptions | None = None,
     *,
     out: str | Path | None = None,
     progress: Progress = lambda phase, done, total: None,
@@ -121,18 +129,20 @@ def build(
         >>> engine.artifact.precision  # doctest: +SKIP
         'fp16'
     """
-    name = builder(options)
-    found, graph = Recipe.read(Path(recipe))
-    how = Options(
-        options.names(), options.typing, parse_shapes(options.shapes, found), options.workspace, options.level,
-        options.timing_cache, options.version_compatible, options.hardware_compatible, options.dla,
-    )  # fmt: skip
+    chosen, file = options or BuildOptions(), Path(recipe)
+    name = builder(chosen, file)
+    found, graph = Recipe.read(file)
     if name == "rtx" and found.precision == "int8":
         _log.warning("on RTX fp16 is advised: its int8 convolutions move more memory than its fp16 ones")
     progress(f"building {graph.name} with {name}", 0, 1)
-    built = _build(load(name), graph, found, how, progress)
-    folder = Path(out) if out is not None else graph.parent
-    return Engine(save_engine(built, read_artifact(graph), found, how, folder), built)
+    how = Options(
+        chosen.names(), chosen.typing, (), chosen.workspace, chosen.level, chosen.timing_cache,
+        chosen.version_compatible, chosen.hardware_compatible, chosen.dla,
+    )  # fmt: skip
+    artifact, built = build_engine(
+        file, Path(out) if out is not None else graph.parent, name, how, chosen.shapes, progress
+    )
+    return Engine(artifact, built)
 
 
 def check(recipe: str | Path, table: str | Path, *, weak: bool = False) -> tuple[Table, Comparison]:
@@ -151,9 +161,7 @@ def check(recipe: str | Path, table: str | Path, *, weak: bool = False) -> tuple
     """
     wanted, _ = Recipe.read(Path(recipe))
     found = read(Path(table))
-    comparison = Comparison(wanted.layers, found.precisions(wanted.layers), weak, wanted.islands)
-    check_precisions(comparison)
-    return found, comparison
+    return found, check_table(wanted, found, weak)
 
 
 def calibration_cache(recipe: str | Path, out: str | Path, *, tensorrt: str = "") -> Path:

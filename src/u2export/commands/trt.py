@@ -117,16 +117,16 @@ def trt(
         _nothing_before(context)
         return
     options = builder.options()
-    options.names()
-    obstacle = None if prepare_only else _obstacle(options)
+    options.check()
     made = common.run("trt", precision, placement=placement, rest=rest, keep_float=keep_float, dynamic=dynamic)
     recipe = tensorrt.recipe_of(made)
+    obstacle = None if prepare_only else _obstacle(options, recipe)
     if prepare_only or obstacle or not as_json:
         o.show_artifact(made, as_json)
     if not as_json:
         print(recipe)
     if obstacle:
-        raise Unavailable(f"prepared, not built: {obstacle.problem}", f"{obstacle.hint}; the recipe is {recipe}")
+        raise Unavailable(f"prepared, not built: {obstacle.problem}", obstacle.hint)
     if not prepare_only:
         _build(recipe, options, common.out, as_json)
 
@@ -188,10 +188,10 @@ def _nothing_before(context: typer.Context) -> None:
         raise UserError(f"{given[0]} before {context.invoked_subcommand} has no effect", "put it behind")
 
 
-def _obstacle(options: tensorrt.BuildOptions) -> Unavailable | None:
-    """Return why no engine can be built here, so that the export still takes place; a wrong option is an error."""
+def _obstacle(options: tensorrt.BuildOptions, recipe: Path) -> Unavailable | None:
+    """Return why no engine can be built here, with the command for a machine that can."""
     try:
-        tensorrt.builder(options)
+        tensorrt.builder(options, recipe)
     except Unavailable as reason:
         return reason
     return None
