@@ -1,3 +1,4 @@
+# ruff: noqa: D100
 # %% [markdown]
 # # From weights to a verdict
 #

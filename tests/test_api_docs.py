@@ -25,7 +25,11 @@ def test_public_functions_have_an_example_and_say_what_they_raise(name: str) -> 
     module = import_module(f"u2export.api.{name}")
     for public in module.__all__:
         function = getattr(module, public)
-        if public in u2.__all__ and getattr(function, "__module__", "") == module.__name__ and not isinstance(function, type):
+        if (
+            public in u2.__all__
+            and getattr(function, "__module__", "") == module.__name__
+            and not isinstance(function, type)
+        ):
             assert "Example:" in function.__doc__ or public == "update_baseline", public
             assert "Raises:" in function.__doc__, public
 

@@ -11,12 +11,14 @@ from u2export.api.exporting import Size, read_contract
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
+from u2export.exporters.inspection import inspect as _inspect
+from u2export.exporters.model_file import ModelFile, Port
 from u2export.exporters.open import read_artifact
 from u2export.reference import weights as _weights
 
 __all__ = [
-    "Artifact", "Inspection", "NamedWeights", "Port", "Target", "convert_weights", "golden", "inspect", "list_weights", "pull_weights",
-    "targets", "weights_facts",
+    "Artifact", "ModelFile", "NamedWeights", "Port", "Target", "convert_weights", "golden", "inspect", "list_weights",
+    "pull_weights", "targets", "weights_facts",
 ]  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def targets() -> list[Target]:
     return [Target(e.name, e.title, tuple(e.precisions), e.missing(), e.missing_runtime()) for e in EXPORTERS.values()]
 
 
-def inspect(file: str | Path) -> tuple[Inspection, Artifact | None]:
+def inspect(file: str | Path) -> tuple[ModelFile, Artifact | None]:
     """Return what is inside a model file, and its artifact where a record lies beside it.
 
     Args:
@@ -80,13 +82,12 @@ def inspect(file: str | Path) -> tuple[Inspection, Artifact | None]:
         >>> len(found.layers), recorded.precision
         (119, 'fp32')
     """
-    from u2export.exporters.inspection import inspect as look
     from u2export.exporters.trt.layer_table import is_table
 
     path = Path(file)
     described = path.suffix == ".json" and not is_table(path)
     recorded = read_artifact(path) if described or path.with_name(path.name + ".json").is_file() else None
-    return look(recorded.path if recorded else path), recorded
+    return _inspect(recorded.path if recorded else path), recorded
 
 
 def golden(
@@ -123,17 +124,13 @@ def list_weights() -> list[NamedWeights]:
         >>> "u2netp" in [weights.name for weights in list_weights()]
         True
     """
-    return [
-        NamedWeights(
-            k.name,
-            k.about,
-            k.licence,
-            k.digest,
-            tuple(k.sources),
-            file if (file := _weights.cached(k.name)).is_file() else None,
-        )
-        for k in _weights.WEIGHTS.values()
-    ]
+
+    found = []
+    for known in _weights.WEIGHTS.values():
+        file = _weights.cached(known.name)
+        here = file if file.is_file() else None
+        found.append(NamedWeights(known.name, known.about, known.licence, known.digest, tuple(known.sources), here))
+    return found
 
 
 def pull_weights(name: str) -> tuple[Path, str]:

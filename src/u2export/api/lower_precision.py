@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
-    "SCHEMES", "Calibration", "Layer", "Lint", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes", "pull_photos",
-    "sensitivity", "weak_layers",
+    "SCHEMES", "Calibration", "Layer", "Lint", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes",
+    "pull_photos", "sensitivity", "weak_layers",
 ]  # fmt: skip
 
 SCHEMES = ("ort", "trt")

@@ -14,7 +14,7 @@ from u2export.commands.options import AsJson, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from u2export.api.inspecting import Inspection, Port
+    from u2export.api.inspecting import ModelFile, Port
 
 LONGEST = 100  # characters of a metadata value that are shown
 
@@ -41,7 +41,7 @@ def inspect(
         _print_layers(found)
 
 
-def _lines(path: Path, found: Inspection, record: Mapping[str, Any]) -> Iterator[str]:
+def _lines(path: Path, found: ModelFile, record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{path}: {found.kind}, {found.bytes / 1e6:.2f} MB"
     yield f"inputs: {_ports(found.inputs)}"
     yield f"outputs: {_ports(found.outputs)}"
@@ -65,7 +65,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _print_layers(found: Inspection) -> None:
+def _print_layers(found: ModelFile) -> None:
     from rich.table import Table
 
     table = Table("convolution", "weight shape", "stored as", "reads", box=None, header_style="bold", pad_edge=False)
