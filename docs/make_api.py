@@ -32,8 +32,8 @@ shows one round from weights to a verdict.
 
 - `import u2export` loads no part of the library. Each name loads its own part at its first use.
 - Paths may be texts. Pictures are uint8 arrays (H, W, channels); masks are uint8 arrays (H, W), 255 for the object.
-- A mistake of the caller is a `UserError`. A missing package or device is an `Unavailable`. Both say in one line what is
-  wrong, and in another what to do.
+- A mistake of the caller is a `UserError`. A missing package or device is an `Unavailable`. Both say in one line what
+  is wrong, and in another what to do.
 - Warnings go to the logger `u2export`.
 - In the examples, `artifact` is an fp32 ONNX of random weights with 64 x 64 pixels, `photo` is a picture of 120 x 90
   pixels, `report` is a bench of both, and `folder` is an empty folder. A test runs every example.
