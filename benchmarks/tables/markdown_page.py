@@ -82,7 +82,5 @@ def inserted(text: str, table: str, where: str) -> str:
     mark, closing, rest = rest.partition("-->\n")
     _, end, after = rest.partition(END)
     if not (begin and closing and end):
-        raise UserError(
-            f"{where} has no place for a table", f"put the lines {BEGIN} --> and {END} where it belongs"
-        )
+        raise UserError(f"{where} has no place for a table", f"put the lines {BEGIN} --> and {END} where it belongs")
     return f"{before}{begin}{mark}{closing}\n{table}\n{end}{after}"

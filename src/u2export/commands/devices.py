@@ -57,7 +57,7 @@ def import_(
 ) -> None:
     """Read latencies that another tool measured into results for `u2export table`; they stay marked as imported."""
     from u2export.benchmarks.imports.kit import artifact_of, judge
-    from u2export.benchmarks.imports.tool_files import Claim, reports
+    from u2export.benchmarks.imports.rows import Claim, reports
     from u2export.exporters.open import read_artifact
     from u2export.files import make_folder
 
