@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
 
 if TYPE_CHECKING:
     from u2export.exporters.trt.layer_table import Layer as TableLayer
@@ -121,7 +122,7 @@ def inspect(path: Path) -> Inspection:
 
 def _need(module: str, extra: str) -> None:
     if find_spec(module) is None:
-        raise Unavailable(f"inspecting this file needs {module}", f"pip install 'u2export[{extra}]'")
+        raise Unavailable(f"inspecting this file needs {module}", how_to_install(extra, [module]))
 
 
 def _stamped(pairs: Mapping[str, str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, C
 from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
+from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, find_photos, saliency
 from u2export.reference.weights import Identity
@@ -222,7 +223,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
-    assert "u2export[coreml]" in problem.hint
+    assert problem.hint == how_to_install("coreml", ["torch", "coremltools"])
 
 
 # Inspection

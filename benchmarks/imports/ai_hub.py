@@ -9,6 +9,7 @@ from typing import Any
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports.timed_model import TimedModel, milliseconds
 from u2export.errors import Unavailable
+from u2export.install import how_to_install
 
 RUNTIMES = {"tflite": "LiteRT", "qnn_dlc": "QNN", "onnx": "ONNX Runtime QNN"}
 
@@ -23,7 +24,7 @@ def ai_hub(text: str, log: str) -> list[TimedModel]:
     try:
         import yaml
     except ImportError:
-        raise Unavailable("reading YAML needs PyYAML", "pip install 'u2export[eval]'") from None
+        raise Unavailable("reading YAML needs PyYAML", how_to_install("imports")) from None
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -15,6 +15,7 @@ from u2export.benchmarks.tables.columns import statistic
 from u2export.benchmarks.tables.legend import label
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
+from u2export.install import how_to_install
 
 # Okabe and Ito's colours, which all readers tell apart; shapes and names repeat what colours say.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
@@ -37,7 +38,7 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
     try:
         import matplotlib
     except ImportError:
-        raise Unavailable("charts need matplotlib", "pip install 'u2export[eval]'") from None
+        raise Unavailable("charts need matplotlib", how_to_install("charts")) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

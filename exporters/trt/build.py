@@ -22,6 +22,7 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.trt.layer_table import Comparison, Table, parse
 from u2export.exporters.trt.recipe import VERSIONS, Recipe
 from u2export.exporters.trt.typed_graph import lint, refuse
+from u2export.install import how_to_install
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 LOCAL = "local"
@@ -123,7 +124,7 @@ def choose(runtime: str, targets: Sequence[str], gpu: bool) -> str:
         raise UserError("TensorRT builds for the GPU at hand alone", "leave out --target, or add --runtime rtx")
     if wanted not in here:
         extra = {
-            "rtx": "pip install 'u2export[trt-rtx]', or run u2export trt build RECIPE where it is",
+            "rtx": f"run u2export trt build RECIPE where it is installed, or here: {how_to_install('trt-rtx')}",
             "tensorrt": "run u2export trt build RECIPE on a Jetson or GPU box, with the system's Python",
         }
         nothing = "neither tensorrt nor tensorrt_rtx is" if not here else f"{MODULES[wanted]} is not"
