@@ -17,7 +17,9 @@ from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
+from u2export.exporters.coreml.exporter import CoreML
+from u2export.exporters.coreml.ports import FLAT, INPUT, OUTPUT, picture, unstretched
+from u2export.exporters.coreml.simulated_runner import SIMULATED
 from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact

@@ -19,6 +19,7 @@ from toy_unet import CONVS, SHAPE, SIDE, photos, toy  # noqa: E402
 
 from u2export.calibration.quantize import TENSORRT, QuantSpec, calibrated  # noqa: E402
 from u2export.exporters.trt import typed_graph as g  # noqa: E402
+from u2export.exporters.trt.graph_rules import lint, refuse  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_half_int8_moves_no_further_than_fp16_rounding(int8: Any) -> None:
     assert g.opset_of(half) == 19 and g.opset_of(int8) == 17
     x = photos()[0]
     assert np.abs(run(half, x) - run(int8, x)).mean() < 0.02
-    assert not g.lint(half, 20)
+    assert not lint(half, 20)
 
 
 def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
@@ -79,7 +80,7 @@ def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
     assert kept == {conv.name, "/up/Relu", "/sum/Add"}
     half = g.to_half(fp32, kept)
     assert [n for n, p in g.precisions(half).items() if p == "fp32"] == [conv.name]
-    assert not g.lint(half, 20)
+    assert not lint(half, 20)
     onnx.checker.check_model(half, full_check=True)
 
 
@@ -92,7 +93,7 @@ def test_islands_form_around_large_biases(fp32: Any) -> None:
     between = {"/wide/Resize", "/both/Concat"}  # what is made and undone again must not pass through fp16
     assert g.islands(large) == {"/down/Conv", "/down/Relu", "/up/Conv", "/up/Relu", "/sum/Add", *between}
     half = g.to_half(large, g.islands(large))
-    assert not g.lint(half, 20)
+    assert not lint(half, 20)
     assert [n.name for n in half.graph.node if n.op_type == "Cast" and "both" in n.name] == []
     assert g.chosen_islands(fp32, ("/(in|out)/Conv",)) >= {"/in/Conv", "/out/Conv", "/mask/Sigmoid"}
     with pytest.raises(UserError, match="no node"):
@@ -110,7 +111,7 @@ def test_a_constant_too_large_for_fp16_is_named(fp32: Any) -> None:
 @pytest.mark.parametrize("placement", ["producer", "conv-input"])
 def test_our_own_graphs_are_clean(fp32: Any, placement: str) -> None:
     made = calibrated(fp32, photos(), QuantSpec(placement=placement))
-    assert g.lint(made, 17) == []
+    assert lint(made, 17) == []
 
 
 # --- every rule bites, and names the node ------------------------------------------------------------------------
@@ -248,20 +249,20 @@ DAMAGES: list[tuple[Callable[[Any], str], str]] = [
 def test_lint_names_what_is_wrong(int8: Any, damage: Callable[[Any], str], rule: str) -> None:
     broken = copy(int8)
     node = damage(broken)
-    assert (rule, node) in {(p.rule, p.node) for p in g.lint(broken, 20)}
+    assert (rule, node) in {(p.rule, p.node) for p in lint(broken, 20)}
     with pytest.raises(UserError, match="not built") as caught:
-        g.refuse(g.lint(broken, 20))
+        refuse(lint(broken, 20))
     assert caught.value.hint
 
 
 def test_lint_knows_the_opset_of_the_target(fp32: Any) -> None:
-    assert [p.rule for p in g.lint(fp32, 13)] == ["opset"]
+    assert [p.rule for p in lint(fp32, 13)] == ["opset"]
 
 
 def test_lint_sees_a_lone_island(fp32: Any) -> None:
     wires = g.Wires(fp32)
     conv = next(n for n in wires.nodes if n.name == "/down/Conv")
-    assert ("lone island", conv.name) in {(p.rule, p.node) for p in g.lint(g.to_half(fp32, {conv.name}), 20)}
+    assert ("lone island", conv.name) in {(p.rule, p.node) for p in lint(g.to_half(fp32, {conv.name}), 20)}
 
 
 def test_lint_sees_sizes_that_do_not_halve(fp32: Any) -> None:
@@ -269,9 +270,9 @@ def test_lint_sees_sizes_that_do_not_halve(fp32: Any) -> None:
     scaled.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"))
     node = first(scaled, "Resize")
     node.input[:] = [node.input[0], "", "twice"]
-    assert g.lint(scaled, 20) == []
+    assert lint(scaled, 20) == []
     scaled.graph.input[0].type.tensor_type.shape.dim[2].dim_value = SIDE + 4
-    assert [(p.rule, p.node) for p in g.lint(scaled, 20)] == [("size", node.name)]
+    assert [(p.rule, p.node) for p in lint(scaled, 20)] == [("size", node.name)]
 
 
 # --- recipe -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2export.errors import UserError
-from u2export.exporters.trt.layer_table import Comparison, Table, is_table, parse, read
+from u2export.exporters.trt.layer_table import Table, is_table, parse, read
+from u2export.exporters.trt.precision_check import Comparison
 
 # As TensorRT-RTX 1.7.1 logs it: a half convolution with its padding helper, an int8 one with its requantise kernel.
 TEXT = """Layers:

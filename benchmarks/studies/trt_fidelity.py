@@ -29,8 +29,8 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import versions
 from u2export.exporters.open import read_artifact
-from u2export.exporters.trt.build import devices, installed
 from u2export.exporters.trt.exporter import TensorRT
+from u2export.exporters.trt.installed import devices, installed
 from u2export.files import write_json, write_text
 from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, ImageFidelity

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import UserError
-from u2export.exporters.inspection import Layer
+from u2export.exporters.model_file import StoredConvolution
 
 Arguments = Mapping[str, Any]
 SENTINEL = 0xDEADBEEF
@@ -160,7 +160,7 @@ class Package:
             raise UserError(f"{self.path}: weight.bin ends before {name}, or is damaged", AGAIN)
         return _decode(data, declared)
 
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[StoredConvolution, ...]:
         """The convolutions, in order of execution."""
         made = {op.name: op for op in self.operations}
         return tuple(_layer(op, made) for op in self.operations if op.kind == "conv")
@@ -200,7 +200,7 @@ def _specification(path: Path) -> Any:
     return spec
 
 
-def _layer(op: Operation, made: Mapping[str, Operation]) -> Layer:
+def _layer(op: Operation, made: Mapping[str, Operation]) -> StoredConvolution:
     weight, x = op.arguments["weight"], op.arguments["x"]
     integer = isinstance(x, Name) and x.name in made and made[x.name].kind == "dequantize"
     activation = "int8" if integer else op.type.scalar.lower()
@@ -214,7 +214,7 @@ def _layer(op: Operation, made: Mapping[str, Operation]) -> Layer:
     shape = tuple(d or 0 for d in declared.shape)
     for suffix in ("_quantized", "_palettized", "_to_fp16", "_weight"):
         name = name.removesuffix(suffix)
-    return Layer(name.removeprefix("network_"), shape, stored, activation, size)
+    return StoredConvolution(name.removeprefix("network_"), shape, stored, activation, size)
 
 
 def _storage(op: Operation) -> str:

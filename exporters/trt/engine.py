@@ -2,33 +2,28 @@
 
 Written against the interfaces that TensorRT 8.5 to 11 and RTX share (see the snapshots in the tests). Not run on
 hardware: no machine of this project has a GPU. Memory and streams come from cuda-python, or from PyTorch with CUDA.
-
-Engines are native code. Only those this machine has built, or was told to trust, are opened.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Runner
-from u2export.exporters.trt.build import Log, devices, installed, load, strong_only
-from u2export.files import read_json, write_json
+from u2export.exporters.runtime import Runner
+from u2export.exporters.trt.build_log import Log
+from u2export.exporters.trt.cuda import Array, Cuda, open_cuda
+from u2export.exporters.trt.installed import devices, installed, load, strong_only
+from u2export.exporters.trt.trust import check_trust
 from u2export.reference.image import Floats
-from u2export.reference.weights import file_digest, home
 
-Array = NDArray[Any]
 WARMUP = 10
 # Not `tensorrt.nptype`, which with 8.5 fails on numpy 1.24 and later.
 NUMPY = {
@@ -39,230 +34,6 @@ NUMPY = {
     "INT32": np.int32,
     "BOOL": np.bool_,
 }
-
-
-# --- trust ------------------------------------------------------------------------------------------------------
-
-
-def _register() -> Path:
-    return home() / "trusted_engines.json"
-
-
-def _trusted() -> dict[str, str]:
-    path = _register()
-    found = read_json(path, "the register of engines") if path.exists() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def trust(engine: Path) -> None:
-    """Let this machine open an engine from now on: it is remembered by its hash, in u2export's cache folder."""
-    write_json({**_trusted(), file_digest(engine): engine.name}, _register())
-
-
-def check_trust(engine: Path) -> None:
-    """Refuse an engine this machine neither built nor was told to trust.
-
-    Raises:
-        UserError: it is foreign.
-    """
-    if file_digest(engine) not in _trusted():
-        raise UserError(
-            f"{engine} was not built on this machine, and engines are native code",
-            "build it here with u2export trt build RECIPE, or add --trust if you know where it comes from",
-        )
-
-
-# --- CUDA: addresses and streams are integers, sizes bytes, times milliseconds ------------------------------------
-
-
-def cuda_runtime() -> Any:
-    """cuda-python's module of the CUDA runtime, by its new or its old name; None where it is not installed."""
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):
-        with suppress(ImportError):
-            return importlib.import_module(name)
-    return None
-
-
-class CudaPython:
-    """CUDA through NVIDIA's cuda-python."""
-
-    def __init__(self) -> None:
-        self.rt = cuda_runtime()
-        self._stream = self._do(self.rt.cudaStreamCreateWithFlags(self.rt.cudaStreamNonBlocking))
-        self._pinned: list[int] = []
-
-    def _do(self, answer: tuple[Any, ...]) -> Any:
-        """The value of a call, whose first entry is its status."""
-        status, *values = answer
-        if status != self.rt.cudaError_t.cudaSuccess:
-            raise Unavailable(f"CUDA: {getattr(status, 'name', status)}", "check the driver with nvidia-smi")
-        return values[0] if len(values) == 1 else values
-
-    def alloc(self, size: int) -> int:
-        """Device memory."""
-        return int(self._do(self.rt.cudaMalloc(size)))
-
-    def free(self, address: int) -> None:
-        """Give it back."""
-        self._do(self.rt.cudaFree(address))
-
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A host array that the device can read without a copy in between; lives as long as the process."""
-        import ctypes
-
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        address = int(self._do(self.rt.cudaMallocHost(size)))
-        self._pinned.append(address)
-        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
-
-    def to_device(self, address: int, host: Array) -> None:
-        """Copy, in the stream."""
-        kind = self.rt.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._do(self.rt.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, kind, self._stream))
-
-    def to_host(self, host: Array, address: int) -> None:
-        """Copy, in the stream."""
-        kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._do(self.rt.cudaMemcpyAsync(host.ctypes.data, address, host.nbytes, kind, self._stream))
-
-    def stream(self) -> int:
-        """The one stream of this runner."""
-        return int(self._stream)
-
-    def synchronise(self) -> None:
-        """Wait for the stream."""
-        self._do(self.rt.cudaStreamSynchronize(self._stream))
-
-    def event(self) -> Any:
-        """A mark in the stream."""
-        event = self._do(self.rt.cudaEventCreate())
-        self._do(self.rt.cudaEventRecord(event, self._stream))
-        return event
-
-    def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two marks."""
-        self._do(self.rt.cudaEventSynchronize(end))
-        took = float(self._do(self.rt.cudaEventElapsedTime(start, end)))
-        for event in (start, end):
-            self._do(self.rt.cudaEventDestroy(event))
-        return took
-
-    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """What `enqueue` puts into the stream, as a graph; the result launches it."""
-        mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._do(self.rt.cudaStreamBeginCapture(self._stream, mode))
-        try:
-            enqueue()
-        finally:
-            graph = self._do(self.rt.cudaStreamEndCapture(self._stream))
-        executable = self._do(self.rt.cudaGraphInstantiate(graph, 0))
-        return lambda: self._do(self.rt.cudaGraphLaunch(executable, self._stream))
-
-    def used(self) -> int:
-        """Bytes in use on the device, by all processes."""
-        free, total = self._do(self.rt.cudaMemGetInfo())
-        return int(total) - int(free)
-
-
-class CudaTorch:
-    """CUDA through PyTorch, where cuda-python is not installed."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self.torch: Any = torch
-        self._stream = self.torch.cuda.Stream()
-        self._kept: dict[int, Any] = {}
-
-    def alloc(self, size: int) -> int:
-        """Device memory."""
-        tensor = self.torch.empty(size, dtype=self.torch.uint8, device="cuda")
-        self._kept[tensor.data_ptr()] = tensor
-        return int(tensor.data_ptr())
-
-    def free(self, address: int) -> None:
-        """Give it back."""
-        self._kept.pop(address, None)
-
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A host array that the device can read without a copy in between."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        tensor = self.torch.empty(size, dtype=self.torch.uint8, pin_memory=True)
-        array: Array = tensor.numpy().view(dtype).reshape(shape)
-        return array
-
-    def _bytes(self, host: Array) -> Any:
-        return self.torch.from_numpy(host.reshape(-1).view(np.uint8))
-
-    def to_device(self, address: int, host: Array) -> None:
-        """Copy, in the stream."""
-        with self.torch.cuda.stream(self._stream):
-            self._kept[address][: host.nbytes].copy_(self._bytes(host), non_blocking=True)
-
-    def to_host(self, host: Array, address: int) -> None:
-        """Copy, in the stream."""
-        with self.torch.cuda.stream(self._stream):
-            self._bytes(host).copy_(self._kept[address][: host.nbytes], non_blocking=True)
-
-    def stream(self) -> int:
-        """The one stream of this runner."""
-        return int(self._stream.cuda_stream)
-
-    def synchronise(self) -> None:
-        """Wait for the stream."""
-        self._stream.synchronize()
-
-    def event(self) -> Any:
-        """A mark in the stream."""
-        event = self.torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)
-        return event
-
-    def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two marks."""
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """What `enqueue` puts into the stream, as a graph; the result launches it."""
-        graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            enqueue()
-
-        def launch() -> None:
-            with self.torch.cuda.stream(self._stream):
-                graph.replay()
-
-        return launch
-
-    def used(self) -> int:
-        """Bytes in use on the device, by all processes."""
-        free, total = self.torch.cuda.mem_get_info()
-        return int(total) - int(free)
-
-
-Cuda = CudaPython | CudaTorch
-
-
-def open_cuda() -> Cuda:
-    """CUDA by cuda-python, else by PyTorch.
-
-    Raises:
-        Unavailable: no CUDA device, or neither of them.
-    """
-    if not devices():
-        raise Unavailable("no CUDA device", "run the engine on the GPU it was built for")
-    if cuda_runtime():
-        return CudaPython()
-    if find_spec("torch"):
-        import torch
-
-        if torch.cuda.is_available():
-            return CudaTorch()
-    raise Unavailable("engines need cuda-python or PyTorch with CUDA", "pip install cuda-python")
-
-
-# --- the engine -------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.artifact import Artifact, hashes
-from u2export.exporters.exporter import Made, Request, Runner, versions
-from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner, open_session, runner_of
-from u2export.exporters.trt.build import LOCAL, Built, Options, devices, installed
-from u2export.exporters.trt.layer_table import HIDDEN
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime, runner_of
+from u2export.exporters.runtime import Runner, versions
+from u2export.exporters.trt.build import build
+from u2export.exporters.trt.engine_file import ENGINE, NOT_RUN, save_engine
+from u2export.exporters.trt.graph_rules import lint, refuse
+from u2export.exporters.trt.installed import choose_builder, devices, installed, load
+from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import SUFFIX, Recipe
-from u2export.files import make_folder, publish, staging, write_json
 from u2export.reference.onnx_export import Graph, to_onnx
-from u2export.version import __version__
+from u2export.reference.onnx_session import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -33,12 +35,10 @@ if TYPE_CHECKING:
 
 PLACEMENTS = ("producer", "conv-input")
 RESTS = ("fp32", "fp16")
-ENGINE, LAYERS = ".engine", ".layers.txt"
-NOT_RUN = "not run on hardware"
 
 
 @dataclass(frozen=True)
-class TensorRT(OnnxRuntimeRunner):
+class TensorRT(OnnxRuntime, Exporter):
     """Typed ONNX for TensorRT 8.5 and later, with the recipe to build it by; engines are opened where a GPU is.
 
     Attributes:
@@ -101,13 +101,11 @@ class TensorRT(OnnxRuntimeRunner):
 
     def built(self, artifact: Artifact, folder: Path) -> Artifact | None:
         """The engine of a typed ONNX that has its recipe, where there are TensorRT and a GPU."""
-        from u2export.exporters.trt.build import build, choose, load
-
         if artifact.path.suffix == ENGINE or not devices() or not installed():
             return None
         recipe, graph = Recipe.read(artifact.path)
-        runtime = load(choose("auto", (LOCAL,), gpu=True))
-        return save_engine(build(runtime, graph, recipe, Options()), artifact, recipe, Options(), folder)
+        built = build(load(choose_builder()), graph, recipe, Options())
+        return save_engine(built, artifact, recipe, Options(), folder)
 
     def adopts(self, path: Path) -> bool:
         """Engines; a typed ONNX without its record looks like any other."""
@@ -115,8 +113,6 @@ class TensorRT(OnnxRuntimeRunner):
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         import onnx
-
-        from u2export.exporters.trt.typed_graph import lint, refuse
 
         tools = versions(*TOOLS)
         module, report = prepared(source, request.precision, request.calibration, request.condition)
@@ -174,57 +170,3 @@ class TensorRT(OnnxRuntimeRunner):
             "threads": str(threads),
         }
         yield runner_of(session, artifact.contract, info)
-
-
-def save_engine(built: Built, source: Artifact, recipe: Recipe, options: Options, folder: Path) -> Artifact:
-    """Write the engine of the typed graph `source`, its layer table and its record, and trust it on this machine."""
-    from u2export.exporters.trt.engine import trust
-
-    where = "-".join(options.targets) if options.targets != (LOCAL,) else LOCAL
-    stem = f"{source.path.stem}-{built.facts['runtime']}-{where}"
-    make_folder(folder)
-    with staging(folder) as scratch:
-        path = scratch / (stem + ENGINE)
-        path.write_bytes(built.plan)
-        files = [path]
-        if built.layers:
-            files.append(path.with_name(stem + LAYERS))
-            files[-1].write_text(built.layers, encoding="utf-8")
-        made = replace(
-            source, exporter="trt", precision=recipe.precision, path=folder / path.name,
-            files=hashes(path, *files[1:]), tools={"u2export": __version__, **_versions(built)},
-            options={
-                "recipe_sha256": recipe.sha256, "build": options.to_json(), **built.facts,
-                "table": built.table.to_json() if built.table else {},
-                "precisions": built.comparison.to_json() if built.comparison else {},
-            },
-            fidelity={}, notes=_notes(built, options, source),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )  # fmt: skip
-        made.record.unlink(missing_ok=True)
-        for file in files:
-            publish(file, folder / file.name)
-        write_json(made.to_json(), made.record)
-    trust(made.path)
-    return made
-
-
-def _versions(built: Built) -> dict[str, str]:
-    return {"tensorrt_rtx" if built.facts["runtime"] == "rtx" else "tensorrt": str(built.facts["version"])}
-
-
-def _notes(built: Built, options: Options, source: Artifact) -> tuple[str, ...]:
-    notes = []
-    if options.targets != (LOCAL,):
-        title = f"TensorRT-RTX {built.facts['version']} for {', '.join(options.targets)}"
-        notes.append(f"built ahead of time with {title}, structure checked, {NOT_RUN}")
-    if not built.comparison:
-        notes.append("its layer table could not be read: precisions not confirmed")
-    elif hidden := sum(got == HIDDEN for got in built.comparison.got.values()):
-        notes.append(f"TensorRT does not show what {hidden} convolutions compute in: not confirmed")
-    if source.fidelity:
-        mae = source.fidelity["mae"]
-        notes.append(f"masks of its graph in ONNX Runtime: MAE {mae:.2g}; of the engine: not measured")
-    if built.facts["runtime"] == "rtx" and source.precision == "int8":
-        notes.append("fp16 is advised on RTX: it requantises behind every int8 convolution, which moves more memory")
-    return tuple(notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -129,44 +129,6 @@ class Table:
         return {"layers": len(self.layers), "kinds": dict(self.kinds.most_common()), "traffic_bytes": self.traffic}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What was asked for against what an engine does, convolution by convolution.
-
-    Attributes:
-        wanted, got: precision by node.
-            Those hidden in a layer that TensorRT does not open count neither as kept nor as changed.
-        weak: in weak typing, where TensorRT may compute floating-point layers in fp32 or fp16 as is faster. Int8 it may
-            not give up, since Q/DQ pairs stand for it, nor fp16 everywhere.
-        islands: nodes that have to be in fp32 all the same.
-    """
-
-    wanted: Mapping[str, str]
-    got: Mapping[str, str]
-    weak: bool = False
-    islands: Sequence[str] = ()
-
-    @property
-    def changed(self) -> dict[str, tuple[str, str]]:
-        """Nodes computed in another precision than asked for: (wanted, got)."""
-        return {n: (w, self.got[n]) for n, w in self.wanted.items() if self.got[n] != w and not self._free(n, w)}
-
-    def _free(self, node: str, wanted: str) -> bool:
-        if self.got[node] == HIDDEN:
-            return True
-        if not self.weak or node in self.islands or {wanted, self.got[node]} != {"fp16", "fp32"}:
-            return False
-        return "int8" in self.wanted.values() or (wanted == "fp16" and "fp16" in self.got.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: counts, and every difference."""
-        return {
-            "wanted": dict(Counter(self.wanted.values())),
-            "got": dict(Counter(self.got.values())),
-            "changed": {n: list(pair) for n, pair in self.changed.items()},
-        }
-
-
 def is_table(path: Path) -> bool:
     """Whether a JSON file holds a layer table, and not a record."""
     try:
@@ -203,8 +165,6 @@ def parse(text: str) -> Table:
         raise UserError("no layer table in it", HINT)
     return Table(layers)
 
-
-# --- text -------------------------------------------------------------------------------------------------------
 
 _LINE = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>\w*)(?:, (?P<rest>.*))?$")
 _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[-\d, ]*)\](?P<rest>.*?) \}")
@@ -244,9 +204,6 @@ def _type(text: str) -> str:
     """The type in "Half", or in "Channel major FP16 format where channel % 8 == 0"."""
     words = re.findall(r"[a-z]+\d*", text.lower())
     return next((TYPES[word] for word in words if word in TYPES), "")
-
-
-# --- JSON -------------------------------------------------------------------------------------------------------
 
 
 def _parse_json(text: str) -> Table:

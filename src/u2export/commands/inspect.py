@@ -12,7 +12,7 @@ from u2export.commands.options import AsJson, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from u2export.exporters.inspection import Inspection, Port
+    from u2export.exporters.model_file import ModelFile, Port
 
 LONGEST = 100  # characters of a metadata value that are shown
 
@@ -49,7 +49,7 @@ def _has_record(file: Path) -> bool:
     return (file.suffix == ".json" and not is_table(file)) or file.with_name(file.name + ".json").is_file()
 
 
-def _lines(path: Path, found: Inspection, record: Mapping[str, Any]) -> Iterator[str]:
+def _lines(path: Path, found: ModelFile, record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{path}: {found.kind}, {found.bytes / 1e6:.2f} MB"
     yield f"inputs: {_ports(found.inputs)}"
     yield f"outputs: {_ports(found.outputs)}"
@@ -73,7 +73,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _print_layers(found: Inspection) -> None:
+def _print_layers(found: ModelFile) -> None:
     from rich.console import Console
     from rich.table import Table
 
