@@ -10,8 +10,9 @@ from pathlib import Path
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports.timed_model import UNTOLD, TimedModel
 from u2export.benchmarks.imports.tool_files import read
+from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring.rows import planned_artifact
-from u2export.benchmarks.report import Latency, Report, Row, Settings
+from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.reference.fidelity import ImageFidelity

@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring import map_files as maps
 from u2export.benchmarks.measuring.ground_truth import Accuracy, read_truth
 from u2export.benchmarks.measuring.machine import Host
 from u2export.benchmarks.measuring.rows import Choice, PlannedRow, groups, named, planned_artifact
 from u2export.benchmarks.measuring.worker_process import WORKER, Child, Failed
-from u2export.benchmarks.report import SCENARIOS, Latency, Report, Row, Settings, Sustained
+from u2export.benchmarks.report import SCENARIOS, Report, Row, Settings
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.reference.fidelity import compare

@@ -28,7 +28,7 @@ from PIL import Image
 
 from u2export.benchmarks.device import environment
 from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import LOSSES, check
+from u2export.benchmarks.gate.judging import LOSSES, judge
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
 from u2export.benchmarks.measuring.bench import Plan, measure
 from u2export.benchmarks.report import Settings
@@ -580,7 +580,7 @@ class Proof:
 
     def _gate(self, bad: Artifact, origin: str) -> dict[str, Any]:
         report = self._bench(bad, str(self.maps[origin]))
-        found = check(report, self.baselines[origin])
+        found = judge(report, self.baselines[origin])
         (judgement,) = found.judgements
         reasons = [f"{f.title}: {f.text}" for f in judgement.reasons]
         return {"outcome": found.outcome, "why": reasons[0] if judgement.verdict != "pass" else ""}

@@ -25,8 +25,8 @@ import numpy as np
 import typer
 
 from u2export.benchmarks.device import environment, this_device
+from u2export.benchmarks.latency import Latency, speedup
 from u2export.benchmarks.measuring.worker_process import Child
-from u2export.benchmarks.report import Latency, speedup
 from u2export.benchmarks.sensors import state
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact

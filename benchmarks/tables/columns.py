@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from u2export.benchmarks.report import Ratio, Report, Row
+from u2export.benchmarks.report import Report, Row
+from u2export.benchmarks.statistics import Interval
 from u2export.reference.fidelity import Fidelity
 
 Cell = Callable[[Report, Row], str]
@@ -110,7 +111,7 @@ def statistic(row: Row, name: str) -> float | None:
     return row.stated.get(name)
 
 
-def speedup(report: Report, row: Row) -> Ratio | None:
+def speedup(report: Report, row: Row) -> Interval | None:
     """Return how many times faster the row is than the compared row; None without samples of both."""
     return report.speedup(row) if row.latency.ns else None
 
@@ -167,7 +168,7 @@ def _p50(_: Report, row: Row) -> str:
     return f"{stated['min']}–{stated['max']}" if {"min", "max"} <= stated.keys() else ""
 
 
-def _against_the_compared_row(write: Callable[[Ratio], str]) -> Cell:
+def _against_the_compared_row(write: Callable[[Interval], str]) -> Cell:
     def cell(report: Report, row: Row) -> str:
         if row.latency.ns and row.name == report.baseline:
             return "base"
@@ -177,8 +178,8 @@ def _against_the_compared_row(write: Callable[[Ratio], str]) -> Cell:
     return cell
 
 
-def _interval(ratio: Ratio) -> str:
-    return "" if math.isnan(ratio.low) else f"{ratio.low:.2f}–{ratio.high:.2f}"
+def _interval(ratio: Interval) -> str:
+    return f"{ratio.low:.2f}–{ratio.high:.2f}" if ratio.known else ""
 
 
 def _accuracy(key: str) -> Cell:

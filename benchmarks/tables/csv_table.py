@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Iterable
 
-from u2export.benchmarks.report import Latency, Report, Row
+from u2export.benchmarks.latency import Latency
+from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import speedup, unit
 from u2export.benchmarks.tables.legend import label
 from u2export.reference.fidelity import Fidelity

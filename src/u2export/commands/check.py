@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,10 +15,6 @@ from u2export.commands import options as o
 from u2export.commands.console import stderr
 from u2export.errors import UserError
 from u2export.files import write_text
-
-if TYPE_CHECKING:
-    from u2export.benchmarks.gate.baseline import Baseline
-    from u2export.benchmarks.report import Report
 
 CUT = 0.5  # where masks are cut in the results' own numbers
 USAGE = 2  # 1 says that something got worse; an error of any kind must not look like that
@@ -77,50 +73,25 @@ def check(
 ) -> None:
     """Say whether artifacts got worse than the baseline. Exit code: 0 no, 1 yes, 2 error, 3 inconclusive."""
 
-    from u2export.benchmarks.gate import verdicts
-    from u2export.benchmarks.gate.baseline import Baseline
-    from u2export.benchmarks.gate.check import check as judge
-    from u2export.benchmarks.gate.policy import Policy
-    from u2export.benchmarks.gate.saved_masks import beside
-    from u2export.benchmarks.report import Report
+    from u2export.benchmarks.gate import formats
+    from u2export.benchmarks.gate.judging import judge
     from u2export.benchmarks.tables.terminal import console
 
     with _usage():
-        chosen = Policy.load(policy) if policy else Policy()
-        report, accepted = _cut(Report.load(results), Baseline.load(baseline), masks, beside(baseline), threshold)
-        found = judge(report, accepted, chosen)
+        found = judge(results, baseline, policy, masks=masks, threshold=threshold)
         for one in form or [Format.term]:
             if one is Format.term:
-                console().print(verdicts.terminal(found))
+                console().print(formats.terminal(found))
             elif out:
-                write_text(verdicts.render(found, one.value), out)
+                write_text(formats.render(found, one.value), out)
                 typer.echo(out)
             else:
-                typer.echo(verdicts.render(found, one.value), nl=False)
+                typer.echo(formats.render(found, one.value), nl=False)
             if one is Format.github and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
                 with Path(summary).open("a", encoding="utf-8") as file:
-                    file.write(verdicts.markdown(found))
+                    file.write(formats.markdown(found))
     code = found.exit_code
     raise typer.Exit(0 if code == 3 and allow_inconclusive else code)
-
-
-def _cut(
-    report: Report, accepted: Baseline, masks: Path | None, theirs: Path, threshold: float
-) -> tuple[Report, Baseline]:
-    """Both sides judged anew from kept masks, where asked for; `theirs` are the baseline's."""
-    from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_baseline
-
-    if masks is None:
-        if threshold != CUT:
-            raise UserError(
-                "--threshold needs the masks themselves", "add --masks FILE of `u2export bench --keep-masks`"
-            )
-        return report, accepted
-    old = SavedMasks.load(theirs) if theirs.exists() else None
-    if old is None and threshold != CUT:
-        raise UserError(f"the baseline's masks were not kept: no {theirs}", "update it with --keep-masks")
-    new = rejudged(report, SavedMasks.load(masks), old, threshold)
-    return new, rejudged_baseline(accepted, old, threshold) if old else accepted
 
 
 baseline = typer.Typer(help="The accepted state that `u2export check` compares with.", no_args_is_help=True)
@@ -146,21 +117,12 @@ def update(
 ) -> None:
     """Accept results: write them into the baseline, other artifacts in it stay."""
 
-    from u2export.benchmarks.gate.baseline import Baseline, differences, updated
-    from u2export.benchmarks.gate.saved_masks import SavedMasks, beside, rejudged
-    from u2export.benchmarks.report import Report
+    from u2export.benchmarks.gate.acceptance import accept
+    from u2export.benchmarks.gate.baseline import differences
 
     with _usage():
-        report = Report.load(results)
-        kept = SavedMasks.load(keep_masks) if keep_masks else None
-        report = rejudged(report, kept, None, CUT) if kept else report
-        old = Baseline.load(file) if file.exists() and not replace else None
-        free = any_device if any_device is not None else not any(row.latency.ns for row in report.rows)
-        new = updated(report, old, free, why)
-        new.save(file)
-        if kept:
-            kept.save(beside(file))
-    for change in differences(old, new) if old else ():
+        made = accept(results, file, masks=keep_masks, replace=replace, any_device=any_device, why=why)
+    for change in differences(made.old, made.new) if made.old else ():
         stderr().print("  ".join(change), markup=False)
     typer.echo(file)
 
