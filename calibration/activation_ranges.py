@@ -26,7 +26,7 @@ BINS = 4096
 
 
 @dataclass(frozen=True)
-class Range:
+class ActivationRange:
     """What an activation tensor is quantised to; values outside are clipped."""
 
     low: float
@@ -38,7 +38,7 @@ class Range:
         return max(abs(self.low), abs(self.high))
 
 
-Ranges = Mapping[str, Range]
+Ranges = Mapping[str, ActivationRange]
 
 
 def observe(
@@ -47,7 +47,7 @@ def observe(
     tensors: Sequence[str] | None = None,
     method: str = "minmax",
     signed: bool = False,
-) -> dict[str, Range]:
+) -> dict[str, ActivationRange]:
     """Ranges of activations over photos, in one pass that holds the tensors of one photo at most.
 
     Args:
@@ -74,7 +74,7 @@ def observe(
     return {name: _clipped(seen[name], method, levels, signed) for name in names}
 
 
-def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, Range]:
+def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, ActivationRange]:
     from onnx import helper
 
     nodes, made = [], []
@@ -87,7 +87,7 @@ def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[st
         flat = np.array(values, np.float64).reshape(-1, 2)
         _check_finite(names, flat)
         low, high = np.minimum(low, flat[:, 0]), np.maximum(high, flat[:, 1])
-    return {name: Range(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+    return {name: ActivationRange(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
 
 def _check_finite(names: Sequence[str], values: NDArray[Any]) -> None:
@@ -148,17 +148,17 @@ def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequenc
     return seen
 
 
-def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> Range:
+def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> ActivationRange:
     """The range with both ends cut at the magnitude that the method finds best."""
     if seen.top == 0:
-        return Range(seen.low, seen.high)
+        return ActivationRange(seen.low, seen.high)
     pick: dict[str, Callable[[], float]] = {
         "percentile": lambda: _percentile(seen),
         "entropy": lambda: _least_entropy(seen, levels + 1),
         "mse": lambda: _least_mse(seen, levels, signed),
     }
     limit = pick[method]()
-    return Range(max(seen.low, -limit), min(seen.high, limit))
+    return ActivationRange(max(seen.low, -limit), min(seen.high, limit))
 
 
 def _percentile(seen: _Histogram) -> float:

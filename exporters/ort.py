@@ -89,7 +89,7 @@ class Ort(OnnxRuntime, Exporter):
 
 def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
     """The note on how many convolutions stay in float."""
-    from u2export.calibration.quantize import float_nodes
+    from u2export.calibration.quant_plan import float_nodes
     from u2export.reference.onnx_graph import conv_nodes
 
     convs, floats = conv_nodes(model), float_nodes(model, spec)

@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from u2export.calibration.activation_ranges import METHODS, Range, observe
-from u2export.calibration.quantize import (
+from u2export.calibration.activation_ranges import METHODS, ActivationRange, observe
+from u2export.calibration.bias_correction import bias_errors
+from u2export.calibration.quant_plan import (
     ONNX_RUNTIME,
     TENSORRT,
     QuantSpec,
-    bias_errors,
-    calibrated,
     float_nodes,
-    quantize,
     round_weight,
     weight_scale,
 )
+from u2export.calibration.quantize import calibrated, quantize
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes, session
@@ -148,7 +147,7 @@ def test_mse_beats_minmax_where_it_claims_to() -> None:
     random = np.random.default_rng(2)
     x = random.laplace(size=(1, 3, SIDE, SIDE)).astype(np.float32)
 
-    def error(r: Range) -> float:
+    def error(r: ActivationRange) -> float:
         step = r.peak / 127
         return float(np.mean((np.clip(np.rint(x / step), -127, 127) * step - x) ** 2))
 
@@ -358,9 +357,9 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="no range was observed for the activation a_out"):
         quantize(model, {k: v for k, v in ranges.items() if k != "a_out"})
     with pytest.raises(UserError, match="the activation image has the range 0 to 0"):
-        quantize(model, {**ranges, "image": Range(0.0, 0.0)})
+        quantize(model, {**ranges, "image": ActivationRange(0.0, 0.0)})
     with pytest.raises(UserError, match=r"range -1 to inf"):
-        quantize(model, {**ranges, "image": Range(-1.0, float("inf"))})
+        quantize(model, {**ranges, "image": ActivationRange(-1.0, float("inf"))})
     with pytest.raises(UserError, match="quantised already"):
         quantize(quantize(model, ranges), ranges)
     model.opset_import[0].version = 12

@@ -12,17 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.calibration.activation_ranges import observe
-from u2export.calibration.quantize import ONNX_RUNTIME, quantize
-from u2export.calibration.sensitivity import (
-    Search,
-    Sensitivity,
-    layer_macs,
-    load_of,
-    read_keep_float,
-    saved_time,
-    stage_of,
-    surest,
-)
+from u2export.calibration.float_search import Search, load_of, search_float_layers, stage_of, surest
+from u2export.calibration.layer_work import layer_macs, saved_time
+from u2export.calibration.quant_plan import ONNX_RUNTIME
+from u2export.calibration.quantize import quantize
+from u2export.calibration.sensitivity import Sensitivity, read_keep_float
 from u2export.errors import UserError
 from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.image import Floats
@@ -201,3 +195,27 @@ def test_pareto_of_nothing_measured_twice() -> None:
     assert isinstance(found, Sensitivity)
     kept = [p.keep_float for p in found.points]
     assert len(set(kept)) == len(kept) == found.evaluations
+
+
+def test_from_photos_to_a_choice(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from u2export.calibration.scenes import scene
+    from u2export.reference.image import Contract
+
+    for name, first in (("calib", 0), ("images", 10)):
+        (tmp_path / name).mkdir()
+        for seed in range(first, first + 3):
+            Image.fromarray(scene(seed, 64, 64)[0]).save(tmp_path / name / f"{seed}.png")
+    told: list[str] = []
+    found = search_float_layers(
+        "random-u2netp", tmp_path / "calib", tmp_path / "images", {"mae": 1.0}, contract=Contract(32, 32), photos=3,
+        progress=told.append,
+    )  # fmt: skip
+    assert found.met and found.keep_float == () and found.weights == "u2netp (random weights)"
+    assert (found.photos, found.held_back["photos"]) == (2, 1)
+    assert told[:2] == ["reading random-u2netp", "conditioning and calibrating"] and told[2].startswith("graph 1: all")
+    with pytest.raises(UserError, match="belong to the evaluation set"):
+        search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "calib", {"mae": 1.0})
+    with pytest.raises(UserError, match="no scheme named 'tpu'"):
+        search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "images", {"mae": 1.0}, scheme="tpu")

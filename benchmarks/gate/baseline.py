@@ -16,6 +16,7 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.report import Report, Row, checked, compact
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.weights import Identity
 
@@ -78,7 +79,8 @@ class Accepted:
         images = {p: checked(ImageFidelity(*row)) for p, row in zip(photos, rows, strict=True)} if rows else {}
         accuracy = {str(k): float(v) for k, v in data["accuracy"].items()}
         weights = checked(Identity(**data["weights"]))
-        return checked(cls(**{**data, "weights": weights, "images": images, "accuracy": accuracy}))
+        told = {"weights": weights, "arithmetic": arithmetic_name(data["arithmetic"])}
+        return checked(cls(**{**data, **told, "images": images, "accuracy": accuracy}))
 
 
 @dataclass(frozen=True)
