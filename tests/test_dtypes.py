@@ -28,7 +28,7 @@ def test_one_type_has_two_names(spellings: tuple[str, ...], stored: str, precisi
     assert {precision_name(s) for s in spellings} == {precision}
 
 
-@pytest.mark.parametrize("name", ["fp32", "int8", "fp16 cuda", "simulated fp16", "CPU only", ""])
+@pytest.mark.parametrize("name", ["fp32", "int8", "fp16 cuda", "simulated fp16", "CPU only", "float", ""])
 def test_arithmetics_keep_their_names(name: str) -> None:
     assert arithmetic_name(name) == name
 

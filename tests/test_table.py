@@ -53,7 +53,7 @@ def report() -> Report:
     torch = row("u2netp-320-pytorch-fp32", reference="", images={}, size=0, runtime={"runtime": "PyTorch 2.13.0"})
     rows = (
         replace(torch, exporter="pytorch"),
-        row("u2netp-320-openvino-fp16.xml", "f32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
+        row("u2netp-320-openvino-fp16.xml", "fp32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
         row("random-u2net-320-onnx-fp32.onnx", latency=Latency(((5 * MS, 50 * MS),))),
         row("u2netp-320-trt-fp16.engine", "fp16", latency=Latency(), images={}, runtime={}, first_ns=0, memory={},
             load_ns=(), reason="unavailable", problem="no NVIDIA GPU | here"),
@@ -71,7 +71,7 @@ def test_markdown_is_a_table_of_all_rows() -> None:
     assert cells["MAE"] == "0.00645" and cells["MAE worst"] == "0.01080" and cells["IoU worst"] == "0.9730"
     assert cells["p50 ms"] == "101" and cells["speed-up"] == "2.00x" and cells["95 % interval"] == "2.00–2.00"
     assert (cells["MB"], cells["load ms"], cells["first ms"], cells["peak MB"]) == ("4.6", "200", "250", "256")
-    assert cells["runs as"] == "ONNX Runtime 1.32.0 f32" and cells["S"] == "0.932"
+    assert cells["runs as"] == "ONNX Runtime 1.32.0 fp32" and cells["S"] == "0.932"
     assert "unavailable: no NVIDIA GPU \\| here" in table[5]
     assert "random-u2net-320-onnx-fp32.onnx (random weights)" in table[4] and "27.5~?" in table[4]
     assert "| ref |" in table[2] and "| base |" in table[2]

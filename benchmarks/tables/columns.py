@@ -179,7 +179,7 @@ def _against_the_compared_row(write: Callable[[Interval], str]) -> Cell:
 
 
 def _interval(ratio: Interval) -> str:
-    return "" if math.isnan(ratio.low) else f"{ratio.low:.2f}–{ratio.high:.2f}"
+    return f"{ratio.low:.2f}–{ratio.high:.2f}" if ratio.known else ""
 
 
 def _accuracy(key: str) -> Cell:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -21,12 +21,6 @@ STACKS = (
 )  # fmt: skip
 SHORT = {"boundary F": "bound. F", "boundary F worst": "worst", "MAE worst": "worst", "IoU worst": "worst",
          "area worst": "area", "95 % interval": "95 % int.", "MAE to truth": "MAE"}  # fmt: skip
-
-
-def console() -> Console:
-    """Return a console on standard output; WIDTH columns wide if standard output is no terminal."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=WIDTH)
 
 
 def terminal(report: Report) -> RenderableType:

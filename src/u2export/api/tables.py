@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from u2export.benchmarks.imports import kit as _kit
+from u2export.benchmarks.imports.rows import Claim, reports
 from u2export.benchmarks.imports.tool_files import FORMATS as TOOLS
-from u2export.benchmarks.imports.tool_files import Claim, reports
 from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables import charts
 from u2export.benchmarks.tables import gather as _gather
