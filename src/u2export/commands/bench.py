@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from u2export.commands import options
 from u2export.commands.console import stderr
 from u2export.commands.options import Trust
 from u2export.errors import UserError
 
 if TYPE_CHECKING:
-    from u2export.benchmarks.measuring.bench import Judged
-    from u2export.benchmarks.measuring.machine import Host
     from u2export.benchmarks.report import Report
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -119,65 +115,52 @@ def bench(
 ) -> None:
     """Measure how close artifacts' masks are to the reference's, and how long they take."""
 
-    from u2export.benchmarks.measuring.bench import Plan, measure, photos_in, settings
-    from u2export.benchmarks.measuring.ground_truth import find_masks, require
-    from u2export.benchmarks.report import Report
+    from u2export.benchmarks.run import BenchRequest
+    from u2export.benchmarks.run import bench as run
     from u2export.benchmarks.tables.columns import console, terminal
-    from u2export.exporters.open import read_artifact
 
     if resume and not json:
         raise UserError("--resume needs the results to continue", "add --json FILE")
-    if masks:
-        require()
-    if trust:
-        options.trust(artifacts)
-    photos = photos_in(images, limit)
-    plan = Plan(
-        artifacts=[read_artifact(path) for path in artifacts],
-        photos=photos,
-        masks=find_masks(masks, list(photos.values())) if masks else {},
-        settings=settings(
-            tier.value,
-            samples,
-            seconds,
-            rounds,
-            threads,
-            scenario=scenario.value,
-            batch=batch,
-            streams=streams,
-            sustained=sustained,
-            cooldown=cooldown if sustained else 0,
-        ),
-        host=_host(device, device_python, ssh_config),
+    request = BenchRequest(
+        artifacts,
+        images,
+        masks=masks,
+        limit=limit,
+        tier=tier.value,
+        samples=samples,
+        seconds=seconds,
+        rounds=rounds,
+        threads=threads,
+        scenario=scenario.value,
+        batch=batch,
+        streams=streams,
+        sustained=sustained,
+        cooldown=cooldown,
         arithmetics=modes.value,
-        reference=reference,
-        baseline=baseline_row,
+        device=device,
+        device_python=device_python,
+        ssh_config=ssh_config,
         timeout=timeout,
+        reference=reference,
+        baseline_row=baseline_row,
         latency=latency,
         strict=strict,
+        trust=trust,
+        json=json,
+        resume=resume,
+        contact_sheet=contact_sheet,
+        sheet_photos=sheet_photos,
         save_reference=save_reference,
-        all_maps=bool(contact_sheet or keep_masks),
+        keep_masks=keep_masks,
     )
-    earlier = Report.load(json) if resume and json and json.exists() else None
     latest: list[Report] = []
 
     def saved(report: Report) -> None:
         latest[:] = [report]
-        if json:
-            report.save(json)
-
-    def look(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
-        from u2export.benchmarks.gate.saved_masks import SavedMasks
-        from u2export.benchmarks.tables.contact_sheet import draw
-
-        if keep_masks:
-            SavedMasks.of(report, judged).save(keep_masks)
-        if contact_sheet:
-            draw(report, photos, judged, contact_sheet, sheet_photos)
 
     try:
         with _Bars() as bars:
-            measure(plan, saved, bars.show, earlier, look)
+            run(request, saved, bars.show)
     except KeyboardInterrupt:
         if latest:
             console().print(terminal(latest[0]))
@@ -188,15 +171,6 @@ def bench(
         stderr().print(f"u2export: skipped {problem}")
     for path in filter(None, (json, contact_sheet, save_reference, keep_masks)):
         typer.echo(path)
-
-
-def _host(device: str, python: str, config: Path | None) -> Host | None:
-    """The machine that `--device` names; None for this one."""
-    if device == "local":
-        return None
-    from u2export.benchmarks.measuring.ssh import Remote, address
-
-    return Remote(address(device), python, config)
 
 
 class _Bars:
