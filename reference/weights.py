@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2export.errors import Unavailable, UserError
+from u2export.reference.onnx_file import read_onnx
 from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 if TYPE_CHECKING:
@@ -322,20 +323,11 @@ def _identity_norm(name: str, channels: int) -> dict[str, torch.Tensor]:
 
 
 def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    from importlib.util import find_spec
-
     import torch
 
-    if find_spec("onnx") is None:
-        raise Unavailable(f"{path}: reading .onnx weights needs the onnx package", "pip install 'u2export[onnx]'")
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import numpy_helper
+    graph = read_onnx(path, "download it again").graph
+    from onnx import numpy_helper  # after read_onnx, which says so where onnx is not installed
 
-    try:
-        graph = onnx.load(path).graph
-    except (DecodeError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: not an ONNX file ({reason(error)})", "download it again") from None
     values = {t.name: t for t in graph.initializer}
     convs = []
     for node in graph.node:

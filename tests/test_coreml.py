@@ -338,7 +338,6 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_photos_without_an_object_are_counted_apart() -> None:
     from u2export.benchmarks.studies.coreml_fidelity import summarise
-    from u2export.benchmarks.studies.photo_sets import spread
 
     object_, nothing = np.zeros((2, 8, 8), np.float32)
     object_[2:6, 2:6], nothing[0, 0] = 0.9, 0.01
@@ -347,7 +346,6 @@ def test_photos_without_an_object_are_counted_apart() -> None:
     assert (summary["photos"], summary["empty"]["photos"]) == (1, 1)
     assert summary["iou_worst"] == 1.0  # that of the empty one is 0
     assert summary["empty"]["raw_mae_worst"] == pytest.approx(0.02 / 64)
-    assert spread(list(range(10)), 3) == [0, 4, 9]
 
 
 # Slow: more conversions, real weights, real photos

@@ -322,7 +322,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Re
     import onnx
     from toy_unet import photos, toy
 
-    from u2export.calibration.quantize import TENSORRT, calibrated
+    from u2export.calibration.quant_plan import TENSORRT
+    from u2export.calibration.quantize import calibrated
     from u2export.exporters.trt import typed_graph as g
 
     fp32 = toy()

@@ -17,7 +17,8 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from toy_unet import CONVS, SHAPE, SIDE, photos, toy  # noqa: E402
 
-from u2export.calibration.quantize import TENSORRT, QuantSpec, calibrated  # noqa: E402
+from u2export.calibration.quant_plan import TENSORRT, QuantSpec  # noqa: E402
+from u2export.calibration.quantize import calibrated  # noqa: E402
 from u2export.exporters.trt import typed_graph as g  # noqa: E402
 
 

@@ -36,6 +36,7 @@ from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.reference.fidelity import compare
 from u2export.reference.image import Floats, find_photos, read_photo
+from u2export.reference.spread import evenly_spread
 from u2export.reference.weights import file_digest
 
 # Samples, seconds, rounds. Samples and seconds are both minima, after the rules of MLPerf Mobile. What disturbs a
@@ -135,8 +136,8 @@ def photos_in(path: Path, limit: int = 0) -> dict[str, Path]:
         UserError: nothing there.
     """
     found = find_photos([path])
-    if 0 < limit < len(found):
-        found = [found[i * len(found) // limit] for i in range(limit)]
+    if limit:
+        found = evenly_spread(found, limit, first=True)
     return {str(p.relative_to(path)) if path.is_dir() else p.name: p for p in found}
 
 

@@ -44,6 +44,7 @@ from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract, Floats, read_photo
 from u2export.reference.onnx_export import Graph
 from u2export.reference.source import Source
+from u2export.reference.spread import evenly_spread
 from u2export.reference.verification import verification_photos
 
 Model = Any
@@ -538,7 +539,7 @@ class Proof:
         import u2export.calibration as room
 
         found = sorted(p for p in (Path(str(room.__path__[0])) / "images").iterdir() if not p.name.startswith("scene"))
-        picked = [found[i * len(found) // (OTHERS - 1)] for i in range(OTHERS - 1)]
+        picked = evenly_spread(found, OTHERS - 1, first=True)
         return [*picked, *self._dark(picked[1]).values()]
 
     def _accept(self, origin: str, artifact: Artifact) -> None:

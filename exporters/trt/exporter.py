@@ -138,7 +138,8 @@ class TensorRT(OnnxRuntimeRunner):
 
     def _typed(self, model: onnx.ModelProto, request: Request) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         """The graph in the precision asked for, and the nodes it keeps in fp32 among fp16."""
-        from u2export.calibration.quantize import PHOTOS, TENSORRT, calibrated
+        from u2export.calibration.quant_plan import TENSORRT
+        from u2export.calibration.quantize import PHOTOS, calibrated
         from u2export.exporters.trt.typed_graph import chosen_islands, islands, to_half
 
         if request.precision == "fp32":

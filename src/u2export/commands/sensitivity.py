@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +13,7 @@ from u2export.errors import UserError
 from u2export.reference.fidelity import parse_budget
 
 if TYPE_CHECKING:
-    import onnx
-
-    from u2export.calibration.activation_ranges import Ranges
-    from u2export.calibration.dataset import Calibration
-    from u2export.calibration.quantize import QuantSpec
-    from u2export.calibration.sensitivity import Point, Sample, Search, Sensitivity
-    from u2export.reference.image import Contract, Floats
-    from u2export.reference.source import Source
-
-SCHEMES = ("ort", "trt")
-CALIBRATE_ON = 16
+    from u2export.calibration.sensitivity import Point, Sensitivity
 
 
 def sensitivity(
@@ -51,15 +40,14 @@ def sensitivity(
     Runs some dozens of graphs on every photo, which takes a while. Of half as many photos again those are taken
     of which the reference is surest.
     """
-    if scheme not in SCHEMES:
-        raise UserError(f"no scheme named {scheme!r}", f"choose one of {', '.join(SCHEMES)}")
-    limits = parse_budget(budget)
+    from u2export.calibration.float_search import search_float_layers
+
     with stderr().status(f"reading {weights}") as status:
-        source, calibration, samples = _sets(weights, o.contract_of(size, resize), calib, images, photos)
-        status.update("conditioning and calibrating")
-        search = _search(source, calibration, samples, _spec(scheme, weight_bits), limits, measure, not no_condition)
-        search.progress = lambda count, what: status.update(f"graph {count + 1}: {what}")
-        found = search.run(source.weights.label)
+        found = search_float_layers(
+            weights, calib, images, parse_budget(budget), contract=o.contract_of(size, resize), scheme=scheme,
+            weight_bits=weight_bits, photos=photos, measured=measure, condition=not no_condition,
+            progress=status.update,
+        )  # fmt: skip
     written = found.write(out)
     print(o.shown({"path": str(written), **found.to_json()}) if as_json else _table(found, written))
     if not found.met:
@@ -67,57 +55,6 @@ def sensitivity(
             f"no mix keeps {budget}; the closest has MAE {found.chosen.mae:.2g}, IoU {found.chosen.iou:.4f}",
             f"{written} holds it; allow more with --budget, or quantise with --weight-bits 8",
         )
-
-
-def _spec(scheme: str, weight_bits: int) -> QuantSpec:
-    from u2export.calibration.quantize import ONNX_RUNTIME, TENSORRT
-
-    # The heads stay in float, as in `u2export ort --keep-float`.
-    return replace({"ort": ONNX_RUNTIME, "trt": TENSORRT}[scheme], weight_bits=weight_bits, heads=False)
-
-
-def _sets(
-    weights: str, contract: Contract, calib: Path, images: Path, photos: int
-) -> tuple[Source, Calibration, list[Sample]]:
-    from u2export.calibration.dataset import Calibration
-    from u2export.calibration.sensitivity import surest
-    from u2export.reference.source import Source
-
-    source = Source.open(weights, contract)
-    calibration = Calibration.open(calib, source.contract, avoid=[images]).subset(CALIBRATE_ON)
-    samples = [(x, source.predict(x)) for x in Calibration.open(images, source.contract).subset(photos * 3 // 2)]
-    return source, calibration, surest(samples, photos)
-
-
-def _search(
-    source: Source,
-    calibration: Calibration,
-    samples: list[Sample],
-    spec: QuantSpec,
-    limits: dict[str, float],
-    measure: bool,
-    condition: bool,
-) -> Search:
-    from u2export.calibration.activation_ranges import observe
-    from u2export.calibration.prepare import prepared
-    from u2export.calibration.quantize import bias_errors
-    from u2export.calibration.sensitivity import Search
-    from u2export.reference.onnx_export import Graph, to_onnx
-
-    module, _ = prepared(source, "int8", calibration, condition)
-    model = to_onnx(module, source.contract, Graph(), {})
-    ranges = observe(model, calibration)
-    errors = bias_errors(model, ranges, spec, calibration)
-    work = _saved(model, ranges, spec, samples[0][0]) if measure else None
-    judged = [s for i, s in enumerate(samples) if i % 3 != 2]
-    return Search(model, ranges, errors, spec, judged, limits, samples[2::3], work)
-
-
-def _saved(model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, x: Floats) -> dict[str, float]:
-    from u2export.calibration.quantize import quantize
-    from u2export.calibration.sensitivity import saved_time
-
-    return saved_time(model, quantize(model, ranges, spec), x)
 
 
 def _table(found: Sensitivity, written: Path) -> str:
