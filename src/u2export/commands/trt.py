@@ -20,7 +20,7 @@ from u2export.exporters.trt.recipe import SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from u2export.exporters.trt.layer_table import Table
+    from u2export.exporters.trt.layer_table import LayerTable
     from u2export.exporters.trt.recipe import Recipe
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -204,8 +204,6 @@ def trust(
     """Let this machine open a foreign engine from now on; engines are native code, so know where it comes from."""
     from u2export.exporters.trt.trust import trust as remember
 
-    if not engine.is_file():
-        raise UserError(f"no such file: {engine}", "give an .engine")
     remember(engine)
     print(engine)
 
@@ -258,7 +256,7 @@ def _advise(runtime: str, recipe: Recipe) -> None:
         stderr().print("[yellow]note:[/] on RTX fp16 is advised: its int8 convolutions move more memory than fp16 ones")
 
 
-def _confirmed(table: Table, got: Mapping[str, str]) -> str:
+def _confirmed(table: LayerTable, got: Mapping[str, str]) -> str:
     from collections import Counter
 
     counts = ", ".join(f"{n} {name}" for name, n in Counter(got.values()).most_common())
