@@ -19,6 +19,7 @@ import numpy as np
 
 from u2export.benchmarks.report import Report, Row
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
 
 if TYPE_CHECKING:
     import onnx
@@ -89,7 +90,7 @@ def count(path: Path) -> Work:
     try:
         import onnx
     except ImportError:
-        raise Unavailable("counting operations needs onnx", "pip install 'u2export[onnx]'") from None
+        raise Unavailable("counting operations needs onnx", how_to_install("onnx")) from None
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
     except FileNotFoundError:

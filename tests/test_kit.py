@@ -147,7 +147,8 @@ def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     from PIL import Image
 
-    from u2export.exporters.coreml.exporter import CoreML, picture
+    from u2export.exporters.coreml.exporter import CoreML
+    from u2export.exporters.coreml.ports import picture
     from u2export.reference.image import saliency
 
     source = Source.open("random-u2netp", TINY)

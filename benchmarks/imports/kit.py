@@ -114,7 +114,7 @@ def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, platfor
     x = artifact.contract.tensor(pixels)
     d0 = source.predict(x)[0, 0]
     if platform.name == "coreml":
-        from u2export.exporters.coreml.exporter import picture as taken
+        from u2export.exporters.coreml.ports import picture as taken
 
         small = np.asarray(taken(x, artifact.contract)[0].transpose(1, 2, 0), np.uint8)
         Image.fromarray(small if small.shape[2] == 3 else small[..., 0]).save(made / "inputs" / f"{name}.png")

@@ -26,6 +26,7 @@ from u2export.benchmarks.measuring.rows import planned_artifact
 from u2export.benchmarks.report import Latency, Report, Row, Settings
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
+from u2export.install import how_to_install
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.weights import Identity
 
@@ -339,7 +340,7 @@ def aihub(text: str, log: str) -> list[Found]:
     try:
         import yaml
     except ImportError:
-        raise Unavailable("reading YAML needs PyYAML", "pip install 'u2export[eval]'") from None
+        raise Unavailable("reading YAML needs PyYAML", how_to_install("imports")) from None
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -18,6 +18,7 @@ from u2export.benchmarks.report import Row
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
+from u2export.install import how_to_install
 from u2export.reference.image import Contract
 from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
 
@@ -115,7 +116,7 @@ def _not_among(key: Key, group: Sequence[PlannedRow], choice: Choice) -> Iterato
         elif choice.kind == "pytorch":
             raise UserError(
                 f"no PyTorch reference for weights {identity.name}: torch or the weights are missing",
-                "install 'u2export[torch]' and pull the weights, or give --reference FILE",
+                f"give --reference FILE, or pull the weights and run {how_to_install('torch')}",
             )
     if choice.kind == "artifact" and (choice.sha256, choice.artifact.contract) == key:
         subject = planned_artifact(choice.artifact.name, choice.artifact)

@@ -14,6 +14,7 @@ from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import label, statistic
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
+from u2export.install import how_to_install
 from u2export.reference.dtypes import arithmetic_name
 
 # Okabe and Ito's colours, which all readers tell apart; shapes and names repeat what colours say.
@@ -37,7 +38,7 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
     try:
         import matplotlib
     except ImportError:
-        raise Unavailable("charts need matplotlib", "pip install 'u2export[eval]'") from None
+        raise Unavailable("charts need matplotlib", how_to_install("charts")) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -10,6 +10,7 @@ import typer
 from u2export.commands.console import stderr
 from u2export.commands.options import AsJson, Calib, shown
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
 
 if TYPE_CHECKING:
     import onnx
@@ -63,7 +64,7 @@ def _read(path: Path) -> onnx.ModelProto:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError:
-        raise Unavailable("reading .onnx needs the onnx package", "pip install 'u2export[onnx]'") from None
+        raise Unavailable("reading .onnx needs the onnx package", how_to_install("onnx")) from None
     try:
         return onnx.load(path)
     except FileNotFoundError:

@@ -92,8 +92,8 @@ def kept(path: Path | None) -> tuple[str, ...]:
 def trust(paths: Iterable[Path]) -> None:
     """Remember the TensorRT engines among artifacts as ones this machine may open."""
     from u2export.exporters.open import read_artifact
-    from u2export.exporters.trt.engine import trust as remember
-    from u2export.exporters.trt.exporter import ENGINE
+    from u2export.exporters.trt.engine_file import ENGINE
+    from u2export.exporters.trt.trust import trust as remember
 
     for path in paths:
         if (engine := read_artifact(path).path).suffix == ENGINE:

@@ -13,13 +13,14 @@ from u2export.commands.console import stderr
 from u2export.commands.export import Placement, exported, show
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.trt.exporter import TensorRT
+from u2export.exporters.trt.installed import check_targets, choose_builder
+from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from u2export.exporters.trt.build import Options
-    from u2export.exporters.trt.layer_table import Table
+    from u2export.exporters.trt.layer_table import LayerTable
     from u2export.exporters.trt.recipe import Recipe
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -113,22 +114,24 @@ def trt(
     precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp16")
     exporter = TensorRT(placement.value, o.kept(keep_float), rest.value, o.words(dynamic))
     targets = _targets(target)
-    reason = None if prepare_only else _hindrance(runtime, targets)
-    if reason and not isinstance(reason, Unavailable):
-        raise reason
+    check_targets(runtime.value, targets)
     contract = o.contract_of(size, resize)
     made = exported(exporter, weights, out, contract, precision, calib, not no_condition, budget)
     recipe = made.path.with_suffix(SUFFIX)
-    if prepare_only or reason or not as_json:
-        show(made, as_json)
     if not as_json:
+        show(made, as_json)
         print(recipe)
-    if reason:
-        raise Unavailable(f"prepared, not built: {reason.problem}", reason.hint.replace("RECIPE", str(recipe)))
-    if not prepare_only:
-        from u2export.exporters.trt.build import Options
-
-        _build(recipe, out, runtime, Options(targets, typing.value), shapes, as_json)
+    if prepare_only:
+        if as_json:
+            show(made, as_json)
+        return
+    try:
+        name = choose_builder(runtime.value, targets, recipe)
+    except Unavailable as error:
+        if as_json:
+            show(made, as_json)
+        raise Unavailable(f"prepared, not built: {error.problem}", error.hint) from None
+    _build(recipe, out, name, Options(targets, typing.value), shapes, as_json)
 
 
 @app.command()
@@ -148,14 +151,11 @@ def build(
     as_json: o.AsJson = False,
 ) -> None:
     """Build the engine of a recipe, and hold its layers' precisions against it."""
-    from u2export.exporters.trt.build import Options
-
     options = Options(
         _targets(target), typing.value, (), workspace, level, timing_cache, version_compatible, hardware_compatible, dla
     )
-    if problem := _hindrance(runtime, options.targets):
-        raise problem
-    _build(recipe, out or recipe.parent, runtime, options, shapes, as_json)
+    name = choose_builder(runtime.value, options.targets, recipe)
+    _build(recipe, out or recipe.parent, name, options, shapes, as_json)
 
 
 @app.command()
@@ -166,14 +166,13 @@ def check(
     as_json: o.AsJson = False,
 ) -> None:
     """Hold the layer table of an engine built with trtexec against its recipe; a silent fallback is an error."""
-    from u2export.exporters.trt.build import check_precisions
-    from u2export.exporters.trt.layer_table import Comparison, read
+    from u2export.exporters.trt.layer_table import read
+    from u2export.exporters.trt.precision_check import check_table
     from u2export.exporters.trt.recipe import Recipe
 
     wanted, _ = Recipe.read(recipe)
     found = read(table)
-    comparison = Comparison(wanted.layers, found.precisions(wanted.layers), weak, wanted.islands)
-    check_precisions(comparison)
+    comparison = check_table(wanted, found, weak)
     if as_json:
         print(o.shown({"table": found.to_json(), "precisions": comparison.to_json()}))
         return
@@ -189,7 +188,7 @@ def cache(
     ] = "",
 ) -> None:
     """Write a calibration cache with the recipe's scales, for implicit INT8 of TensorRT up to 10 (DLA needs it)."""
-    from u2export.exporters.trt.build import installed, load
+    from u2export.exporters.trt.installed import installed, load
     from u2export.exporters.trt.recipe import Recipe, write_calibration_cache
 
     if not tensorrt and "tensorrt" not in installed():
@@ -203,10 +202,8 @@ def trust(
     engine: Annotated[Path, typer.Argument(help="An engine built on another machine.")],
 ) -> None:
     """Let this machine open a foreign engine from now on; engines are native code, so know where it comes from."""
-    from u2export.exporters.trt.engine import trust as remember
+    from u2export.exporters.trt.trust import trust as remember
 
-    if not engine.is_file():
-        raise UserError(f"no such file: {engine}", "give an .engine")
     remember(engine)
     print(engine)
 
@@ -229,35 +226,17 @@ def _targets(text: str) -> tuple[str, ...]:
     return found
 
 
-def _hindrance(runtime: Runtime, targets: tuple[str, ...]) -> UserError | None:
-    """Why no engine can be built here."""
-    from u2export.exporters.trt.build import choose, devices, load
-
-    try:
-        load(choose(runtime.value, targets, bool(devices())))
-    except UserError as error:
-        return error
-    return None
-
-
-def _build(recipe_file: Path, out: Path, runtime: Runtime, options: Options, shapes: str, as_json: bool) -> None:
-    from dataclasses import replace
-
-    from u2export.exporters.open import read_artifact
-    from u2export.exporters.trt.build import build as build_engine
-    from u2export.exporters.trt.build import choose, devices, load, parse_shapes
-    from u2export.exporters.trt.exporter import save_engine
+def _build(recipe_file: Path, out: Path, runtime: str, options: Options, shapes: str, as_json: bool) -> None:
+    from u2export.exporters.trt.pipeline import build_engine
     from u2export.exporters.trt.recipe import Recipe
 
     recipe, graph = Recipe.read(recipe_file)
-    options = replace(options, shapes=parse_shapes(shapes, recipe))
-    name = choose(runtime.value, options.targets, bool(devices()))
-    _advise(name, recipe)
-    with stderr().status(f"building {graph.name} with {name}") as status:
-        built = build_engine(
-            load(name), graph, recipe, options, lambda phase, done, total: status.update(f"{phase}: {done}/{total}")
-        )
-    artifact = save_engine(built, read_artifact(graph), recipe, options, out)
+    _advise(runtime, recipe)
+    with stderr().status(f"building {graph.name} with {runtime}") as status:
+        artifact, built = build_engine(
+            recipe_file, out, runtime, options, shapes,
+            lambda phase, done, total: status.update(f"{phase}: {done}/{total}"),
+        )  # fmt: skip
     if as_json:
         print(o.shown({**artifact.to_json(), "path": str(artifact.path)}))
         return
@@ -277,7 +256,7 @@ def _advise(runtime: str, recipe: Recipe) -> None:
         stderr().print("[yellow]note:[/] on RTX fp16 is advised: its int8 convolutions move more memory than fp16 ones")
 
 
-def _confirmed(table: Table, got: Mapping[str, str]) -> str:
+def _confirmed(table: LayerTable, got: Mapping[str, str]) -> str:
     from collections import Counter
 
     counts = ", ".join(f"{n} {name}" for name, n in Counter(got.values()).most_common())
