@@ -10,16 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, git_checkout
+from conftest import PYPROJECT, ROOT, git_checkout
 
 from u2export.install import PACKAGES, how_to_install
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NO_NAME = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
 
 

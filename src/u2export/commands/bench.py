@@ -120,15 +120,13 @@ def bench(
     """Measure how close artifacts' masks are to the reference's, and how long they take."""
 
     from u2export.benchmarks.measuring.bench import Plan, measure, photos_in, settings
-    from u2export.benchmarks.measuring.ground_truth import find_masks, require
+    from u2export.benchmarks.measuring.ground_truth import find_masks
     from u2export.benchmarks.report import Report
     from u2export.benchmarks.tables.columns import console, terminal
     from u2export.exporters.open import read_artifact
 
     if resume and not json:
         raise UserError("--resume needs the results to continue", "add --json FILE")
-    if masks:
-        require()
     if trust:
         options.trust(artifacts)
     photos = photos_in(images, limit)
