@@ -1,4 +1,4 @@
-"""One module per target runtime; a new target is one module and one line in the table here."""
+"""The table of target runtimes. A new target is one module, and one line here."""
 
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
