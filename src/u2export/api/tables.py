@@ -207,7 +207,7 @@ def roofline(
         device: a device of benchmarks/devices.json, "all", or "none".
         precision: one of ROOFLINE_PRECISIONS; it says how large values are, and which peak of a device counts.
         local: whether to measure the peak and the bandwidth of this machine, which takes about 2 s.
-        results: the JSON file of a bench of this network here; the estimate then has the share of the peak that each row reaches.
+        results: the JSON file of a bench of this network here; it adds the share of the peak that each row reaches.
 
     Raises:
         UserError: the model cannot be read or has free axes, or there is no such device or precision.

@@ -19,8 +19,8 @@ from u2export.exporters.trt.recipe import SUFFIX, Recipe, write_calibration_cach
 from u2export.exporters.trt.trust import trust as _trust
 
 __all__ = [
-    "RUNTIMES", "TYPINGS", "BuildOptions", "Comparison", "Engine", "LayerTable", "build", "builder", "calibration_cache",
-    "check", "recipe_of", "trust",
+    "RUNTIMES", "TYPINGS", "BuildOptions", "Comparison", "Engine", "LayerTable", "build", "builder",
+    "calibration_cache", "check", "recipe_of", "trust",
 ]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
