@@ -10,15 +10,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from u2export.benchmarks.device import RUNTIMES, Device
+from u2export.benchmarks.latency import Latency, Sustained, speedup
+from u2export.benchmarks.statistics import Interval
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.reference.weights import Identity
 from u2export.version import __version__
@@ -37,151 +39,12 @@ REASONS = {
     "timeout": "no answer in time",
     "not-measured": "interrupted before, or left out on request",
 }
-# Fewer samples or less time than the quick tier: good for a first look only.
-INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
-RESAMPLES = 2000
 # One picture at a time and how long each takes; or as many as go, and how many that is.
 SCENARIOS = ("latency", "throughput")
-# The knee compares so many seconds at the end of a sustained run with as many at its start.
-KNEE_SECONDS = 30.0
 KINDS: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "Mapping": dict
 }  # fmt: skip
 Made = TypeVar("Made", bound="DataclassInstance")
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Wall-clock times of single inferences in nanoseconds, by round; every sample counts, none is clipped.
-
-    Attributes:
-        rounds: the samples. spans: wall-clock ns of each round, where requests overlapped; else empty.
-        batch: pictures in one inference.
-    """
-
-    rounds: tuple[tuple[int, ...], ...] = ()
-    spans: tuple[int, ...] = ()
-    batch: int = 1
-
-    @cached_property
-    def ns(self) -> tuple[int, ...]:
-        """All samples in the order taken."""
-        return tuple(sample for turn in self.rounds for sample in turn)
-
-    def percentile(self, percent: float) -> float:
-        """Milliseconds, linear interpolation between samples."""
-        return float(np.percentile(self.ns, percent)) / 1e6
-
-    @property
-    def p50(self) -> float:
-        """Median in ms."""
-        return self.percentile(50)
-
-    @property
-    def p90(self) -> float:
-        """90th percentile in ms."""
-        return self.percentile(90)
-
-    @property
-    def least(self) -> float:
-        """Fastest sample in ms."""
-        return min(self.ns) / 1e6
-
-    @property
-    def mad(self) -> float:
-        """Median absolute deviation from the median in ms."""
-        return float(np.median(np.abs(np.asarray(self.ns) - np.median(self.ns)))) / 1e6
-
-    @property
-    def unstable(self) -> bool:
-        """pyperf's rule: the deviation is 10 % of the mean or more, or an extreme is 50 % off the mean."""
-        mean = float(np.mean(self.ns))
-        return bool(
-            np.std(self.ns) >= 0.1 * mean or max(self.ns) >= 1.5 * mean or min(self.ns) <= 0.5 * mean,
-        )
-
-    @property
-    def indicative(self) -> bool:
-        """Fewer samples or less time than the quick tier asks for."""
-        return len(self.ns) < INDICATIVE_SAMPLES or sum(self.spans or self.ns) < INDICATIVE_SECONDS * 1e9
-
-    @property
-    def throughput(self) -> float:
-        """Pictures per second over all rounds, pauses between rounds left out."""
-        total = sum(self.spans or self.ns)
-        return len(self.ns) * self.batch / (total / 1e9) if total else float("nan")
-
-    @property
-    def paces(self) -> tuple[float, ...]:
-        """What speed-ups compare, by round: ns per picture of overlapping requests, else the median; nan if empty."""
-        if self.spans:
-            return tuple(
-                span / (len(turn) * self.batch) if turn else float("nan")
-                for turn, span in zip(self.rounds, self.spans, strict=True)
-            )
-        return tuple(float(np.median(turn)) if turn else float("nan") for turn in self.rounds)
-
-    def summary(self) -> dict[str, float]:
-        """The derived statistics by name, in ms, and the number of samples."""
-        tails = {f"p{p}": self.percentile(p) for p in (50, 90, 95, 99)}
-        return {**tails, "min": self.least, "mad": self.mad, "samples": len(self.ns)}
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster than the baseline, with a 95 % interval (nan where there were too few rounds)."""
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
-
-
-def speedup(row: Latency, baseline: Latency, resamples: int = RESAMPLES) -> Ratio | None:
-    """The baseline's time over the row's: median over rounds of the ratio of the two paces of that round.
-
-    The turns of one round lie next to each other in time, so a slow spell of the machine falls on both. The interval
-    is the percentile bootstrap over rounds (Efron and Tibshirani, 1993, chapter 13), with a fixed seed; it wants five
-    rounds. None where no round has samples of both.
-    """
-    ratios = np.array([b / a for a, b in zip(row.paces, baseline.paces, strict=False)])
-    ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
-        return None
-    value = float(np.median(ratios))
-    if len(ratios) < 5:
-        return Ratio(value)
-    draws = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
-    return Ratio(value, float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Sustained:
-    """A row alone, run back to back until the device is as warm as it gets.
-
-    Attributes:
-        slices: the samples in the order taken, in the slices they were asked for.
-        states: what the system told of clocks, temperature and power after each slice.
-    """
-
-    slices: Latency = field(default_factory=Latency)
-    states: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """How long it ran."""
-        return sum(self.slices.ns) / 1e9
-
-    @property
-    def knee(self) -> float:
-        """Median of the last 30 s over that of the first 30 s (of the halves of a shorter run); nan without samples."""
-        if not self.slices.ns:
-            return float("nan")
-        times = np.asarray(self.slices.ns)
-        ends = np.cumsum(times) / 1e9
-        window = min(KNEE_SECONDS, ends[-1] / 2)
-        first, last = times[ends <= max(window, ends[0])], times[ends > min(ends[-1] - window, ends[-1] - 1e-9)]
-        return float(np.median(last) / np.median(first))
 
 
 @dataclass(frozen=True)
@@ -300,6 +163,7 @@ class Row:
         values = dict(data)
         if "mode" in values:  # the name that results of u2export before 0.2 have
             values["arithmetic"] = values.pop("mode")
+        values["arithmetic"] = arithmetic_name(values["arithmetic"])
         values["weights"] = checked(Identity(**values["weights"]))
         values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
         rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
@@ -317,6 +181,8 @@ class Row:
         values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
         values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
         values["runtime"] = {str(k): str(v) for k, v in values["runtime"].items()}
+        if "arithmetic" in values["runtime"]:
+            values["runtime"]["arithmetic"] = arithmetic_name(values["runtime"]["arithmetic"])
         values["stated"] = {str(k): float(v) for k, v in values.get("stated", {}).items()}
         values["source"] = {str(k): str(v) for k, v in values.get("source", {}).items()}
         return checked(cls(**values))
@@ -419,7 +285,7 @@ class Report:
         """The row of that name."""
         return next((r for r in self.rows if r.name == name), None)
 
-    def speedup(self, row: Row) -> Ratio | None:
+    def speedup(self, row: Row) -> Interval | None:
         """The row against the baseline row; None for the baseline itself and where one of them was not timed so."""
         base = self.row(self.baseline)
         if base is None or base.name == row.name or base.scenario != row.scenario:

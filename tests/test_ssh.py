@@ -22,11 +22,13 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
-from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
-from u2export.benchmarks.measuring.ssh import Address, Remote, address, core
-from u2export.benchmarks.measuring.worker_process import Failed
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan
+from u2export.benchmarks.measuring.ssh import Address, SshMachine, address, core
+from u2export.benchmarks.measuring.worker_process import WorkerFailed
 from u2export.benchmarks.report import Report, Settings
-from u2export.benchmarks.tables.columns import render
+from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -54,8 +56,8 @@ class Server:
     def words(self) -> list[str]:
         return ["--device", self.url, "--ssh-config", str(self.config), "--device-python", str(self.python)]
 
-    def remote(self) -> Remote:
-        return Remote(address(self.url), str(self.python), self.config)
+    def remote(self) -> SshMachine:
+        return SshMachine(address(self.url), str(self.python), self.config)
 
     @property
     def left(self) -> list[str]:
@@ -193,7 +195,7 @@ def test_reference_masks_are_made_here(
     artifact = Onnx().export(source, tmp_path / "out", Request("fp32"))
     settings = Settings("custom", 5, 0.0, 5)
     with_torch = dict(list(photos_in(photos).items())[:2])
-    report = measure(Plan([artifact], with_torch, settings=settings, host=server.remote(), arithmetics="default"))
+    report = measure(Plan([artifact], with_torch, settings=settings, machine=server.remote(), arithmetics="default"))
     assert [r.name for r in report.rows] == [artifact.name] == [report.baseline]
     row = report.rows[0]
     assert row.reference == "random-u2netp-64-pytorch-fp32" and row.fidelity and row.fidelity.mae < 1e-4
@@ -219,22 +221,22 @@ def test_core_holds_no_more_than_it_needs(server: Server) -> None:
 
 
 def test_a_worker_that_crashes_or_hangs_over_there(server: Server, tmp_path: Path) -> None:
-    def pid(remote: Remote) -> int:
+    def pid(remote: SshMachine) -> int:
         return int((Path(remote.folder) / "pids" / str(remote.workers)).read_text())
 
     with server.remote() as remote:
-        with remote.child(tmp_path / "log", 30) as child:
+        with remote.start_worker(tmp_path / "log", 30) as child:
             child.ask("pulse")
             os.kill(pid(remote), signal.SIGSEGV)
-            with pytest.raises(Failed, match="SIGSEGV") as failure:
+            with pytest.raises(WorkerFailed, match="SIGSEGV") as failure:
                 child.ask("pulse")
             assert failure.value.reason == "crashed"
-        with remote.child(tmp_path / "log", 30) as child:
+        with remote.start_worker(tmp_path / "log", 30) as child:
             child.ask("pulse")
             hanging = pid(remote)
             os.kill(hanging, signal.SIGSTOP)
             child.timeout = 1
-            with pytest.raises(Failed, match="no answer"):
+            with pytest.raises(WorkerFailed, match="no answer"):
                 child.ask("pulse")
             for _ in range(50):
                 if not Path(f"/proc/{hanging}").exists() and sys.platform == "linux":
@@ -246,10 +248,10 @@ def test_a_worker_that_crashes_or_hangs_over_there(server: Server, tmp_path: Pat
 
 
 def test_a_lost_connection_is_told_from_a_crash(server: Server, tmp_path: Path) -> None:
-    with server.remote() as remote, remote.child(tmp_path / "log", 30) as child:
+    with server.remote() as remote, remote.start_worker(tmp_path / "log", 30) as child:
         child.ask("pulse")
         subprocess.run(["pkill", "-KILL", "-P", str(server.pid)], check=True)  # the server's end of all connections
-        with pytest.raises(Failed, match=r"the connection to .* broke"):
+        with pytest.raises(WorkerFailed, match=r"the connection to .* broke"):
             child.ask("pulse")
         assert remote.pulse() == remote.state() == {}
     assert server.left == []

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device, environment, this_device
-from u2export.benchmarks.measuring.worker_process import WORKER, Child
+from u2export.benchmarks.measuring.worker_process import WORKER, WorkerProcess
 from u2export.benchmarks.sensors import pulse, state
 from u2export.exporters.artifact import Artifact
 
 
-class Host:
+class Machine:
     """A machine with workers; this one. Use as a context manager.
 
     Args:
@@ -24,7 +24,7 @@ class Host:
     def __init__(self, worker: Sequence[str] = WORKER) -> None:
         self.worker = worker
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,6 +60,6 @@ class Host:
         """How the machine calls what was sent to it."""
         return str(local)
 
-    def child(self, log: Path, timeout: float) -> Child:
-        """Start a worker; arguments as of `Child`."""
-        return Child(log, timeout, self.worker)
+    def start_worker(self, log: Path, timeout: float) -> WorkerProcess:
+        """Start a worker; arguments as of `WorkerProcess`."""
+        return WorkerProcess(log, timeout, self.worker)

@@ -26,8 +26,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.measuring.machine import Host
-from u2export.benchmarks.measuring.worker_process import Child, Failed
+from u2export.benchmarks.measuring.machine import Machine
+from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerProcess
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 
@@ -101,7 +101,7 @@ def address(text: str) -> Address:
     return Address(host, user, port)
 
 
-class Remote(Host):
+class SshMachine(Machine):
     """A machine behind ssh; the connection lives as long as the context.
 
     Args:
@@ -117,12 +117,12 @@ class Remote(Host):
         super().__init__()
         self.address, self.python, self.config = address, python.removeprefix("~/"), config
         self.there: dict[Path, str] = {}
-        self.watcher: Child | None = None
+        self.watcher: WorkerProcess | None = None
         self.workers = self.workshops = 0
         self.control = ""
         self.folder = ""
 
-    def __enter__(self) -> Remote:
+    def __enter__(self) -> SshMachine:
         if shutil.which("ssh") is None:
             raise UserError("no ssh on this machine", "install the OpenSSH client")
         self.control = tempfile.mkdtemp(prefix="u2e-")
@@ -165,7 +165,7 @@ class Remote(Host):
         self._send({f"core/u2export/{name}": path for name, path in core().items()})
         try:
             self.machine = self._watch("machine")
-        except Failed as failure:
+        except WorkerFailed as failure:
             raise UserError(
                 f"{self.python} on {self.address.label} cannot run u2export: {failure.problem}",
                 f"run there: {shlex.quote(self.python)} -m pip install numpy pillow, and the runtime",
@@ -193,19 +193,19 @@ class Remote(Host):
 
     def state(self) -> dict[str, Any]:
         """Clocks, temperatures, power mode, now; empty once the connection is lost."""
-        with suppress(Failed):
+        with suppress(WorkerFailed):
             return dict(self._watch("machine")["state"])
         return {}
 
     def pulse(self) -> dict[str, Any]:
         """The same in short."""
-        with suppress(Failed):
+        with suppress(WorkerFailed):
             return dict(self._watch("pulse")["pulse"])
         return {}
 
     def _watch(self, do: str) -> dict[str, Any]:
         """The answer of a worker that has nothing else to do; started once, so as not to disturb the others."""
-        self.watcher = self.watcher or self.child(Path(self.control) / "watcher", ANSWER)
+        self.watcher = self.watcher or self.start_worker(Path(self.control) / "watcher", ANSWER)
         return self.watcher.ask(do)
 
     def send_artifact(self, artifact: Artifact) -> None:
@@ -230,11 +230,11 @@ class Remote(Host):
         """How the machine calls what was sent to it."""
         return self.there[local]
 
-    def child(self, log: Path, timeout: float) -> Child:
+    def start_worker(self, log: Path, timeout: float) -> WorkerProcess:
         """Start a worker there."""
         self.workers += 1
         command = shlex.join(["exec", "sh", "-c", OUTER, "sh", INNER, self.folder, str(self.workers), self.python])
-        return _RemoteChild(log, timeout, self._ssh(command), self, self.workers)
+        return _SshWorker(log, timeout, self._ssh(command), self, self.workers)
 
     def kill(self, worker: int) -> None:
         """Have the janitor end a worker: the connection's end alone would leave one that hangs."""
@@ -301,10 +301,10 @@ class Remote(Host):
         return UserError(f"cannot reach {name}: {_last(said) or 'the connection was closed'}", "try ssh by hand")
 
 
-class _RemoteChild(Child):
+class _SshWorker(WorkerProcess):
     """A worker at the other end of an ssh process."""
 
-    def __init__(self, log: Path, timeout: float, command: Sequence[str], host: Remote, number: int) -> None:
+    def __init__(self, log: Path, timeout: float, command: Sequence[str], host: SshMachine, number: int) -> None:
         super().__init__(log, timeout, command)
         self.host, self.number = host, number
 
@@ -318,7 +318,7 @@ class _RemoteChild(Child):
         """The worker's, negative for a signal; a connection that breaks says so."""
         code = super().exit_code()
         if code == LOST:
-            raise Failed("crashed", f"the connection to {self.host.address.label} broke")
+            raise WorkerFailed("crashed", f"the connection to {self.host.address.label} broke")
         return 128 - code if 128 < code < 128 + 65 else code
 
 

@@ -18,7 +18,7 @@ from typing import Any
 WORKER = (sys.executable, "-m", "u2export.benchmarks.measuring.worker")
 
 
-class Failed(Exception):
+class WorkerFailed(Exception):
     """A worker's answer that is none: a reason code of `u2export.benchmarks.report.REASONS` and a sentence."""
 
     def __init__(self, reason: str, problem: str) -> None:
@@ -27,7 +27,7 @@ class Failed(Exception):
         self.problem = problem
 
 
-class Child:
+class WorkerProcess:
     """A running worker.
 
     Args:
@@ -50,7 +50,7 @@ class Child:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.replies, selectors.EVENT_READ)
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -60,7 +60,7 @@ class Child:
         """The first line of the answer to a request; `wait` seconds more than the timeout are granted.
 
         Raises:
-            Failed: an error answer, no answer in time, or the end of the process; it is dead then in the last two.
+            WorkerFailed: an error answer, no answer in time, or the end of the process; it is dead then in the last two.
         """
         return next(self.stream(do, wait, **fields))
 
@@ -76,10 +76,10 @@ class Child:
             try:
                 reply = json.loads(line)
             except ValueError:
-                raise Failed("failed", f"answered {do!r} with {line[:80]!r}") from None
+                raise WorkerFailed("failed", f"answered {do!r} with {line[:80]!r}") from None
             if error := reply.get("error"):
                 hint = f" ({error['hint']})" if error["hint"] else ""
-                raise Failed(error["kind"], error["problem"] + hint)
+                raise WorkerFailed(error["kind"], error["problem"] + hint)
             yield reply
 
     def _line(self, do: str, timeout: float) -> bytes:
@@ -87,7 +87,7 @@ class Child:
         while b"\n" not in self.pending:
             if not self.selector.select(max(0.0, end - monotonic())):
                 self.kill()
-                raise Failed("timeout", f"no answer to {do!r} within {timeout:.0f} s")
+                raise WorkerFailed("timeout", f"no answer to {do!r} within {timeout:.0f} s")
             block = os.read(self.replies.fileno(), 1 << 16)
             if not block:
                 raise self._died()
@@ -95,14 +95,14 @@ class Child:
         line, _, self.pending = self.pending.partition(b"\n")
         return line
 
-    def _died(self) -> Failed:
+    def _died(self) -> WorkerFailed:
         code = self.exit_code()
         last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         said = f": {last[0][:200]}" if last else ""
         if code == -signal.SIGKILL:
-            return Failed("crashed", f"its process was killed, perhaps for want of memory{said}")
+            return WorkerFailed("crashed", f"its process was killed, perhaps for want of memory{said}")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return Failed("crashed", f"its process {how}{said}")
+        return WorkerFailed("crashed", f"its process {how}{said}")
 
     def exit_code(self) -> int:
         """How the worker ended, once it has: as `subprocess.Popen.returncode`."""
