@@ -135,7 +135,7 @@ def _plan(request: BenchRequest) -> Plan:
         raise UserError("there is no artifact to measure", "name at least one exported model")
     if request.trust:
         _trust(artifacts)
-    photos = photos_in(request.images, request.limit)
+    photos = photos_in(request.images, request.limit, arrays=any(a.contract.channels not in (1, 3) for a in artifacts))
     return Plan(
         artifacts,
         photos,

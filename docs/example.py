@@ -42,7 +42,7 @@ for path, mask in masks.items():
 
 with u2.open_artifact(int8) as runner:
     photo = next(iter(masks))
-    d0 = runner(runner.contract.read(photo))  # (1, 3, H, W) float32 in, (1, 1, H, W) float32 out
+    d0 = runner(runner.input(photo))  # (1, 3, H, W) float32 in, (1, 1, H, W) float32 out
     assert np.array_equal(runner.mask(photo), masks[photo])
     print(f"{runner.info['runtime']} on {runner.info['device']}, d0 {d0.shape}")
 

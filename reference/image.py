@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from u2export.errors import UserError
 
@@ -24,7 +22,6 @@ Pixels = NDArray[np.uint8]
 # A picture: uint8, or float32 in a range of its own where the file is deeper than 8 bits.
 Picture = NDArray[np.uint8] | NDArray[np.float32]
 RESIZES = ("bilinear", "lanczos")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
 # Below this range d0 says the same everywhere; dividing by it would only amplify rounding.
 FLAT = 1e-6
 
@@ -131,10 +128,6 @@ class Contract:
         # The filter overshoots at edges, where 8-bit pictures are cut at 0 and 255.
         return np.stack([np.asarray(p.resize(size, lanczos), np.float32) for p in planes], -1).clip(0, pixels.max())
 
-    def read(self, path: Path) -> Floats:
-        """`tensor` of the picture in a file."""
-        return self.tensor(read_photo(path, self.channels))
-
 
 def bilinear(array: NDArray[Any], height: int, width: int) -> Floats:
     """Bilinear resize of (H, W) or (H, W, C), half-pixel centres, edges clamped, no anti-aliasing, no rounding."""
@@ -170,89 +163,7 @@ def mask_for(d0: Floats, height: int, width: int) -> Pixels:
     return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def read_photo(path: Path, channels: int = 3) -> Pixels:
-    """The picture in a file as (H, W, channels) uint8: orientation applied, colours converted, alpha dropped.
-
-    Raises:
-        UserError: missing, empty, truncated, not a picture, too large, or channels is neither 1 nor 3.
-    """
-    if channels not in (1, 3):
-        raise UserError(
-            f"a photo has 1 or 3 channels, the model takes {channels}", "give .npy arrays of the network's input"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Harmless remarks on metadata (EXIF, palettes) must not stop a run where warnings are errors.
-            warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(path) as image:
-                return _pixels(ImageOps.exif_transpose(image), channels)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", "check the path") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels", "scale the picture down before"
-        ) from None
-    except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise UserError(
-            f"{path}: {'the file is empty' if empty else 'not a picture Pillow can read'}",
-            "give a JPEG, PNG, WebP, TIFF or BMP",
-        ) from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder", "give a picture") from None
-    except PermissionError:
-        raise UserError(f"{path}: permission denied", "check the file's permissions") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise UserError(f"{path}: damaged picture ({error})", "export or download the picture again") from None
-
-
-def _pixels(image: Image.Image, channels: int) -> Pixels:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # 16-bit and float greys: convert() would clip at 255 and turn the photo white.
-        grey = np.asarray(image, np.float64)
-        peak = 65535.0 if grey.max() > 255 else 255.0
-        image = Image.fromarray(np.uint8(np.clip(grey * (255.0 / peak), 0, 255).round()))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
-    return np.array(image, np.uint8).reshape(image.height, image.width, channels)
-
-
-def write_mask(mask: Pixels, path: Path) -> None:
-    """An (H, W) or (H, W, C) uint8 array as PNG."""
-    Image.fromarray(mask).save(path, "PNG")
-
-
 def digest(array: NDArray[Any]) -> str:
     """sha256 over an array's shape, type and values."""
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def find_photos(paths: list[Path]) -> list[Path]:
-    """The pictures among files and (recursively) in folders, each folder in order of name, hidden files left out.
-
-    Raises:
-        UserError: a path does not exist, or nothing was found.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(path.rglob("*"))
-            found += [
-                p
-                for p in inside
-                if p.suffix.lower() in SUFFIXES
-                and p.is_file()
-                and not any(part.startswith(".") for part in p.relative_to(path).parts)
-            ]
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"no such file or folder: {path}", "check the path")
-    if not found:
-        names = ", ".join(str(p) for p in paths)
-        raise UserError(f"no pictures in {names}", f"pictures end in {' '.join(sorted(SUFFIXES))}")
-    return found

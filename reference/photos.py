@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -42,6 +42,8 @@ TURNS = {
 }
 # ITU-R BT.601, what Pillow's conversion to grey uses.
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
+# A picture of any number of channels.
+ARRAY = ".npy"
 # Our own masks say so in the file, so that a folder that holds photos and masks can be read again.
 MARK = ("Software", "u2export mask")
 # 16-bit colours in either byte order, or in that of this machine.
@@ -105,6 +107,14 @@ def read_photo(path: Path, channels: int = 3) -> Picture:
     return open_photo(path, channels).pixels
 
 
+def open_picture(path: Path, channels: int) -> Photo:
+    """`open_photo`, or for `.npy` files the array (height, width, channels) that they hold."""
+    if path.suffix.lower() != ARRAY:
+        return open_photo(path, channels)
+    pixels = read_array(path, channels)
+    return Photo(pixels, *pixels.shape[:2])
+
+
 def read_input(contract: Contract, path: Path) -> Floats:
     """The network input (1, channels, height, width) of the picture in a file.
 
@@ -118,11 +128,14 @@ def read_input(contract: Contract, path: Path) -> Floats:
 
 def read_picture(path: Path, channels: int) -> Picture:
     """The picture of a photo, or of a `.npy` array (height, width, channels), as the image contract takes it."""
-    return read_array(path, channels) if path.suffix.lower() == ".npy" else read_photo(path, channels)
+    return open_picture(path, channels).pixels
 
 
-def read_array(path: Path, channels: int) -> Picture:
+def read_array(path: Path, channels: int = 0) -> Picture:
     """A picture stored as a `.npy` array: (height, width, channels) or, for one channel, (height, width).
+
+    Args:
+        path: the file. channels: how many the array must have; 0 for any number.
 
     Returns:
         uint8 as stored, every other type as float32.
@@ -130,7 +143,7 @@ def read_array(path: Path, channels: int) -> Picture:
     Raises:
         UserError: unreadable, of another shape, or with values that are not finite or are negative.
     """
-    hint = f"save a numpy array of shape (height, width, {channels}) with numpy.save"
+    hint = f"save a numpy array of shape (height, width, {channels or 'channels'}) with numpy.save"
     try:
         with path.open("rb") as file:
             array: NDArray[Any] = np.load(file, allow_pickle=False)
@@ -138,9 +151,14 @@ def read_array(path: Path, channels: int) -> Picture:
         raise UserError(f"no such file: {path}", "check the path") from None
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
         raise UserError(f"{path}: no readable .npy array ({str(error).splitlines()[0]})", hint) from None
-    if array.ndim == 2 and channels == 1:
+    if array.ndim == 2 and channels in (0, 1):
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] != channels or 0 in array.shape or array.dtype.kind not in "uif":
+    if (
+        array.ndim != 3
+        or (channels and array.shape[2] != channels)
+        or 0 in array.shape
+        or array.dtype.kind not in "uif"
+    ):
         raise UserError(f"{path}: an array of shape {array.shape} and type {array.dtype}", hint)
     return array if array.dtype == np.uint8 else _checked(array.astype(np.float32), path)
 
@@ -306,6 +324,11 @@ def _again(path: Path, rename: Any) -> Image.Image:
         return image.copy()
 
 
+def write_png(pixels: Pixels, path: Path) -> None:
+    """An (H, W) or (H, W, C) uint8 array as PNG, a photo like any other."""
+    Image.fromarray(pixels).save(path, "PNG")
+
+
 def write_mask(mask: Pixels, path: Path, icc: bytes = b"") -> None:
     """An (H, W) or (H, W, C) uint8 array as PNG, marked as ours; `icc` is the colour profile of a cut-out."""
     about = PngImagePlugin.PngInfo()
@@ -326,20 +349,24 @@ def is_own_mask(path: Path) -> bool:
         return False
 
 
-def find_photos(paths: Sequence[Path], own_masks: bool = False) -> list[Path]:
+def find_photos(paths: Sequence[Path], own_masks: bool = False, arrays: bool = False) -> list[Path]:
     """The pictures among files and (recursively) in folders, each folder in order of name, hidden files left out.
 
-    Masks that u2export wrote into a folder are left out as well, unless `own_masks` asks for them; a warning in the
-    log counts them.
+    Masks that u2export wrote into a folder are left out as well; a warning in the log counts them.
+
+    Args:
+        paths: files and folders. own_masks: take masks that u2export wrote. arrays: take `.npy` files, the pictures of
+            models of neither 1 nor 3 channels.
 
     Raises:
         UserError: a path does not exist, or nothing was found.
     """
+    suffixes = {ARRAY} if arrays else SUFFIXES
     found: list[Path] = []
     own: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if _is_photo(p, path)]
+            inside = [p for p in sorted(path.rglob("*")) if _is_photo(p, path, suffixes)]
             left_out = [] if own_masks else [p for p in inside if is_own_mask(p)]
             own += left_out
             found += sorted(set(inside) - set(left_out))
@@ -353,10 +380,10 @@ def find_photos(paths: Sequence[Path], own_masks: bool = False) -> list[Path]:
         )
     if not found:
         names = ", ".join(str(p) for p in paths)
-        raise UserError(f"no pictures in {names}", f"pictures end in {' '.join(sorted(SUFFIXES))}")
+        raise UserError(f"no pictures in {names}", f"pictures end in {' '.join(sorted(suffixes))}")
     return found
 
 
-def _is_photo(path: Path, root: Path) -> bool:
+def _is_photo(path: Path, root: Path, suffixes: Collection[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()

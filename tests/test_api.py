@@ -106,7 +106,7 @@ def test_photos_that_cannot_be_read_are_errors_or_handed_over(
 
 def test_an_open_artifact_runs_inputs_and_photos(artifact: u2.Artifact, photo: Path) -> None:
     with u2.open_artifact(artifact.path, threads=1) as runner:
-        d0 = runner(runner.contract.read(photo))
+        d0 = runner(runner.input(photo))
         assert d0.shape == (1, 1, 64, 64) and d0.dtype == np.float32
         with Image.open(photo) as picture:
             pixels = np.asarray(picture.convert("RGB"))

@@ -25,7 +25,8 @@ from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
 from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, compare
-from u2export.reference.image import Contract, Floats, find_photos, saliency
+from u2export.reference.image import Contract, Floats, saliency
+from u2export.reference.photos import find_photos, read_input
 from u2export.reference.weights import Identity
 
 torch = pytest.importorskip("torch")
@@ -425,7 +426,7 @@ def expected(trained: tuple[Source, Calibration], shared: Path) -> list[tuple[Fl
     source = Source.open("u2netp", trained[0].contract)
     folders = (shared / "weizmann_horse" / "images", shared / "u2net_official" / "images")
     photos = [p for folder in folders for p in find_photos([folder])[1::30][:4]]
-    inputs = [source.contract.read(p) for p in photos]
+    inputs = [read_input(source.contract, p) for p in photos]
     return [(x, source.predict(x)) for x in inputs]
 
 

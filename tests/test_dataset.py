@@ -20,6 +20,7 @@ from PIL import Image
 from u2export.calibration.dataset import Calibration, read_manifest
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Pixels
+from u2export.reference.photos import read_input
 from u2export.reference.verification import verification_photos
 
 SMALL = Contract(48, 64)
@@ -202,7 +203,7 @@ def test_iteration_gives_the_contracts_inputs_in_order_again_and_again(tmp_path:
     for _ in range(2):
         for x, path in zip(found, sorted(folder.iterdir()), strict=True):
             assert x.shape == (1, 3, 48, 64) and x.dtype == np.float32
-            assert np.array_equal(x, SMALL.read(path))
+            assert np.array_equal(x, read_input(SMALL, path))
     grey = Calibration.open(folder, SMALL.with_channels(1))
     assert next(iter(grey)).shape == (1, 1, 48, 64)
 

@@ -32,7 +32,8 @@ from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.onnx import timed_session
 from u2export.exporters.open import read_artifact
 from u2export.files import write_json
-from u2export.reference.image import Contract, read_photo
+from u2export.reference.image import Contract
+from u2export.reference.photos import read_photo
 from u2export.reference.weights import Identity
 
 HOSTILE = (sys.executable, str(Path(__file__).with_name("hostile_worker.py")))

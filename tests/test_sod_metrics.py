@@ -21,7 +21,8 @@ from u2export.benchmarks.measuring.sod_metrics import (
     s_measure,
     stretched,
 )
-from u2export.reference.image import Floats, mask_for, read_photo
+from u2export.reference.image import Floats, mask_for
+from u2export.reference.photos import read_photo
 
 Measured = tuple[NDArray[np.float64], NDArray[np.float64], float, float]
 

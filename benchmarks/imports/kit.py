@@ -24,7 +24,8 @@ from u2export.exporters.open import read_artifact
 from u2export.files import publish, read_json, staging, write_json
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.golden import picture
-from u2export.reference.image import Floats, Pixels, mask_for, read_photo, write_mask
+from u2export.reference.image import Floats, Pixels, mask_for
+from u2export.reference.photos import read_photo, write_mask
 from u2export.reference.source import Source
 from u2export.reference.verification import verification_photos
 

@@ -16,7 +16,8 @@ from u2export.benchmarks.measuring.sod_metrics import (
     stretched,
 )
 from u2export.errors import UserError
-from u2export.reference.image import Floats, find_photos, mask_for, read_photo
+from u2export.reference.image import Floats, mask_for
+from u2export.reference.photos import find_photos, read_photo
 
 BETA2 = 0.3
 
@@ -75,7 +76,7 @@ def find_masks(folder: Path, photos: Sequence[Path]) -> dict[Path, Path]:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}", "give --masks a folder of masks named like the photos")
     by_stem: dict[str, Path] = {}
-    for mask in find_photos([folder]):
+    for mask in find_photos([folder], own_masks=True):
         if mask.stem in by_stem:
             raise UserError(f"two masks for {mask.stem!r}: {by_stem[mask.stem]} and {mask}", "keep one of them")
         by_stem[mask.stem] = mask

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2export.errors import UserError
-from u2export.reference.image import find_photos, read_photo
+from u2export.reference.photos import ARRAY, find_photos, read_array, read_photo
 from u2export.reference.spread import evenly_spread
 from u2export.reference.weights import file_digest
 
@@ -33,17 +33,18 @@ class Photos:
         return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
 
-def photos_in(path: Path, limit: int = 0) -> dict[str, Path]:
+def photos_in(path: Path, limit: int = 0, arrays: bool = False) -> dict[str, Path]:
     """Return the photos in a folder by their names relative to the folder, or the one photo that `path` is.
 
     Args:
         path: a folder, which is searched with its sub-folders, or one photo.
         limit: the most photos to return, spread evenly over all that are found; 0 for all.
+        arrays: take `.npy` pictures, for models of neither 1 nor 3 channels.
 
     Raises:
         UserError: `path` does not exist or holds no photos.
     """
-    found = find_photos([path])
+    found = find_photos([path], arrays=arrays)
     if limit:
         found = evenly_spread(found, limit, first=True)
     return {str(p.relative_to(path)) if path.is_dir() else p.name: p for p in found}
@@ -64,7 +65,7 @@ def readable(photos: Mapping[str, Path], strict: bool, progress: Callable[[str, 
     for i, (name, path) in enumerate(photos.items()):
         progress("reading photos", i, len(photos))
         try:
-            read_photo(path)
+            read_array(path) if path.suffix.lower() == ARRAY else read_photo(path)
         except UserError as error:
             if strict:
                 raise

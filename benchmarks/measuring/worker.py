@@ -52,7 +52,8 @@ from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Runner, processors
 from u2export.exporters.open import read_artifact
-from u2export.reference.image import Contract, Floats, mask_for, read_photo
+from u2export.reference.image import Contract, Floats, mask_for
+from u2export.reference.photos import open_picture, read_input
 
 Request = dict[str, Any]
 # Steady: the medians of the last two windows of so many runs differ by less than this share.
@@ -125,8 +126,8 @@ class Worker:
         runner = self.runners[0]
         for i, photo in enumerate(photos):
             start = perf_counter_ns()
-            pixels = read_photo(Path(photo), self.contract.channels)
-            x = self.contract.tensor(pixels)
+            picture = open_picture(Path(photo), self.contract.channels)
+            x = self.contract.tensor(picture.pixels)
             ready = perf_counter_ns()
             fed = runner.prepare(x)
             begin = perf_counter_ns()
@@ -134,7 +135,7 @@ class Worker:
             inferred = perf_counter_ns()
             self._check(d0, 1)
             if finite := bool(np.isfinite(d0).all()):
-                mask_for(d0[0, 0], *pixels.shape[:2])
+                mask_for(d0[0, 0], picture.height, picture.width)
             end = perf_counter_ns()
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
             times.update({"postprocess_ns": end - inferred} if finite else {})
@@ -148,7 +149,7 @@ class Worker:
 
     def warm(self, photo: str, limit: float) -> Iterator[dict[str, Any]]:
         """First inference and warm-up."""
-        batch = np.repeat(self.contract.read(Path(photo)), self.batch, axis=0)
+        batch = np.repeat(read_input(self.contract, Path(photo)), self.batch, axis=0)
         # What a runtime wants in place of the network input is made before the clock starts.
         self.inputs = [runner.prepare(batch) for runner in self.runners]
         first = self._first()

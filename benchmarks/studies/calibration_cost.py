@@ -26,7 +26,8 @@ from u2export.benchmarks.measuring.worker import peak, resident
 from u2export.errors import UserError
 from u2export.exporters.exporter import versions
 from u2export.files import read_json, write_json, write_text
-from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.image import Contract, Floats
+from u2export.reference.photos import find_photos
 from u2export.reference.spread import evenly_spread
 
 if TYPE_CHECKING:

@@ -42,8 +42,9 @@ from u2export.exporters.open import read_artifact
 from u2export.exporters.ort import Ort
 from u2export.files import make_folder, write_json, write_text
 from u2export.reference.fidelity import ImageFidelity, compare
-from u2export.reference.image import Contract, Floats, read_photo
+from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_export import Graph
+from u2export.reference.photos import eight_bit, read_input, read_photo
 from u2export.reference.source import Source
 from u2export.reference.spread import evenly_spread
 from u2export.reference.verification import verification_photos
@@ -532,7 +533,7 @@ class Proof:
         """A photo that never gets bright: where dividing by 255 and by the maximum differ."""
         path = self.folder / f"dark-{photo.stem}.png"
         make_folder(self.folder)
-        Image.fromarray(np.asarray(read_photo(photo) // 2, np.uint8)).save(path)
+        Image.fromarray(np.asarray(eight_bit(read_photo(photo)) // 2, np.uint8)).save(path)
         return {path.name: path}
 
     def _others(self) -> list[Path]:
@@ -552,7 +553,7 @@ class Proof:
         self.baselines[origin] = updated(replace(judged, rows=only), None, True, "good")
         contract = artifact.contract
         source = Source.open("u2netp", contract)
-        self.inputs[origin] = [contract.read(p) for p in self.others]
+        self.inputs[origin] = [read_input(contract, p) for p in self.others]
         self.want[origin] = [source.predict(x)[0, 0] for x in self.inputs[origin]]
         self.was[origin] = self._effect(artifact, origin)
 

@@ -33,7 +33,7 @@ from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import processors
 from u2export.exporters.open import read_artifact
 from u2export.files import write_json, write_text
-from u2export.reference.image import find_photos
+from u2export.reference.photos import find_photos, read_input
 
 MODULE = "u2export.benchmarks.studies.overhead"
 WARMUPS = 10
@@ -71,7 +71,7 @@ def benchmark_app(artifact: Artifact, photo: Path, threads: int, seconds: float)
 def bare_loop(artifact: Artifact, photo: Path, threads: int, seconds: float) -> float:
     """Median ns of nothing but a clock around ONNX Runtime, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "x.npy", artifact.contract.read(photo))
+        np.save(Path(folder) / "x.npy", read_input(artifact.contract, photo))
         words = (str(artifact.path), f"{folder}/x.npy", str(threads), str(seconds))
         done = subprocess.run([sys.executable, "-c", BARE, *words], capture_output=True, text=True, check=True)
         return float(done.stdout)

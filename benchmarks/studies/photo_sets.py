@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from u2export.reference.fidelity import ImageFidelity, compare
-from u2export.reference.image import Floats, find_photos
+from u2export.reference.image import Floats
+from u2export.reference.photos import find_photos, read_input
 from u2export.reference.spread import evenly_spread
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def photos_in(named: Mapping[str, Path], count: int) -> dict[str, list[Path]]:
 def references(source: Source, photos: Sequence[Path]) -> Iterator[Pair]:
     """The reference's answers."""
     for path in photos:
-        x = source.contract.read(path)
+        x = read_input(source.contract, path)
         yield x, source.predict(x)
 
 

@@ -34,7 +34,7 @@ from u2export.exporters.trt.installed import devices, installed
 from u2export.files import write_json, write_text
 from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, ImageFidelity
-from u2export.reference.image import find_photos
+from u2export.reference.photos import find_photos
 from u2export.reference.source import Source
 
 SCHEMA = 1

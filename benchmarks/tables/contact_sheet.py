@@ -12,7 +12,8 @@ from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
 from u2export.files import staged
-from u2export.reference.image import Floats, mask_for, read_photo, saliency
+from u2export.reference.image import Floats, mask_for, saliency
+from u2export.reference.photos import eight_bit, read_photo
 
 # Differences of good exports are invisible; this makes .05 of the mask's range the strongest colour.
 GAIN = 20
@@ -60,7 +61,7 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """All columns of one photo."""
-    photo = ImageOps.contain(Image.fromarray(read_photo(path)), (CELL, CELL))
+    photo = ImageOps.contain(Image.fromarray(eight_bit(read_photo(path))), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
     _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))

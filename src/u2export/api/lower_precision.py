@@ -132,7 +132,7 @@ def make_scenes(
     """
     from u2export.calibration.dataset import MANIFEST, add_to_manifest
     from u2export.calibration.scenes import scene
-    from u2export.reference.image import write_mask
+    from u2export.reference.photos import write_mask
     from u2export.reference.weights import file_digest
 
     if not 1 <= count <= MOST_SCENES:

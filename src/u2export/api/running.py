@@ -15,7 +15,16 @@ from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Runner
 from u2export.exporters.open import read_artifact as _read_artifact
 from u2export.files import make_folder, staged
-from u2export.reference.image import Contract, Floats, Pixels, find_photos, mask_for, read_photo, write_mask
+from u2export.reference.image import Contract, Floats, Picture, Pixels, mask_for
+from u2export.reference.photos import (
+    MAX_PIXELS_VARIABLE,
+    Photo,
+    eight_bit,
+    find_photos,
+    open_picture,
+    read_input,
+    write_mask,
+)
 
 __all__ = ["OpenArtifact", "Written", "open_artifact", "predict", "read_artifact", "trust_engines", "write_masks"]
 
@@ -48,18 +57,30 @@ class OpenArtifact:
         """Return the fused map d0 of network inputs.
 
         Args:
-            batch: (N, C, H, W) float32, as `contract.tensor` and `contract.read` make it.
+            batch: (N, C, H, W) float32, as `input` makes it.
 
         Returns:
             (N, K, H, W) float32: d0 before it is stretched; K is 1 for the published networks.
         """
         return self.runner(batch)
 
-    def mask(self, photo: str | Path | Pixels) -> Pixels:
+    def input(self, photo: str | Path | Picture) -> Floats:
+        """Return the network input (1, C, H, W) float32 of one photo, as the artifact's contract says.
+
+        Args:
+            photo: a picture file, or its pixels (h, w, C) as uint8 or float32.
+
+        Raises:
+            UserError: the picture cannot be read, or has another number of channels.
+        """
+        return self.contract.tensor(photo) if isinstance(photo, np.ndarray) else read_input(self.contract, Path(photo))
+
+    def mask(self, photo: str | Path | Picture) -> Pixels:
         """Return the mask of one photo.
 
         Args:
-            photo: a picture file, or its pixels (H, W, channels) uint8.
+            photo: a picture file (or a `.npy` array for models of neither 1 nor 3 channels), or its pixels
+                (H, W, channels) as uint8 or float32.
 
         Returns:
             (H, W) uint8, at the photo's own size: 0 is background, 255 is the salient object.
@@ -68,16 +89,16 @@ class OpenArtifact:
             UserError: the picture cannot be read, or the artifact gives NaN or infinite values.
         """
         if isinstance(photo, np.ndarray):
-            return self._mask(photo, "the photo")
-        return self._mask(read_photo(Path(photo), self.contract.channels), str(photo))
+            return self._mask(Photo(photo, *photo.shape[:2]), "the photo")
+        return self._mask(open_picture(Path(photo), self.contract.channels), str(photo))
 
-    def _mask(self, pixels: Pixels, name: str) -> Pixels:
-        d0 = self(self.contract.tensor(pixels))
+    def _mask(self, photo: Photo, name: str) -> Pixels:
+        d0 = self(self.contract.tensor(photo.pixels))
         if not np.isfinite(d0).all():
             raise UserError(
                 f"{name}: the artifact's d0 holds NaN or infinite values", "export the network in a higher precision"
             )
-        return mask_for(d0[0, 0], *pixels.shape[:2])
+        return mask_for(d0[0, 0], photo.height, photo.width)
 
 
 @dataclass(frozen=True)
@@ -136,7 +157,7 @@ def open_artifact(
 
     Example:
         >>> with u2.open_artifact(artifact) as runner:
-        ...     d0 = runner(runner.contract.read(photo))
+        ...     d0 = runner(runner.input(photo))
         ...     mask = runner.mask(photo)
         >>> d0.shape, d0.dtype
         ((1, 1, 64, 64), dtype('float32'))
@@ -182,9 +203,9 @@ def predict(
         >>> {path.name: mask.shape for path, mask in masks.items()}
         {'photo.png': (90, 120)}
     """
-    photos = find_photos(_paths(images))
+    photos = find_photos(_paths(images), arrays=_takes_arrays(artifact))
     with open_artifact(artifact, arithmetic, threads=threads, trust=trust) as runner:
-        return {photo: mask for photo, _, mask in _masks(runner, photos, skip)}
+        return {path: mask for path, _, mask in _masks(runner, photos, skip)}
 
 
 def write_masks(
@@ -221,7 +242,7 @@ def write_masks(
         ['photo.png']
     """
     given = _paths(images)
-    photos = find_photos(given)
+    photos = find_photos(given, arrays=_takes_arrays(artifact))
     targets = _targets(photos, given, Path(out))
     skipped: dict[Path, str] = {}
     files: dict[Path, Path] = {}
@@ -235,10 +256,15 @@ def write_masks(
 
     with open_artifact(artifact, arithmetic, threads=threads, trust=trust) as runner:
         make_folder(Path(out))
-        for photo, pixels, mask in _masks(runner, photos, note):
-            with staged(targets[photo]) as temporary:
-                write_mask(_cut_out(pixels, mask) if cutout else mask, temporary)
-            files[photo] = targets[photo]
+        for path, photo, mask in _masks(runner, photos, note):
+            try:
+                shown = _cut_out(path, photo, mask) if cutout else mask
+            except UserError as error:
+                note(path, error)
+                continue
+            with staged(targets[path]) as temporary:
+                write_mask(shown, temporary, photo.icc if cutout else b"")
+            files[path] = targets[path]
         info = dict(runner.info)
     if not files:
         raise UserError("none of the photos could be read", "see the reasons above")
@@ -258,22 +284,28 @@ def trust_engines(paths: Iterable[Path]) -> None:
             trust(engine)
 
 
+def _takes_arrays(artifact: Artifact | str | Path) -> bool:
+    """Whether the pictures of an artifact are `.npy` arrays: no photo has its number of channels."""
+    opened = artifact if isinstance(artifact, Artifact) else read_artifact(artifact)
+    return opened.contract.channels not in (1, 3)
+
+
 def _paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(images)] if isinstance(images, (str, Path)) else [Path(image) for image in images]
 
 
-def _masks(runner: OpenArtifact, photos: Iterable[Path], skip: Skip | None) -> Iterator[tuple[Path, Pixels, Pixels]]:
-    """Give each photo with its pixels (H, W, channels) and its mask (H, W)."""
-    for photo in photos:
+def _masks(runner: OpenArtifact, photos: Iterable[Path], skip: Skip | None) -> Iterator[tuple[Path, Photo, Pixels]]:
+    """Give each file with the photo in it and its mask (H, W)."""
+    for path in photos:
         try:
-            pixels = read_photo(photo, runner.contract.channels)
-            mask = runner._mask(pixels, str(photo))
+            photo = open_picture(path, runner.contract.channels)
+            mask = runner._mask(photo, str(path))
         except UserError as error:
             if skip is None:
                 raise
-            skip(photo, error)
+            skip(path, error)
         else:
-            yield photo, pixels, mask
+            yield path, photo, mask
 
 
 def _targets(photos: list[Path], given: list[Path], out: Path) -> dict[Path, Path]:
@@ -292,6 +324,15 @@ def _targets(photos: list[Path], given: list[Path], out: Path) -> dict[Path, Pat
     return {photo: target for target, photo in taken.items()}
 
 
-def _cut_out(pixels: Pixels, mask: Pixels) -> Pixels:
-    """Return the photo (H, W, 4) with the mask as its alpha channel."""
-    return np.dstack((np.broadcast_to(pixels, (*mask.shape, 3)), mask))
+def _cut_out(path: Path, photo: Photo, mask: Pixels) -> Pixels:
+    """Return the photo (H, W, 4): its alpha channel is the mask, times the photo's own where it has one."""
+    if photo.pixels.shape[2] not in (1, 3):
+        raise UserError(f"{path}: a cut-out needs 1 or 3 channels, not {photo.pixels.shape[2]}", "write masks instead")
+    if photo.pixels.shape[:2] != mask.shape:
+        raise UserError(
+            f"{path}: too large to be cut out at full size",
+            f"raise the limit of pixels with the environment variable {MAX_PIXELS_VARIABLE}, or write masks instead",
+        )
+    if photo.alpha is not None:
+        mask = np.asarray((mask.astype(np.uint16) * photo.alpha + 127) // 255, np.uint8)
+    return np.dstack((np.broadcast_to(eight_bit(photo.pixels), (*mask.shape, 3)), mask))
