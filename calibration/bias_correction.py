@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from u2export.calibration.activation_ranges import Ranges
 from u2export.calibration.quant_plan import Plan, QuantSpec, Scales, float_nodes, round_weight, weight_scale
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import GraphView, conv_nodes, with_outputs
+from u2export.reference.onnx_graph import GraphView, conv_nodes, opset_of, with_outputs
 from u2export.reference.onnx_session import run
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _probe(
     from onnx import helper, numpy_helper
 
     axes = np.array([0, 2, 3], np.int64)
-    opset = next(o.version for o in model.opset_import if not o.domain)
+    opset = opset_of(model)
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, NDArray[Any]] = {"probe_axes": axes}
     rounded: dict[str, str] = {}

@@ -19,7 +19,8 @@ from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.quant_plan import TENSORRT, Plan, QuantSpec, Scales, float_nodes, round_weight, weight_scale
 from u2export.errors import UserError
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import GraphView
+from u2export.reference.onnx_file import check_onnx
+from u2export.reference.onnx_graph import GraphView, opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +59,7 @@ def quantize(
 
 
 def _check_model(model: onnx.ModelProto) -> None:
-    opset = {o.domain: o.version for o in model.opset_import}.get("", 0)
+    opset = opset_of(model)
     if opset < SCHEMA_OPSET:
         raise UserError(
             f"per-channel Q/DQ needs opset {SCHEMA_OPSET}, the graph has {opset}", "export it with --opset 17"
@@ -173,12 +174,7 @@ def check(model: onnx.ModelProto) -> None:
         UserError: onnx.checker refuses it, a scale is not finite and positive, or a per-channel scale has another
             length than its tensor.
     """
-    import onnx
-
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise UserError(f"the quantised graph is not valid ONNX: {str(error).splitlines()[0]}", "report it") from None
+    check_onnx(model, "the quantised graph", "report it")
     view = GraphView(model)
     for node in view.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):

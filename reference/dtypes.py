@@ -30,11 +30,6 @@ _PRECISIONS = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat1
 FLOATS = ("float16", "float32", "bfloat16")
 
 
-def is_type(name: str) -> bool:
-    """Whether a word names a type, in any spelling."""
-    return name.lower() in _STORED
-
-
 def stored_name(name: str) -> str:
     """numpy's spelling of a type, in whatever spelling it is given ("FLOAT", "f32", "fp32": "float32").
 

@@ -12,11 +12,13 @@ import pytest
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Exporter, Request, missing_modules
-from u2export.exporters.onnx import Onnx, to_pixels
+from u2export.exporters.exporter import Exporter, Request
+from u2export.exporters.onnx import Onnx
+from u2export.exporters.onnx_runtime import to_pixels
 from u2export.exporters.open import read_artifact
 from u2export.exporters.openvino import HINTS, OpenVINO
 from u2export.exporters.ort import Ort
+from u2export.exporters.runtime import missing_modules
 from u2export.install import how_to_install
 from u2export.reference.golden import picture
 from u2export.reference.image import Contract

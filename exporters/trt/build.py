@@ -22,6 +22,7 @@ from u2export.exporters.trt.layer_table import LayerTable, parse
 from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.precision_check import Comparison, check_table
 from u2export.exporters.trt.recipe import VERSIONS, Recipe
+from u2export.reference.onnx_file import read_onnx
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,7 @@ def _check_graph(trt: Any, graph: Path) -> None:
     """
     if find_spec("onnx") is None:
         return
-    import onnx
-
-    refuse(broken_rules(onnx.load(graph), VERSIONS[limits_of(trt)].opset))
+    refuse(broken_rules(read_onnx(graph), VERSIONS[limits_of(trt)].opset))
 
 
 def _creation_flags(trt: Any, typing: str) -> int:

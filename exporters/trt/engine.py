@@ -23,18 +23,10 @@ from u2export.exporters.trt.build_log import BuildLog
 from u2export.exporters.trt.cuda import Array, Cuda, open_cuda
 from u2export.exporters.trt.installed import devices, installed, load, strong_only, title
 from u2export.exporters.trt.trust import check_trust
+from u2export.reference.dtypes import stored_name
 from u2export.reference.image import Floats
 
 WARMUP = 10
-# `tensorrt.nptype` of 8.5 fails on numpy 1.24 and later.
-NUMPY = {
-    "FLOAT": np.float32,
-    "HALF": np.float16,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-    "BOOL": np.bool_,
-}
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,8 @@ class EngineRunner:
         """Return the bindings of tensors, zeroed on the host, with device memory that the stack frees."""
         found = []
         for name in names:
-            dtype = NUMPY[self.engine.get_tensor_dtype(name).name]
+            # `tensorrt.nptype` of 8.5 fails on numpy 1.24 and later.
+            dtype = np.dtype(stored_name(self.engine.get_tensor_dtype(name).name))
             host = self.cuda.pinned(tuple(self.context.get_tensor_shape(name)), dtype)
             host[...] = 0
             address = self.cuda.alloc(max(1, host.nbytes))
