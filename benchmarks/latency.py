@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from u2export.benchmarks.statistics import CONFIDENCE, Interval, time_ratio
+
 # Fewer samples or less time than the quick tier: good for a first look only.
 INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
-RESAMPLES = 2000
 # The knee compares so many seconds at the end of a sustained run with as many at its start.
 KNEE_SECONDS = 30.0
 
@@ -93,32 +94,18 @@ class Latency:
         return {**tails, "min": self.least, "mad": self.mad, "samples": len(self.ns)}
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster than the baseline, with a 95 % interval (nan where there were too few rounds)."""
+def speedup(row: Latency, compared: Latency, confidence: float = CONFIDENCE) -> Interval | None:
+    """Return how many times faster `row` is than `compared`: the ratio of their times, by the gate's own estimator.
 
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
+    Args:
+        row: the times of the row.
+        compared: the times of the compared row, from the same rounds.
+        confidence: of the interval.
 
-
-def speedup(row: Latency, baseline: Latency, resamples: int = RESAMPLES) -> Ratio | None:
-    """The baseline's time over the row's: median over rounds of the ratio of the two paces of that round.
-
-    The turns of one round lie next to each other in time, so a slow spell of the machine falls on both. The interval
-    is the percentile bootstrap over rounds (Efron and Tibshirani, 1993, chapter 13), with a fixed seed; it wants five
-    rounds. None where no round has samples of both.
+    Returns:
+        `statistics.time_ratio` of the paces: nan ends with fewer than 6 rounds, None without a common round.
     """
-    ratios = np.array([b / a for a, b in zip(row.paces, baseline.paces, strict=False)])
-    ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
-        return None
-    value = float(np.median(ratios))
-    if len(ratios) < 5:
-        return Ratio(value)
-    draws = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
-    return Ratio(value, float(low), float(high))
+    return time_ratio(compared.paces, row.paces, confidence)
 
 
 @dataclass(frozen=True)

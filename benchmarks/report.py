@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from u2export.benchmarks.device import RUNTIMES, Device
-from u2export.benchmarks.latency import Latency, Ratio, Sustained, speedup
+from u2export.benchmarks.latency import Latency, Sustained, speedup
+from u2export.benchmarks.statistics import Interval
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.reference.weights import Identity
 from u2export.version import __version__
@@ -161,6 +163,7 @@ class Row:
         values = dict(data)
         if "mode" in values:  # the name that results of u2export before 0.2 have
             values["arithmetic"] = values.pop("mode")
+        values["arithmetic"] = arithmetic_name(values["arithmetic"])
         values["weights"] = checked(Identity(**values["weights"]))
         values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
         rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
@@ -178,6 +181,8 @@ class Row:
         values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
         values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
         values["runtime"] = {str(k): str(v) for k, v in values["runtime"].items()}
+        if "arithmetic" in values["runtime"]:
+            values["runtime"]["arithmetic"] = arithmetic_name(values["runtime"]["arithmetic"])
         values["stated"] = {str(k): float(v) for k, v in values.get("stated", {}).items()}
         values["source"] = {str(k): str(v) for k, v in values.get("source", {}).items()}
         return checked(cls(**values))
@@ -280,7 +285,7 @@ class Report:
         """The row of that name."""
         return next((r for r in self.rows if r.name == name), None)
 
-    def speedup(self, row: Row) -> Ratio | None:
+    def speedup(self, row: Row) -> Interval | None:
         """The row against the baseline row; None for the baseline itself and where one of them was not timed so."""
         base = self.row(self.baseline)
         if base is None or base.name == row.name or base.scenario != row.scenario:

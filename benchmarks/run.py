@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2export.benchmarks.measuring.bench import measure
-from u2export.benchmarks.measuring.ground_truth import find_masks, require
+from u2export.benchmarks.measuring.ground_truth import find_masks
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.photos import photos_in
@@ -112,7 +112,6 @@ def bench(
         UserError: a file or a folder is missing or damaged, no photo can be read, the reference does not fit, an option
             has no valid value, the results to resume are of another bench, the machine cannot be reached, or a file
             cannot be written.
-        Unavailable: `masks` is given and the packages that measure accuracy are missing.
     """
     if request.resume and not request.json:
         raise UserError("a bench resumes from the results of an earlier run", "name the file of these results")
@@ -131,8 +130,6 @@ def bench(
 
 
 def _plan(request: BenchRequest) -> Plan:
-    if request.masks:
-        require()
     artifacts = [a if isinstance(a, Artifact) else read_artifact(a) for a in request.artifacts]
     if not artifacts:
         raise UserError("there is no artifact to measure", "name at least one exported model")
@@ -161,8 +158,8 @@ def _plan(request: BenchRequest) -> Plan:
 
 
 def _trust(artifacts: Sequence[Artifact]) -> None:
-    from u2export.exporters.trt.engine import trust
-    from u2export.exporters.trt.exporter import ENGINE
+    from u2export.exporters.trt.engine_file import ENGINE
+    from u2export.exporters.trt.trust import trust
 
     for artifact in artifacts:
         if artifact.path.suffix == ENGINE:

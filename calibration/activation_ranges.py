@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from u2export.errors import UserError
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import View, activations, run, with_outputs
+from u2export.reference.onnx_graph import GraphView, activations, with_outputs
+from u2export.reference.onnx_session import run
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +27,7 @@ BINS = 4096
 
 
 @dataclass(frozen=True)
-class Range:
+class ActivationRange:
     """What an activation tensor is quantised to; values outside are clipped."""
 
     low: float
@@ -38,7 +39,7 @@ class Range:
         return max(abs(self.low), abs(self.high))
 
 
-Ranges = Mapping[str, Range]
+Ranges = Mapping[str, ActivationRange]
 
 
 def observe(
@@ -47,7 +48,7 @@ def observe(
     tensors: Sequence[str] | None = None,
     method: str = "minmax",
     signed: bool = False,
-) -> dict[str, Range]:
+) -> dict[str, ActivationRange]:
     """Ranges of activations over photos, in one pass that holds the tensors of one photo at most.
 
     Args:
@@ -64,7 +65,7 @@ def observe(
     if method not in METHODS:
         raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
     names = list(activations(model) if tensors is None else tensors)
-    known = set(View(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
+    known = set(GraphView(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
     if lost := [n for n in names if n not in known]:
         raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this very graph")
     if method == "minmax":
@@ -74,7 +75,7 @@ def observe(
     return {name: _clipped(seen[name], method, levels, signed) for name in names}
 
 
-def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, Range]:
+def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[str]) -> dict[str, ActivationRange]:
     from onnx import helper
 
     nodes, made = [], []
@@ -87,7 +88,7 @@ def _minmax(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequence[st
         flat = np.array(values, np.float64).reshape(-1, 2)
         _check_finite(names, flat)
         low, high = np.minimum(low, flat[:, 0]), np.maximum(high, flat[:, 1])
-    return {name: Range(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+    return {name: ActivationRange(float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
 
 def _check_finite(names: Sequence[str], values: NDArray[Any]) -> None:
@@ -130,7 +131,7 @@ def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequenc
     made = [n for n in watched if n not in fed]
     seen = {name: _Histogram() for name in names}
     for name in set(names) & constants:
-        seen[name].add(View(model).array(name))
+        seen[name].add(GraphView(model).constant(name))
 
     def take(name: str, value: Floats) -> None:
         _check_finite([name], np.array([[value.min(), value.max()]]))
@@ -148,17 +149,17 @@ def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequenc
     return seen
 
 
-def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> Range:
+def _clipped(seen: _Histogram, method: str, levels: int, signed: bool) -> ActivationRange:
     """The range with both ends cut at the magnitude that the method finds best."""
     if seen.top == 0:
-        return Range(seen.low, seen.high)
+        return ActivationRange(seen.low, seen.high)
     pick: dict[str, Callable[[], float]] = {
         "percentile": lambda: _percentile(seen),
         "entropy": lambda: _least_entropy(seen, levels + 1),
         "mse": lambda: _least_mse(seen, levels, signed),
     }
     limit = pick[method]()
-    return Range(max(seen.low, -limit), min(seen.high, limit))
+    return ActivationRange(max(seen.low, -limit), min(seen.high, limit))
 
 
 def _percentile(seen: _Histogram) -> float:

@@ -23,12 +23,11 @@ Correction", ICCV 2019, section 4.1.3, here without its approximation: exact for
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,168 +42,16 @@ from u2export.calibration.channel_routes import (
     module_conv,
     onnx_constants,
 )
+from u2export.calibration.condition_report import Change, ConditionReport, Criteria, Refused
+from u2export.calibration.probes import ChannelStatistics, Probe, measure, module_probe, onnx_probe
 from u2export.errors import UserError
-from u2export.reference.image import Floats, digest
+from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
     import onnx
-    from torch import Tensor, nn
+    from torch import nn
 
     from u2export.reference.model import U2Net
-
-SCHEMA = 1
-Probe = Callable[[Floats], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """When a channel is shifted, and how far.
-
-    Attributes:
-        sqnr: a reader's signal to noise in dB, the noise being what 8-bit weights (per output channel) make of this
-            channel's mean alone; channels that leave more are not worth the extra channels.
-        gain: least ratio of the channel's largest value before to after.
-        margin: distance kept below the smallest value seen, as a share of the spread seen.
-        rescale: multiply the shifted channel by the power of two that brings it to its neighbours' range.
-    """
-
-    sqnr: float = 30.0
-    gain: float = 4.0
-    margin: float = 0.25
-    rescale: bool = True
-
-
-@dataclass
-class Range:
-    """What a convolution wrote over the calibration inputs, before its ReLU; each array (channels,)."""
-
-    low: Doubles
-    high: Doubles
-    total: Doubles
-    squares: Doubles
-    pixels: int
-
-    @classmethod
-    def of(cls, values: Any) -> Range:
-        """Of one array (N, C, H, W)."""
-        values = np.asarray(values)
-        axes, pixels = (0, 2, 3), values.size // values.shape[1]
-        mean = values.mean(axes, dtype=np.float64)
-        # Two passes: in one, the squares of a channel near 228 would drown its variance.
-        variance = values.var(axes).astype(np.float64)
-        low, high = (f(axes).astype(np.float64) for f in (values.min, values.max))
-        return cls(low, high, mean * pixels, (variance + mean**2) * pixels, pixels)
-
-    def __add__(self, other: Range) -> Range:
-        return Range(
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            self.total + other.total,
-            self.squares + other.squares,
-            self.pixels + other.pixels,
-        )
-
-    @property
-    def mean(self) -> Doubles:
-        """Per channel, over pixels and inputs."""
-        return self.total / self.pixels
-
-    @property
-    def variance(self) -> Doubles:
-        """Per channel, over pixels and inputs."""
-        return np.maximum(self.squares / self.pixels - self.mean**2, 0)
-
-
-@dataclass(frozen=True)
-class Change:
-    """One shifted channel.
-
-    Attributes:
-        producer, index: the convolution that writes it; its place in execution order.
-        channel: which of its outputs.
-        shift: mu, subtracted.
-        scale: power of two multiplied afterwards.
-        constant: value of the producer's constant channel, 0 where it needs none.
-        low, high: smallest and largest value over the calibration inputs, before.
-        margin: low - shift.
-        sqnr: the worst reader's signal to noise in dB before (see `Criteria`).
-        readers: convolutions that read it.
-        bias_before, bias_after: largest |bias| among the readers.
-    """
-
-    producer: str
-    index: int
-    channel: int
-    shift: float
-    scale: float
-    constant: float
-    low: float
-    high: float
-    margin: float
-    sqnr: float
-    readers: tuple[str, ...]
-    bias_before: float = 0.0
-    bias_after: float = 0.0
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A channel worth shifting that was not, and what stands in the way."""
-
-    producer: str
-    channel: int
-    low: float
-    high: float
-    sqnr: float
-    reason: str
-
-
-@dataclass(frozen=True)
-class ConditionReport:
-    """What conditioning changed.
-
-    Attributes:
-        changes: shifted channels in execution order; empty when the network has none worth it.
-        refused: channels that would have been.
-        inputs: how many calibration inputs there were.
-        digest: sha256 over theirs, in order.
-        criteria: when a channel is shifted.
-    """
-
-    changes: tuple[Change, ...] = ()
-    refused: tuple[Refused, ...] = ()
-    inputs: int = 0
-    digest: str = ""
-    criteria: Criteria = field(default_factory=Criteria)
-    schema: int = SCHEMA
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        data = asdict(self)
-        data["changes"] = [{**c, "readers": list(c["readers"])} for c in data["changes"]]
-        data["refused"] = list(data["refused"])
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ConditionReport:
-        """The report that `to_json` wrote.
-
-        Raises:
-            UserError: of another schema, or damaged.
-        """
-        if data.get("schema") != SCHEMA:
-            raise UserError(
-                f"the conditioning report has schema {data.get('schema')}, this u2export reads {SCHEMA}",
-                "condition the model again",
-            )
-        try:
-            fields = dict(data)
-            fields["changes"] = tuple(Change(**{**c, "readers": tuple(c["readers"])}) for c in fields["changes"])
-            fields["refused"] = tuple(Refused(**r) for r in fields["refused"])
-            fields["criteria"] = Criteria(**fields["criteria"])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"damaged conditioning report ({error})", "condition the model again") from None
 
 
 def condition(
@@ -267,9 +114,9 @@ def _decided(
     """What is to be changed, as a report says or as inputs show."""
     if isinstance(how, ConditionReport):
         return replace(how, changes=_translated(how, network, routes))
-    ranges, report = measure(probe(_needed(routes)), how, criteria)
+    ranges, inputs, digest = measure(probe(_needed(routes)), how)
     changes, refused = choose(network, routes, ranges, criteria)
-    return replace(report, changes=changes, refused=refused)
+    return ConditionReport(changes, refused, inputs, digest, criteria)
 
 
 def fold_batch_norm(model: U2Net) -> U2Net:
@@ -300,86 +147,8 @@ def _needed(routes: Sequence[Route]) -> list[str]:
     return list(dict.fromkeys(name for r in routes for name in (r.producer, *(reader.conv for reader in r.readers))))
 
 
-def measure(
-    probe: Probe, inputs: Iterable[Floats], criteria: Criteria = Criteria()
-) -> tuple[dict[str, Range], ConditionReport]:
-    """Ranges of what a probe gives back, by name, and a report that names the inputs and no changes.
-
-    Raises:
-        UserError: no inputs.
-    """
-    ranges: dict[str, Range] = {}
-    total, count = hashlib.sha256(), 0
-    for batch in inputs:
-        total.update(digest(batch).encode())
-        count += 1
-        for name, values in probe(batch).items():
-            ranges[name] = ranges[name] + Range.of(values) if name in ranges else Range.of(values)
-    if not count:
-        raise UserError("no calibration inputs to find near-constant channels with", "give a folder with photos")
-    return ranges, ConditionReport(inputs=count, digest=total.hexdigest(), criteria=criteria)
-
-
-def module_probe(model: nn.Module, names: Sequence[str], sources: bool = False) -> Probe:
-    """Runs a module and gives back what its named convolutions wrote, before the ReLU; with `sources` also what they
-    read, as `source(name)`.
-    """
-    import torch
-
-    def run(batch: Floats) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-            def hook(_module: nn.Module, read: tuple[Tensor, ...], written: Tensor) -> None:
-                found[name] = written.numpy().copy()  # the ReLU that follows works in place
-                if sources:
-                    found[source(name)] = read[0].numpy().copy()
-
-            return hook
-
-        hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-        try:
-            with torch.no_grad():
-                model(torch.from_numpy(batch).to(next(model.parameters()).dtype))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
-
-    return run
-
-
-def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = False) -> Probe:
-    """`module_probe` of an ONNX graph, run by ONNX Runtime."""
-    import onnx
-
-    from u2export.reference.onnx_graph import session
-
-    probe = copy.deepcopy(model)
-    nodes = {conv_name(node): node for node in probe.graph.node if node.op_type == "Conv"}
-    tensors = {name: nodes[name].output[0] for name in names}
-    if sources:
-        tensors |= {source(name): nodes[name].input[0] for name in names}
-    present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors.values()) if t not in present)
-    running = session(probe)
-    feed = running.get_inputs()[0].name
-    wanted = {key: tensor for key, tensor in tensors.items() if tensor != feed}
-
-    def run(batch: Floats) -> dict[str, Any]:
-        found = dict(zip(wanted, running.run(list(wanted.values()), {feed: batch}), strict=True))
-        return found | dict.fromkeys(tensors.keys() - wanted.keys(), batch)
-
-    return run
-
-
-def source(name: str) -> str:
-    """What a probe calls the tensor that a convolution reads."""
-    return f"{name} reads"
-
-
 def choose(
-    network: Network, routes: Sequence[Route], ranges: Mapping[str, Range], criteria: Criteria
+    network: Network, routes: Sequence[Route], ranges: Mapping[str, ChannelStatistics], criteria: Criteria
 ) -> tuple[tuple[Change, ...], tuple[Refused, ...]]:
     """Near-constant channels that can be shifted and that `criteria` find worth it, and those that cannot."""
     changes: list[Change] = []
@@ -414,7 +183,7 @@ def shift_below(low: float, high: float, margin: float) -> float:
     return max(math.floor((low - margin * spread) / grid) * grid, 0.0)
 
 
-def _sqnr(network: Network, route: Route, which: int, channel: int, ranges: Mapping[str, Range]) -> float:
+def _sqnr(network: Network, route: Route, which: int, channel: int, ranges: Mapping[str, ChannelStatistics]) -> float:
     """Of a reader, in dB: its variance over what rounding the channel's 8-bit weights makes of the channel's mean."""
     reader = network.convs[route.readers[which].conv]
     live = ranges[reader.name].high > 0
@@ -425,7 +194,7 @@ def _sqnr(network: Network, route: Route, which: int, channel: int, ranges: Mapp
     return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else math.inf
 
 
-def _scaled(changes: Sequence[Change], seen: Range, network: Network, criteria: Criteria) -> list[Change]:
+def _scaled(changes: Sequence[Change], seen: ChannelStatistics, network: Network, criteria: Criteria) -> list[Change]:
     """One producer's changes with their scales and its constant."""
     if not changes:
         return []

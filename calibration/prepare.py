@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2export.calibration import channel_routes as routes
+from u2export.calibration import channel_routes, condition_report, probes
 from u2export.calibration import condition as conditioning
-from u2export.calibration.condition import ConditionReport, Criteria, condition
+from u2export.calibration.condition import condition
+from u2export.calibration.condition_report import ConditionReport, Criteria
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
 from u2export.files import read_json, write_json
@@ -70,7 +71,7 @@ def _key(model: U2Net, photos: Calibration, criteria: Criteria) -> str:
         total.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
     contract, digest = photos.contract.to_json(), photos.digest
     total.update(json.dumps([contract, digest, asdict(criteria)], sort_keys=True).encode())
-    for module in (conditioning, routes):
+    for module in (conditioning, condition_report, probes, channel_routes):
         total.update(inspect.getsource(module).encode())
     return total.hexdigest()[:32]
 

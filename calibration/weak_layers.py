@@ -20,17 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2export.calibration.channel_routes import Conv, Doubles, Network, from_module, from_onnx
-from u2export.calibration.condition import (
-    Criteria,
-    Probe,
-    Range,
-    choose,
-    fold_batch_norm,
-    measure,
-    module_probe,
-    onnx_probe,
-    source,
-)
+from u2export.calibration.condition import choose, fold_batch_norm
+from u2export.calibration.condition_report import Criteria
+from u2export.calibration.probes import ChannelStatistics, Probe, measure, module_probe, onnx_probe, source
 from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
@@ -166,12 +158,12 @@ def _lint(network: Network, probe: Probe | None, inputs: Iterable[Floats] | None
     layers = [_weights(index, conv) for index, conv in enumerate(network.convs.values())]
     if inputs is None or probe is None:
         return Lint(_ordered(layers))
-    ranges, report = measure(probe, inputs)
+    ranges, count, _ = measure(probe, inputs)
     layers = [_activations(layer, network.convs[layer.name], ranges) for layer in layers]
     changes, refused = choose(network, network.routes(), ranges, Criteria(sqnr=math.inf))
     found = [NearConstant(c.producer, c.channel, c.low, c.high, c.sqnr) for c in changes]
     found += [NearConstant(r.producer, r.channel, r.low, r.high, r.sqnr, r.reason) for r in refused]
-    return Lint(_ordered(layers), tuple(sorted(found, key=lambda c: c.sqnr)), report.inputs)
+    return Lint(_ordered(layers), tuple(sorted(found, key=lambda c: c.sqnr)), count)
 
 
 def _ordered(layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -204,7 +196,7 @@ def _weights(index: int, conv: Conv) -> Layer:
     )
 
 
-def _activations(layer: Layer, conv: Conv, ranges: Mapping[str, Range]) -> Layer:
+def _activations(layer: Layer, conv: Conv, ranges: Mapping[str, ChannelStatistics]) -> Layer:
     read, written = ranges[source(conv.name)], ranges[conv.name]
     live = written.high > 0
     signal = float(written.variance[live].sum())
@@ -231,7 +223,7 @@ def rounded(weight: Doubles) -> Doubles:
     return np.asarray(np.round(weight / step) * step, np.float64)
 
 
-def _step(values: Range) -> float:
+def _step(values: ChannelStatistics) -> float:
     """Of one asymmetric 8-bit scale for the whole tensor."""
     return (max(float(values.high.max()), 0.0) - min(float(values.low.min()), 0.0)) / LEVELS
 

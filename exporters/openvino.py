@@ -16,7 +16,10 @@ from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, processors, versions
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.runtime import Runner, missing_modules, processors, versions
+from u2export.reference import stamp
+from u2export.reference.dtypes import arithmetic_name, precision_name
 from u2export.reference.fidelity import compare
 from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
@@ -24,23 +27,26 @@ from u2export.reference.onnx_export import Graph, to_onnx
 if TYPE_CHECKING:
     from u2export.reference.source import Source
 
-# NNCF keeps statistics of all tensors: about 0.1 GB a photo, and nothing gained beyond these.
+# NNCF keeps statistics of all tensors, about 0.1 GB a photo. More photos than these gain nothing.
 NNCF_PHOTOS = 32
 QUANTIZERS = ("qdq", "nncf")
-# Accuracy control may lose so much mean IoU on the held-back photos.
+# The ONNX graph that the IR is converted from.
+GRAPH = Graph()
+# Mean IoU on the held-back photos that accuracy control may lose.
 MAX_DROP = 0.004
-
-# Reduced arithmetics by the capability a device names it with; f32 is everywhere.
-REDUCED = {"BF16": "bf16", "FP16": "f16"}
+# Reduced arithmetics, by the capability that a device lists; every device has fp32.
+REDUCED = {"BF16": "bf16", "FP16": "fp16"}
+# What OpenVINO's precision hint calls an arithmetic. What int8 leaves in float runs in fp32.
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 
 
 @dataclass(frozen=True)
 class OpenVINO(Exporter):
-    """OpenVINO IR: fp32, fp16 weights that the CPU computes with in f32, or int8.
+    """OpenVINO IR: fp32, fp16 weights that the CPU computes with in fp32, or int8.
 
     Attributes:
-        quantizer: of int8, "qdq" (the Q/DQ graph that ONNX Runtime gets too) or "nncf".
-        bias_correction: of NNCF: "slow" (best on the worst photo), "fast" or "none".
+        quantizer: who quantises to int8: "qdq" (the Q/DQ graph that ONNX Runtime gets too) or "nncf".
+        bias_correction: NNCF's bias correction: "slow" (best on the worst photo), "fast" or "none".
         accuracy_control: let NNCF put layers back to float until the masks of held-back photos agree.
     """
 
@@ -57,7 +63,7 @@ class OpenVINO(Exporter):
     accuracy_control: bool = False
 
     def check(self, request: Request, calibrated: bool) -> None:
-        """As `Exporter.check`; int8's options mean nothing beside another precision, NNCF's without NNCF."""
+        """As `Exporter.check`; int8's options are refused beside another precision, NNCF's options without NNCF."""
         super().check(request, calibrated)
         nncf = self.quantizer == "nncf"
         if self.quantizer not in QUANTIZERS:
@@ -70,20 +76,20 @@ class OpenVINO(Exporter):
             raise problem
 
     def missing_runtime(self) -> Unavailable | None:
-        """OpenVINO alone."""
+        """Why this machine cannot run the artifacts; OpenVINO is enough."""
         return missing_modules(self.title, ("openvino",), self.extra)
 
     def arithmetics(self, artifact: Artifact) -> Sequence[str]:
-        """f32, then the reduced arithmetics that this CPU has: each is a row of its own, never a silent default.
+        """fp32, then the reduced arithmetics of this CPU: each is a row of its own, never a silent default.
 
-        Of int8 there is one: what Q/DQ leaves in float runs in f32, bf16 would gain nothing.
+        An int8 artifact has one arithmetic. What Q/DQ leaves in float runs in fp32, because bf16 gains nothing there.
         """
         if artifact.precision == "int8":
             return ("int8",)
         import openvino
 
         there = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return ("f32", *(arithmetic for capability, arithmetic in REDUCED.items() if capability in there))
+        return ("fp32", *(arithmetic for capability, arithmetic in REDUCED.items() if capability in there))
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         import openvino
@@ -94,8 +100,9 @@ class OpenVINO(Exporter):
         if self.quantizer == "nncf":
             tools |= versions("nncf")
             model = self._by_nncf(model, source, request)
-        for key, value in source.stamp(request.precision, tools).items():
-            model.set_rt_info(value if isinstance(value, str) else str(value), ["u2export", key])
+        stamped = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=vars(GRAPH))
+        for key, value in stamped.items():
+            model.set_rt_info(value, ["u2export", key])
         openvino.save_model(model, path, compress_to_fp16=request.precision == "fp16")
         return Made((path.with_suffix(".bin"),), tools, report)
 
@@ -103,24 +110,28 @@ class OpenVINO(Exporter):
         import onnx
         import openvino
 
-        graph = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
+        graph = to_onnx(module, source.contract, GRAPH, source.stamp(request.precision, tools))
         if request.precision == "int8" and self.quantizer == "qdq":
             from u2export.calibration.quantize import PHOTOS, calibrated
 
             assert request.calibration
             # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
             graph = calibrated(graph, request.calibration.subset(PHOTOS), ort.int8_spec())
-        # Through a file: convert_model reads the names of inputs and outputs from there, and core.read_model, which
-        # takes bytes, writes biases in a form that NNCF's bias correction does not see.
+        # convert_model reads the names of inputs and outputs from a file. core.read_model, which takes bytes, writes
+        # biases in a form that NNCF's bias correction does not see.
         from tempfile import TemporaryDirectory
 
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "model.onnx"
+            del graph.metadata_props[:]  # the stamp is written once, when the IR is complete
             onnx.save(graph, file)
             return openvino.convert_model(file)
 
     def _by_nncf(self, model: Any, source: Source, request: Request) -> Any:
-        """MIXED: asymmetric activations measured better on the worst photo than symmetric ones."""
+        """The model quantised by NNCF, with the preset MIXED.
+
+        Its asymmetric activations measured better on the worst photo than symmetric ones.
+        """
         import nncf
 
         assert request.calibration
@@ -132,7 +143,7 @@ class OpenVINO(Exporter):
                 "fast_bias_correction": self.bias_correction == "fast",
                 "advanced_parameters": nncf.AdvancedQuantizationParameters(
                     disable_bias_correction=self.bias_correction == "none",
-                    # CPUs without VNNI add products of 8 bits in 16: 7-bit weights are right everywhere.
+                    # CPUs without VNNI add products of 8-bit values in 16 bits; 7-bit weights are right everywhere.
                     overflow_fix=nncf.OverflowFix.ENABLE,
                 ),
             }
@@ -150,15 +161,16 @@ class OpenVINO(Exporter):
 
     @contextmanager
     def streams(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
-        """As `Exporter.streams`, from one compiled model: copies would all be pinned to the same processors."""
-        yield self._opened(artifact, arithmetic or self.arithmetics(artifact)[0], threads or processors(), count)
+        """As `Runtime.streams`, from one compiled model; copies would all be pinned to the same processors."""
+        wanted = arithmetic_name(arithmetic) or self.arithmetics(artifact)[0]
+        yield self._opened(artifact, wanted, threads or processors(), count)
 
     def _opened(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> list[Runner]:
         import openvino
 
         hints = {
-            # Left alone, a CPU with AVX512-BF16 runs even an FP32 IR in bfloat16: mask MAE .008 to .013.
-            "INFERENCE_PRECISION_HINT": "f32" if arithmetic == "int8" else arithmetic,
+            # Without the hint, a CPU with AVX512-BF16 runs even an FP32 IR in bfloat16: mask MAE .008 to .013.
+            "INFERENCE_PRECISION_HINT": HINTS[arithmetic],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(threads),
             **({"NUM_STREAMS": str(count)} if count > 1 else {}),
@@ -173,18 +185,18 @@ class OpenVINO(Exporter):
         except RuntimeError as error:
             last = [line for line in str(error).splitlines() if line.strip()][-1]
             raise UserError(f"OpenVINO cannot open {artifact.path}: {last}", "export it again") from None
-        arithmetic = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         layers = _layer_types(compiled)
+        ran = precision_name(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         if sum(n for kind, n in layers.items() if kind in ("i8", "u8")) > sum(layers.values()) / 2:
-            arithmetic = "int8"
-        if arithmetic != arithmetic:
+            ran = "int8"
+        if ran != arithmetic:
             raise Unavailable(
-                f"{artifact.name}: asked for {arithmetic}, OpenVINO runs {arithmetic}", "choose another arithmetic"
+                f"{artifact.name}: asked for {arithmetic}, OpenVINO runs {ran}", "choose another arithmetic"
             )
         info = {
             "runtime": f"OpenVINO {openvino.__version__.partition('-')[0]}",
             "device": ",".join(compiled.get_property("EXECUTION_DEVICES")),
-            "arithmetic": arithmetic,
+            "arithmetic": ran,
             "convolutions": ", ".join(f"{n} {kind}" for kind, n in layers.most_common()),
             "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
         }
@@ -200,7 +212,7 @@ def _predictor(request: Any) -> Callable[[Floats], Floats]:
 
 
 def _layer_types(compiled: Any) -> Counter[str]:
-    """In what precision the convolutions really run, by the runtime's own execution graph."""
+    """How many convolutions run in which type, in OpenVINO's words, by the runtime's own execution graph."""
     found: Counter[str] = Counter()
     for op in compiled.get_runtime_model().get_ops():
         info = op.get_rt_info()
@@ -210,13 +222,13 @@ def _layer_types(compiled: Any) -> Counter[str]:
 
 
 def _controlled(common: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy control's name for the same parameters."""
+    """The same parameters by the names that accuracy control takes."""
     renamed = {"advanced_parameters": "advanced_quantization_parameters"}
     return {renamed.get(key, key): value for key, value in common.items()}
 
 
 def _mean_iou(source: Source) -> Callable[[Any, Iterable[Floats]], tuple[float, list[float]]]:
-    """NNCF's validation function: mean IoU with the reference's masks, and each photo's."""
+    """NNCF's validation function: mean IoU with the reference's masks, and the IoU of each photo."""
 
     def validate(compiled: Any, inputs: Iterable[Floats]) -> tuple[float, list[float]]:
         each = [compare(compiled(x)[0][0, 0], source.predict(x)[0, 0]).iou for x in inputs]
@@ -227,7 +239,7 @@ def _mean_iou(source: Source) -> Callable[[Any, Iterable[Floats]], tuple[float, 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without NNCF's log and progress bars, which it prints to standard output."""
+    """Hide NNCF's log and progress bars, which it prints to standard output."""
     import io
     import logging
     from contextlib import redirect_stdout

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
-from u2export.exporters.exporter import Made, Request, versions
-from u2export.exporters.onnx import TOOLS, OnnxRuntimeRunner
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime
+from u2export.exporters.runtime import versions
 from u2export.reference.onnx_export import Graph, to_onnx
+from u2export.reference.onnx_session import write_ort_format
 
 if TYPE_CHECKING:
     import onnx
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ort(OnnxRuntimeRunner):
+class Ort(OnnxRuntime, Exporter):
     """A model file for ONNX Runtime, static in size, d0 only.
 
     Attributes:
-        mobile: ONNX Runtime's own format, optimised for ARM, for its mobile and reduced builds.
-        mixed: int8 with the layers in float that `presets` lists for the network.
+        mobile: write ONNX Runtime's own format, optimised for ARM, for its mobile and reduced builds.
+        mixed: int8 with the float layers that `preset` lists for the network.
         keep_float: int8 with these nodes in float: names, or regular expressions that match whole names.
-        weight_bits: of int8 weights. 7 is right on every processor; 8 saturates on x86 without VNNI.
+        weight_bits: bits of int8 weights. 7 bits are right on every processor; 8 bits saturate on x86 without VNNI.
     """
 
     name: ClassVar[str] = "ort"
@@ -37,7 +39,7 @@ class Ort(OnnxRuntimeRunner):
     suffix: ClassVar[str] = ".onnx"
     precisions: ClassVar[Sequence[str]] = ("fp32", "int8")
     calibrated: ClassVar[Sequence[str]] = ("int8",)
-    needs: ClassVar[Sequence[str]] = ("torch", "onnx", "onnxsim", "onnxruntime")
+    needs: ClassVar[Sequence[str]] = TOOLS
     extra: ClassVar[str] = "onnx"
 
     mobile: bool = False
@@ -46,17 +48,17 @@ class Ort(OnnxRuntimeRunner):
     weight_bits: int = 7
 
     def filename(self, source: Source, precision: str) -> str:
-        """As `Exporter.filename`; mixed precision says so, and ONNX Runtime's format ends in .ort."""
+        """As `Exporter.filename`; the name says that a precision is mixed, and ONNX Runtime's format ends in .ort."""
         stem = super().filename(source, precision).removesuffix(self.suffix)
         mark = "-mixed" if precision == "int8" and (self.mixed or self.keep_float) else ""
         return stem + mark + (".ort" if self.mobile else self.suffix)
 
     def adopts(self, path: Path) -> bool:
-        """Files in ONNX Runtime's own format; .onnx is the other target's."""
+        """Whether the file is in ONNX Runtime's own format; .onnx files belong to the target `onnx`."""
         return path.suffix == ".ort"
 
     def check(self, request: Request, calibrated: bool) -> None:
-        """As `Exporter.check`; options of int8 mean nothing beside another precision."""
+        """As `Exporter.check`; options of int8 are refused beside another precision."""
         super().check(request, calibrated)
         if request.precision != "int8" and (self.mixed or self.keep_float or self.weight_bits != 7):
             raise UserError("--mixed, --keep-float and --weight-bits are options of int8", "add --int8")
@@ -79,14 +81,15 @@ class Ort(OnnxRuntimeRunner):
             notes = (_share(model, spec),) if kept else ()
             model = calibrated(model, request.calibration.subset(PHOTOS), spec)
         if self.mobile:
-            to_ort_format(model, path)
+            write_ort_format(model, path)
         else:
             onnx.save(model, path)
         return Made(tools=tools, condition=report, notes=notes)
 
 
 def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
-    from u2export.calibration.quantize import float_nodes
+    """The note on how many convolutions stay in float."""
+    from u2export.calibration.quant_plan import float_nodes
     from u2export.reference.onnx_graph import conv_nodes
 
     convs, floats = conv_nodes(model), float_nodes(model, spec)
@@ -94,7 +97,7 @@ def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:
 
 
 def preset(variant: str) -> tuple[str, ...]:
-    """Layers of a published network that are worth keeping in float; the file says how they were picked.
+    """The float layers of a published network's mixed precision; the file says how they were picked.
 
     Raises:
         UserError: there is no preset for the network.
@@ -111,29 +114,10 @@ def preset(variant: str) -> tuple[str, ...]:
 
 
 def int8_spec(weight_bits: int = 7, keep_float: tuple[str, ...] = ()) -> QuantSpec:
-    """The scheme ONNX Runtime's CPU kernels are fastest in: u8 activations everywhere, s8 weights, s32 biases.
+    """The scheme in which ONNX Runtime's CPU kernels are fastest: u8 activations everywhere, s8 weights, s32 biases.
 
-    Beside layers kept in float the heads are too: 0.4 % of the work for a fifth of the error that is left.
+    With float layers, the heads stay in float too: this costs 0.4 % of the work and removes a fifth of the error left.
     """
     from u2export.calibration.quantize import ONNX_RUNTIME
 
     return replace(ONNX_RUNTIME, weight_bits=weight_bits, keep_float=keep_float, heads=not keep_float)
-
-
-def to_ort_format(model: onnx.ModelProto, path: Path) -> None:
-    """Write ONNX Runtime's own format, its optimisations done once, to `path` (….ort).
-
-    What onnxruntime.tools.convert_onnx_models_to_ort does for ARM, without its temporary files left open.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path)
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(
-        model.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["NchwcTransformer"],  # its blocked layout is for x86 alone
-    )

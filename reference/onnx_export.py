@@ -1,9 +1,8 @@
-"""PyTorch to ONNX: traced, simplified, checked, stamped; in memory, nothing is written here."""
+"""PyTorch to ONNX, in memory: the module is traced, and the graph is simplified, checked and stamped."""
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -11,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from u2export.errors import UserError
+from u2export.reference import stamp
 from u2export.reference.image import FLAT, Contract
+from u2export.reference.onnx_file import check_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -25,14 +26,15 @@ OPSETS = range(13, 19)
 
 @dataclass(frozen=True)
 class Graph:
-    """What the ONNX graph is to look like.
+    """The form of an ONNX graph.
 
     Attributes:
-        opset: 13 to 18. Per-channel Q/DQ needs 13; Resize-19 falls back to the CPU in ONNX Runtime's CUDA provider,
-            and its static INT8 refuses 21.
-        all_outputs: the seven maps `mask`, `side1` … `side6` in place of d0 alone.
-        dynamic: among "batch", "height", "width".
-        embed_preprocess: uint8 (1, H, W, C) in, x / max(x), mean and std, and the min-max stretch inside the graph.
+        opset: 13 to 18. Per-channel Q/DQ needs 13. Resize-19 falls back to the CPU in ONNX Runtime's CUDA provider,
+            and ONNX Runtime's static INT8 refuses 21.
+        all_outputs: give the seven maps `mask`, `side1` … `side6` instead of d0 alone.
+        dynamic: axes of any length, among "batch", "height", "width".
+        embed_preprocess: the graph takes uint8 (1, H, W, C), and holds the division by max(x), mean and std, and the
+            min-max stretch.
     """
 
     opset: int = 17
@@ -53,8 +55,14 @@ class Graph:
             )
 
 
-def to_onnx(module: torch.nn.Module, contract: Contract, graph: Graph, stamp: Mapping[str, Any]) -> onnx.ModelProto:
-    """The graph of a module whose forward gives seven maps, d0 first.
+def to_onnx(module: torch.nn.Module, contract: Contract, graph: Graph, stamped: Mapping[str, Any]) -> onnx.ModelProto:
+    """The graph of a module, simplified, checked and stamped.
+
+    Args:
+        module: its forward takes (N, C, H, W) and gives seven maps, d0 first.
+        contract: pre- and postprocessing, and with it the input size.
+        graph: the form of the graph.
+        stamped: what to write into the model beside contract and graph, from `Source.stamp`.
 
     Raises:
         UserError: the simplified graph breaks a rule of `lint`.
@@ -69,14 +77,10 @@ def to_onnx(module: torch.nn.Module, contract: Contract, graph: Graph, stamp: Ma
         raise UserError("onnxsim changed the network's result", "report it with the versions of onnx and onnxsim")
     _tidy(model)
     model.producer_name = "u2export"
-    stamped = {"contract": contract.to_json(), "graph": vars(graph), **stamp}
-    onnx.helper.set_model_props(model, {f"u2export.{k}": _text(v) for k, v in stamped.items()})
+    texts = stamp.texts(contract, stamped, graph=vars(graph))
+    onnx.helper.set_model_props(model, stamp.prefixed(texts))
     lint(model, graph.opset)
     return model
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
@@ -89,8 +93,8 @@ def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
     outputs = list(OUTPUTS if graph.all_outputs else OUTPUTS[:1])
     axes = {AXES[name]: name for name in graph.dynamic}
     buffer = io.BytesIO()
-    # The TorchScript exporter, not the newer one: it writes every opset from 13 to 18 as asked, names nodes after
-    # the modules, and gives the same 365 nodes once simplified.
+    # The TorchScript exporter writes every opset from 13 to 18 as asked, which the newer exporter does not. It names
+    # nodes after the modules, and the simplified graph has the same 365 nodes.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -103,7 +107,7 @@ def _trace(module: torch.nn.Module, contract: Contract, graph: Graph) -> bytes:
 
 
 def _deployed(module: torch.nn.Module, contract: Contract, graph: Graph) -> torch.nn.Module:
-    """The module that is traced; defined in here so that torch is imported only when it is needed."""
+    """The module that is traced. The class is defined here so that torch is imported only when it is needed."""
     import torch
 
     class Deployed(torch.nn.Module):
@@ -127,7 +131,7 @@ def _deployed(module: torch.nn.Module, contract: Contract, graph: Graph) -> torc
 
 
 def _tidy(model: onnx.ModelProto) -> None:
-    """Names without the wrapper's prefix; absent inputs of Resize written as absent, not as shared empty tensors."""
+    """Remove the wrapper's prefix from names, and write absent inputs of Resize as absent, not as empty tensors."""
     graph = model.graph
     empty = {t.name for t in graph.initializer if 0 in t.dims}
     for node in graph.node:
@@ -148,7 +152,7 @@ def _bare(name: str) -> str:
 
 
 def _rename_weights(model: onnx.ModelProto) -> None:
-    """Each convolution owns its weight and bias, named after its module; the tracer shares equal ones."""
+    """Give each convolution its own weight and bias, named after its module; the tracer shares equal tensors."""
     import onnx
 
     stored = {t.name: t for t in model.graph.initializer}
@@ -169,15 +173,13 @@ def lint(model: onnx.ModelProto, opset: int) -> None:
     """Check a graph against the standard and against what runtimes stumble over.
 
     Raises:
-        UserError: onnx.checker or shape inference refuses it, the opset is not the one asked for, a Resize has both
-            or neither of sizes and scales, or a node has an unnamed or doubly used name.
+        UserError: onnx.checker or shape inference refuses the graph, the opset is not the one asked for, a Resize has
+            both or neither of sizes and scales, or a node has no name or shares its name with another node.
     """
-    import onnx
-
     hint = "this is a fault of the export; report it with the versions of torch, onnx and onnxsim"
     found = {o.domain: o.version for o in model.opset_import}
     if found.get("") != opset or set(found) - {""}:
-        raise UserError(f"the exported graph has opsets {found}, asked for was {opset}", hint)
+        raise UserError(f"the exported graph has opsets {found}, but {opset} was asked for", hint)
     for node in model.graph.node:
         if node.op_type == "Resize":
             given = [len(node.input) > i and bool(node.input[i]) for i in (2, 3)]
@@ -186,7 +188,4 @@ def lint(model: onnx.ModelProto, opset: int) -> None:
     names = [node.name for node in model.graph.node]
     if "" in names or len(set(names)) != len(names):
         raise UserError("nodes of the exported graph lack names of their own", hint)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}", hint) from None
+    check_onnx(model, "the exported graph", hint, full=True)

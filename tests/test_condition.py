@@ -28,16 +28,14 @@ from torch.nn import functional as F  # noqa: E402
 
 from u2export.calibration.channel_routes import from_module, from_onnx  # noqa: E402
 from u2export.calibration.condition import (  # noqa: E402
-    Change,
-    ConditionReport,
-    Criteria,
     condition,
     condition_onnx,
     fold_batch_norm,
-    module_probe,
     rewrite,
     shift_below,
 )
+from u2export.calibration.condition_report import Change, ConditionReport, Criteria  # noqa: E402
+from u2export.calibration.probes import module_probe  # noqa: E402
 from u2export.reference import weights  # noqa: E402
 from u2export.reference.model import U2Net  # noqa: E402
 from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402

@@ -95,7 +95,7 @@ def test_rows_are_measured_in_full(hostile: Make, photos: dict[str, Path]) -> No
     assert len(report.states) == 5 and all("load" in state for state in report.states)
     assert (two.scenario, two.batch, two.streams, two.latency.spans) == ("latency", 1, 1, ())
     ratio = report.speedup(two)
-    assert ratio and ratio.low <= ratio.value <= ratio.high
+    assert ratio and ratio.value > 0 and ratio.samples == 5 and not ratio.known  # five rounds: no 95 % interval
 
 
 @pytest.mark.parametrize(

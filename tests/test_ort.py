@@ -111,7 +111,7 @@ def test_an_unknown_layer_is_refused_and_nothing_written(source: Source, photos:
 
 
 def test_the_preset_names_layers_of_the_network(source: Source) -> None:
-    from u2export.calibration.quantize import float_nodes
+    from u2export.calibration.quant_plan import float_nodes
     from u2export.exporters.ort import int8_spec
     from u2export.reference.onnx_export import Graph, to_onnx
     from u2export.reference.onnx_graph import conv_nodes

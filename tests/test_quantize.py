@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from u2export.calibration.activation_ranges import METHODS, Range, observe
-from u2export.calibration.quantize import (
+from u2export.calibration.activation_ranges import METHODS, ActivationRange, observe
+from u2export.calibration.bias_correction import bias_errors
+from u2export.calibration.quant_plan import (
     ONNX_RUNTIME,
     TENSORRT,
     QuantSpec,
-    bias_errors,
-    calibrated,
     float_nodes,
-    quantize,
     round_weight,
     weight_scale,
 )
+from u2export.calibration.quantize import calibrated, quantize
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats
-from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes, session
+from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes
+from u2export.reference.onnx_session import open_graph
 
 SIDE = 24
 
@@ -81,7 +81,7 @@ def photos(count: int = 4, side: int = SIDE) -> list[Floats]:
 
 
 def run(model: onnx.ModelProto, x: Floats, *names: str) -> list[Floats]:
-    return session(model, optimise=False).run(list(names) or None, {"image": x})  # type: ignore[no-any-return]
+    return open_graph(model, optimise=False).run(list(names) or None, {"image": x})  # type: ignore[no-any-return]
 
 
 def pairs(model: onnx.ModelProto) -> set[str]:
@@ -148,7 +148,7 @@ def test_mse_beats_minmax_where_it_claims_to() -> None:
     random = np.random.default_rng(2)
     x = random.laplace(size=(1, 3, SIDE, SIDE)).astype(np.float32)
 
-    def error(r: Range) -> float:
+    def error(r: ActivationRange) -> float:
         step = r.peak / 127
         return float(np.mean((np.clip(np.rint(x / step), -127, 127) * step - x) ** 2))
 
@@ -358,9 +358,9 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="no range was observed for the activation a_out"):
         quantize(model, {k: v for k, v in ranges.items() if k != "a_out"})
     with pytest.raises(UserError, match="the activation image has the range 0 to 0"):
-        quantize(model, {**ranges, "image": Range(0.0, 0.0)})
+        quantize(model, {**ranges, "image": ActivationRange(0.0, 0.0)})
     with pytest.raises(UserError, match=r"range -1 to inf"):
-        quantize(model, {**ranges, "image": Range(-1.0, float("inf"))})
+        quantize(model, {**ranges, "image": ActivationRange(-1.0, float("inf"))})
     with pytest.raises(UserError, match="quantised already"):
         quantize(quantize(model, ranges), ranges)
     model.opset_import[0].version = 12
@@ -406,7 +406,7 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     calibration, held_back = read("bsds500", 12), read("u2net_official", 6)
     module, _ = condition(source.model, calibration)
     made = calibrated(to_onnx(module, source.contract, Graph(), {}), calibration, int8_spec())
-    opened = session(made)
+    opened = open_graph(made)
     masks = [opened.run(None, {"image": x})[0][0, 0] for x in held_back]
     got = Fidelity(tuple(compare(m, source.predict(x)[0, 0]) for m, x in zip(masks, held_back, strict=True)))
     assert not got.broken({"mae": 0.004, "iou": 0.98}), got.summary()

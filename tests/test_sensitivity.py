@@ -12,21 +12,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.calibration.activation_ranges import observe
-from u2export.calibration.quantize import ONNX_RUNTIME, quantize
-from u2export.calibration.sensitivity import (
-    Search,
-    Sensitivity,
-    layer_macs,
-    load_of,
-    read_keep_float,
-    saved_time,
-    stage_of,
-    surest,
-)
+from u2export.calibration.float_search import Search, load_of, search_float_layers, stage_of, surest
+from u2export.calibration.layer_work import layer_macs, saved_time
+from u2export.calibration.quant_plan import ONNX_RUNTIME
+from u2export.calibration.quantize import quantize
+from u2export.calibration.sensitivity import Sensitivity, read_keep_float
 from u2export.errors import UserError
 from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import session
+from u2export.reference.onnx_session import open_graph
 
 SIDE, LAYERS = 32, 12
 
@@ -66,7 +60,7 @@ def chain(bad: int) -> onnx.ModelProto:
 def samples(model: onnx.ModelProto, count: int = 3) -> list[tuple[Floats, Floats]]:
     random = np.random.default_rng(4)
     coarse = random.normal(size=(count, 1, 3, SIDE // 4, SIDE // 4)).astype(np.float32)
-    opened = session(model)
+    opened = open_graph(model)
     inputs = [c.repeat(4, 2).repeat(4, 3) for c in coarse]
     return [(x, opened.run(None, {"image": x})[0]) for x in inputs]
 
@@ -106,7 +100,7 @@ def test_held_back_photos_widen_a_choice_that_suits_only_the_others() -> None:
     """The stretched masks of faint photos magnify every error: what serves the others does not serve them."""
     model = chain(6)
     others = samples(model)
-    faint = [(0.02 * x, session(model).run(None, {"image": 0.02 * x})[0]) for x, _ in others]
+    faint = [(0.02 * x, open_graph(model).run(None, {"image": 0.02 * x})[0]) for x, _ in others]
     ranges, spec = observe(model, [x for x, _ in others]), replace(ONNX_RUNTIME, weight_bits=7)
     alone, checked = (Search(model, ranges, {}, spec, others, {"mae": 0.03}, back).run() for back in ([], faint))
     assert alone.met and not alone.held_back and checked.held_back["photos"] == len(faint)
@@ -201,3 +195,27 @@ def test_pareto_of_nothing_measured_twice() -> None:
     assert isinstance(found, Sensitivity)
     kept = [p.keep_float for p in found.points]
     assert len(set(kept)) == len(kept) == found.evaluations
+
+
+def test_from_photos_to_a_choice(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from u2export.calibration.scenes import scene
+    from u2export.reference.image import Contract
+
+    for name, first in (("calib", 0), ("images", 10)):
+        (tmp_path / name).mkdir()
+        for seed in range(first, first + 3):
+            Image.fromarray(scene(seed, 64, 64)[0]).save(tmp_path / name / f"{seed}.png")
+    told: list[str] = []
+    found = search_float_layers(
+        "random-u2netp", tmp_path / "calib", tmp_path / "images", {"mae": 1.0}, contract=Contract(32, 32), photos=3,
+        progress=told.append,
+    )  # fmt: skip
+    assert found.met and found.keep_float == () and found.weights == "u2netp (random weights)"
+    assert (found.photos, found.held_back["photos"]) == (2, 1)
+    assert told[:2] == ["reading random-u2netp", "conditioning and calibrating"] and told[2].startswith("graph 1: all")
+    with pytest.raises(UserError, match="belong to the evaluation set"):
+        search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "calib", {"mae": 1.0})
+    with pytest.raises(UserError, match="no scheme named 'tpu'"):
+        search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "images", {"mae": 1.0}, scheme="tpu")

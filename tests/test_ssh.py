@@ -30,7 +30,7 @@ from u2export.benchmarks.measuring.sent_modules import worker_files
 from u2export.benchmarks.measuring.ssh import Address, SshMachine, address
 from u2export.benchmarks.measuring.worker_process import WorkerFailed
 from u2export.benchmarks.report import Report, Settings
-from u2export.benchmarks.tables.columns import render
+from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from u2export.benchmarks.imports.tool_files import KIT_FORMAT, Found
+from u2export.benchmarks.imports.device_json import KIT_FORMAT
+from u2export.benchmarks.imports.timed_model import TimedModel
 from u2export.benchmarks.measuring.rows import planned_artifact
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
@@ -82,7 +83,7 @@ def write(artifact: Artifact, source: Source, platform: Platform, folder: Path) 
         names = [_case(name, pixels, artifact, source, platform, made) for name, pixels in _pictures(artifact)]
         digest = planned_artifact(artifact.name, artifact).row.digest
         template, program = platform.program
-        code = (resources.files("u2export.benchmarks") / template).read_text(encoding="utf-8")
+        code = (resources.files("u2export.benchmarks.imports") / template).read_text(encoding="utf-8")
         (made / program).write_text(code.replace("@ARTIFACT@", digest), encoding="utf-8")
         if platform.name == "android":
             _perf_test_data(artifact, made)
@@ -114,7 +115,7 @@ def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, platfor
     x = artifact.contract.tensor(pixels)
     d0 = source.predict(x)[0, 0]
     if platform.name == "coreml":
-        from u2export.exporters.coreml.exporter import picture as taken
+        from u2export.exporters.coreml.ports import picture as taken
 
         small = np.asarray(taken(x, artifact.contract)[0].transpose(1, 2, 0), np.uint8)
         Image.fromarray(small if small.shape[2] == 3 else small[..., 0]).save(made / "inputs" / f"{name}.png")
@@ -162,7 +163,7 @@ def _words(artifact: Artifact, made: Path, platform: str) -> dict[str, str]:
     }
 
 
-def judge(kit: Path, results: Path) -> Callable[[Found], Mapping[str, ImageFidelity]]:
+def judge(kit: Path, results: Path) -> Callable[[TimedModel], Mapping[str, ImageFidelity]]:
     """What compares the masks named in `results` with those the kit expects.
 
     Raises:
@@ -170,7 +171,7 @@ def judge(kit: Path, results: Path) -> Callable[[Found], Mapping[str, ImageFidel
     """
     manifest = _read(kit)
 
-    def fidelity(found: Found) -> Mapping[str, ImageFidelity]:
+    def fidelity(found: TimedModel) -> Mapping[str, ImageFidelity]:
         if found.artifact != manifest["artifact_sha256"]:
             raise UserError(f"{results} is not of the artifact in {kit}", "give the kit it was measured with")
         missing = [name for name in manifest["pictures"] if name not in found.masks]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.imports.tool_files import WRONG, milliseconds
+from u2export.benchmarks.imports.timed_model import WRONG, milliseconds
 from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import UserError
 from u2export.files import read_json

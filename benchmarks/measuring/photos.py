@@ -9,6 +9,7 @@ from pathlib import Path
 
 from u2export.errors import UserError
 from u2export.reference.image import find_photos, read_photo
+from u2export.reference.spread import evenly_spread
 from u2export.reference.weights import file_digest
 
 
@@ -43,8 +44,8 @@ def photos_in(path: Path, limit: int = 0) -> dict[str, Path]:
         UserError: `path` does not exist or holds no photos.
     """
     found = find_photos([path])
-    if 0 < limit < len(found):
-        found = [found[i * len(found) // limit] for i in range(limit)]
+    if limit:
+        found = evenly_spread(found, limit, first=True)
     return {str(p.relative_to(path)) if path.is_dir() else p.name: p for p in found}
 
 

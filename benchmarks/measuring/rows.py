@@ -18,6 +18,7 @@ from u2export.benchmarks.report import SCENARIOS, Row, Settings
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
+from u2export.install import how_to_install
 from u2export.reference.image import Contract
 from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
 
@@ -153,7 +154,7 @@ def _further_pytorch(key: Key, group: Sequence[PlannedRow], choice: ReferenceCho
     if choice.kind == "pytorch":
         raise UserError(
             f"no PyTorch reference for weights {identity.name}: torch or the weights are missing",
-            "install 'u2export[torch]' and pull the weights, or give --reference FILE",
+            f"give --reference FILE, or pull the weights and run {how_to_install('torch')}",
         )
     return None
 

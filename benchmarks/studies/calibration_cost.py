@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from u2export.benchmarks.device import this_device
 from u2export.benchmarks.measuring.worker import peak, resident
-from u2export.benchmarks.studies.photo_sets import spread
 from u2export.errors import UserError
 from u2export.exporters.exporter import versions
 from u2export.files import read_json, write_json, write_text
 from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.spread import evenly_spread
 
 if TYPE_CHECKING:
     import onnx
@@ -253,7 +253,7 @@ def _all(given: argparse.Namespace, photos: Sequence[Path], model: Path) -> None
         if known or (run.method in SLOW and run.photos > 100):
             continue
         print(run, file=sys.stderr)
-        task = Task(model, spread(photos, run.photos), source.contract)
+        task = Task(model, evenly_spread(photos, run.photos), source.contract)
         data["rows"].append(measure(run, task, given.limit * GB))
         write_json(data, file)
     used = ", ".join(f"{name} {version}" for name, version in data["tools"].items())

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import TYPE_CHECKING, Any, cast
 
-from u2export.benchmarks.studies.photo_sets import Pair, Sets, folders, judged, photos_in, references, spread
+from u2export.benchmarks.studies.photo_sets import Pair, Sets, folders, judged, photos_in, references
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
@@ -29,6 +29,7 @@ from u2export.files import write_json, write_text
 from u2export.reference.fidelity import Fidelity, ImageFidelity, compare
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
+from u2export.reference.spread import evenly_spread
 
 if TYPE_CHECKING:
     from u2export.reference.model import U2Net
@@ -100,7 +101,7 @@ def rows(source: Source, artifact: Artifact, variant: Variant, sets: Sets, few: 
     for arithmetic in arithmetics:
         ratio = cpu_ratio(source, artifact, arithmetic, next(iter(sets.values()))[0][0])
         for name, photos in sets.items():
-            chosen = photos if arithmetic == arithmetics[0] else spread(photos, few)
+            chosen = photos if arithmetic == arithmetics[0] else evenly_spread(photos, few)
             images = measure(artifact, arithmetic, chosen)
             print(f"{variant.label}, {arithmetic}, {name}", file=sys.stderr)
             yield {

@@ -28,7 +28,7 @@ from PIL import Image
 
 from u2export.benchmarks.device import environment
 from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import LOSSES, check
+from u2export.benchmarks.gate.judging import LOSSES, judge
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
 from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.plan import Plan
@@ -45,6 +45,7 @@ from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract, Floats, read_photo
 from u2export.reference.onnx_export import Graph
 from u2export.reference.source import Source
+from u2export.reference.spread import evenly_spread
 from u2export.reference.verification import verification_photos
 
 Model = Any
@@ -539,7 +540,7 @@ class Proof:
         import u2export.calibration as room
 
         found = sorted(p for p in (Path(str(room.__path__[0])) / "images").iterdir() if not p.name.startswith("scene"))
-        picked = [found[i * len(found) // (OTHERS - 1)] for i in range(OTHERS - 1)]
+        picked = evenly_spread(found, OTHERS - 1, first=True)
         return [*picked, *self._dark(picked[1]).values()]
 
     def _accept(self, origin: str, artifact: Artifact) -> None:
@@ -581,7 +582,7 @@ class Proof:
 
     def _gate(self, bad: Artifact, origin: str) -> dict[str, Any]:
         report = self._bench(bad, str(self.maps[origin]))
-        found = check(report, self.baselines[origin])
+        found = judge(report, self.baselines[origin])
         (judgement,) = found.judgements
         reasons = [f"{f.title}: {f.text}" for f in judgement.reasons]
         return {"outcome": found.outcome, "why": reasons[0] if judgement.verdict != "pass" else ""}

@@ -28,7 +28,8 @@ import numpy as np
 
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import Finding, check
+from u2export.benchmarks.gate.judging import judge
+from u2export.benchmarks.gate.verdicts import Finding
 from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring import worker
 from u2export.benchmarks.measuring.bench import measure
@@ -134,7 +135,7 @@ def against(report: Report, now: Row, then: Row) -> Finding:
     old = replace(then, name="then/a.onnx", images=images)
     new = replace(now, name="now/a.onnx", digest="f" * 64, images=images)
     baseline = updated(replace(report, rows=(old,), complete=True), None, True, "")
-    found = check(replace(report, rows=(new, old)), baseline)
+    found = judge(replace(report, rows=(new, old)), baseline)
     return next(f for j in found.judgements for f in j.findings if f.measure == "latency")
 
 
@@ -185,7 +186,7 @@ def pairs(report: Report) -> tuple[list[tuple[Row, Row]], list[tuple[Row, Row]]]
 
 def judged(report: Report, baseline: Baseline, busy: bool) -> Iterator[dict[str, Any]]:
     """What the gate says of the masks of each row, and the largest difference of a photo's MAE."""
-    for judgement in check(report, baseline).judgements:
+    for judgement in judge(report, baseline).judgements:
         largest = max(abs(f.value) for f in judgement.findings if f.measure == "worst mae" and f.value is not None)
         yield {"artifact": judgement.artifact, "busy": busy, "verdict": judgement.verdict, "mae": largest}
 

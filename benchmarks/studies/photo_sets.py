@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Floats, find_photos
+from u2export.reference.spread import evenly_spread
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source
 
-T = TypeVar("T")
 Pair = tuple[Floats, Floats]  # a network input and the reference's d0 of it
 Sets = Mapping[str, Sequence[Pair]]
 
@@ -26,13 +24,7 @@ def folders(words: Sequence[str]) -> dict[str, Path]:
 
 def photos_in(named: Mapping[str, Path], count: int) -> dict[str, list[Path]]:
     """So many photos of each folder, evenly spread."""
-    return {name: spread(find_photos([folder]), count) for name, folder in named.items()}
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """So many of them, evenly spread over the list."""
-    picks = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[i] for i in picks]
+    return {name: evenly_spread(find_photos([folder]), count) for name, folder in named.items()}
 
 
 def references(source: Source, photos: Sequence[Path]) -> Iterator[Pair]:

@@ -29,9 +29,10 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import versions
 from u2export.exporters.open import read_artifact
-from u2export.exporters.trt.build import devices, installed
 from u2export.exporters.trt.exporter import TensorRT
+from u2export.exporters.trt.installed import devices, installed
 from u2export.files import write_json, write_text
+from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.image import find_photos
 from u2export.reference.source import Source
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/simulated"))
     given = parser.parse_args(argv)
     if "rtx" not in installed():
-        raise Unavailable("engines are built with tensorrt_rtx", "pip install 'u2export[trt-rtx]'")
+        raise Unavailable("engines are built with tensorrt_rtx", how_to_install("trt-rtx"))
     source = Source.open(given.weights)
     named = folders(given.sets)
     calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()))

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.report import Report, Row
-from u2export.benchmarks.tables.columns import label, statistic
+from u2export.benchmarks.tables.columns import statistic
+from u2export.benchmarks.tables.legend import label
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
+from u2export.install import how_to_install
+from u2export.reference.dtypes import arithmetic_name
 
 # Okabe and Ito's colours, which all readers tell apart; shapes and names repeat what colours say.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
@@ -36,7 +39,7 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
     try:
         import matplotlib
     except ImportError:
-        raise Unavailable("charts need matplotlib", "pip install 'u2export[eval]'") from None
+        raise Unavailable("charts need matplotlib", how_to_install("charts")) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -62,8 +65,7 @@ def style(report: Report, row: Row) -> dict[str, Any]:
 def short(row: Row) -> str:
     """A row in a chart's space: exporter and arithmetic, and what marks its file among others."""
     mark = {"imported": " (imported)", "published": " (published)"}.get(row.provenance, "")
-    told = row.runtime.get("arithmetic", row.arithmetic)
-    arithmetic = {"f32": "fp32", "f16": "fp16"}.get(told, told)
+    arithmetic = arithmetic_name(row.runtime.get("arithmetic", row.arithmetic))
     same = "" if arithmetic == row.precision else f" run in {arithmetic}"
     return f"{row.exporter} {row.precision}{same}{mark}"
 

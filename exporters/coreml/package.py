@@ -24,17 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import UserError
-from u2export.exporters.inspection import Layer
+from u2export.exporters.model_file import StoredConvolution
+from u2export.reference.dtypes import stored_name
 
 Arguments = Mapping[str, Any]
 SENTINEL = 0xDEADBEEF
 AGAIN = "export it again"
 
-# MIL data types by name: numpy type as stored, bits for packed types.
-STORED: dict[str, str] = {
-    "FLOAT16": "<f2", "FLOAT32": "<f4", "FLOAT64": "<f8", "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4",
-    "INT64": "<i8", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-}  # fmt: skip
+# Bits of the MIL data types that are packed.
 PACKED = {"UINT1": 1, "UINT2": 2, "UINT3": 3, "UINT4": 4, "UINT6": 6, "INT4": 4}
 
 
@@ -148,7 +145,7 @@ class Package:
         values: Any = getattr(tensor, field).values if field else ()
         if declared.scalar == "STRING":
             return str(values[0])
-        return np.array(values, STORED[declared.scalar]).reshape([d or 0 for d in declared.shape])
+        return np.array(values, dtype_of(declared.scalar)).reshape([d or 0 for d in declared.shape])
 
     def _blob(self, offset: int, declared: Type, name: str) -> NDArray[Any]:
         try:
@@ -160,7 +157,7 @@ class Package:
             raise UserError(f"{self.path}: weight.bin ends before {name}, or is damaged", AGAIN)
         return _decode(data, declared)
 
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[StoredConvolution, ...]:
         """The convolutions, in order of execution."""
         made = {op.name: op for op in self.operations}
         return tuple(_layer(op, made) for op in self.operations if op.kind == "conv")
@@ -200,7 +197,7 @@ def _specification(path: Path) -> Any:
     return spec
 
 
-def _layer(op: Operation, made: Mapping[str, Operation]) -> Layer:
+def _layer(op: Operation, made: Mapping[str, Operation]) -> StoredConvolution:
     weight, x = op.arguments["weight"], op.arguments["x"]
     integer = isinstance(x, Name) and x.name in made and made[x.name].kind == "dequantize"
     activation = "int8" if integer else op.type.scalar.lower()
@@ -214,7 +211,7 @@ def _layer(op: Operation, made: Mapping[str, Operation]) -> Layer:
     shape = tuple(d or 0 for d in declared.shape)
     for suffix in ("_quantized", "_palettized", "_to_fp16", "_weight"):
         name = name.removesuffix(suffix)
-    return Layer(name.removeprefix("network_"), shape, stored, activation, size)
+    return StoredConvolution(name.removeprefix("network_"), shape, stored, activation, size)
 
 
 def _storage(op: Operation) -> str:
@@ -240,13 +237,22 @@ def _type(value_type: Any) -> Type:
     return Type(MIL_pb2.DataType.Name(tensor.dataType), dimensions)
 
 
+def dtype_of(scalar: str) -> np.dtype[Any]:
+    """The numpy type in which a MIL type is stored.
+
+    Raises:
+        TypeError: numpy has no such type.
+    """
+    return np.dtype(stored_name(scalar)).newbyteorder("<")
+
+
 def _decode(data: bytes, declared: Type) -> NDArray[Any]:
     shape = [d or 0 for d in declared.shape]
     try:
         if declared.scalar in PACKED:
             return _unpack(data, PACKED[declared.scalar], shape, signed=declared.scalar.startswith("INT"))
-        return np.frombuffer(data, STORED[declared.scalar]).reshape(shape)
-    except (KeyError, ValueError) as error:
+        return np.frombuffer(data, dtype_of(declared.scalar)).reshape(shape)
+    except (TypeError, ValueError) as error:
         raise UserError(f"a weight of {declared.scalar} {shape} cannot be read ({error})", AGAIN) from None
 
 

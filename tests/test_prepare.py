@@ -12,7 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from u2export.calibration.condition import Criteria, condition  # noqa: E402
+from u2export.calibration.condition import condition  # noqa: E402
+from u2export.calibration.condition_report import Criteria  # noqa: E402
 from u2export.calibration.dataset import Calibration  # noqa: E402
 from u2export.calibration.prepare import conditioned  # noqa: E402
 from u2export.reference.image import Contract, Floats  # noqa: E402

@@ -1,0 +1,215 @@
+"""Whether a picture is a photo that is fit for calibration, and whether a set of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from u2export.errors import UserError
+from u2export.reference.image import Contract, Floats, digest, read_photo
+from u2export.reference.verification import verification_photos
+
+T = TypeVar("T")
+FEWEST, FEW = 2, 8
+# Limits below were set on 580 natural photos of six sets; the nearest photo or copy is given with each.
+SMALLEST = 32  # pixels of the shorter side
+FLATTEST = 3.0  # standard deviation in grey levels of 255; fog came to 12
+BLACK_AND_WHITE = 0.995  # share of pixels within 8 levels of an end; product shots on white come close
+COLOURLESS_MASK = 0.8  # the same where all channels are equal; saved saliency maps start at .84
+UNRELATED = (0.2, 0.35)  # correlation of neighbours at full size and in the thumbnail; chain mail .37, leaves .54
+TWINS = 0.98  # correlation of thumbnails; copies at half size or JPEG quality 30 >= .99, video frames ten apart <= .96
+THUMB = 32
+_WORKERS = 4
+_LUMA = (0.299, 0.587, 0.114)  # what Pillow's grey is made of
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One calibration photo: where it lies and what its pixels hash to.
+
+    Attributes:
+        name: relative to the set, the part of the digest a person can read.
+        path: of the picture, or of the .npy file.
+        row: index in the .npy file, None for a picture.
+        sha256: over the decoded pixels (or the network input).
+        twin: name of an earlier photo that looks the same, empty if there is none.
+    """
+
+    name: str
+    path: Path
+    row: int | None
+    sha256: str
+    twin: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file, or a row of an array, that may be a calibration photo."""
+
+    name: str
+    path: Path
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A photo with what is needed to compare it with others, or the reason it is of no use."""
+
+    photo: Photo
+    reason: str = ""
+    noise: bool = False
+    thumb: Floats = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    range: tuple[float, float] | None = None
+
+
+def check_photo(candidate: Candidate, contract: Contract) -> Checked:
+    """Read one photo once, keep hashes and a thumbnail of it."""
+    photo = Photo(candidate.name, candidate.path, candidate.row, "")
+    try:
+        array = read_pixels(candidate.path, candidate.row, contract)
+    except UserError as error:
+        return Checked(photo, error.problem.removeprefix(f"{candidate.path}: "))
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        return Checked(photo, "holds NaN or infinite values")
+    grey = _grey(array, contract)
+    thumb = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX))
+    reason, noise = _not_a_photo(grey, thumb, array)
+    span = (float(array.min()), float(array.max())) if array.dtype == np.float32 else None
+    centred = thumb - thumb.mean()
+    unit = np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32).ravel()
+    return Checked(replace(photo, sha256=digest(array)), reason, noise, unit, span)
+
+
+def read_pixels(path: Path, row: int | None, contract: Contract) -> NDArray[Any]:
+    """Pixels (H, W, C) uint8, or a stored network input (C, H, W) float32."""
+    if row is None:
+        return read_photo(path, contract.channels)
+    # A copy: torch warns of arrays that are mapped read-only, and runtimes want rows in order.
+    stored: NDArray[Any] = np.array(stored_array(path)[row], order="C")
+    return stored
+
+
+def stored_array(path: Path) -> NDArray[Any]:
+    """The mapped array of a .npy file: rows are read as they are used."""
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+    except PermissionError:
+        raise UserError(f"{path}: permission denied", "check the file's permissions") from None
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
+        raise UserError(f"{path}: not an array numpy can map ({error})", "write it with numpy.save") from None
+    return array
+
+
+def _grey(array: NDArray[Any], contract: Contract) -> Floats:
+    """Brightness (H, W) on a scale of 0..255, of photos and network inputs alike: luma, or the mean of odd channels."""
+    weights = np.array(_LUMA if contract.channels == 3 else [1 / contract.channels] * contract.channels, np.float32)
+    if array.dtype == np.uint8:
+        return np.asarray(array @ weights, np.float32)
+    mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (contract.mean, contract.std))
+    return np.asarray(np.tensordot(weights, (array * std + mean) * 255, 1), np.float32)
+
+
+def _colourless(array: NDArray[Any]) -> bool:
+    return array.dtype == np.uint8 and array.shape[2] > 1 and bool((array == array[..., :1]).all())
+
+
+def _not_a_photo(grey: Floats, thumb: Floats, array: NDArray[Any]) -> tuple[str, bool]:
+    """Why a picture is no photo (empty if it may be one), and whether it is noise."""
+    if min(grey.shape) < SMALLEST:
+        return f"only {grey.shape[1]}x{grey.shape[0]} pixels", False
+    if grey.std() < FLATTEST:
+        return "one flat colour", False
+    near, far = _correlation(grey), _correlation(thumb)
+    if near < UNRELATED[0] or far < UNRELATED[1]:
+        return f"noise: neighbouring pixels hardly relate (correlation {min(near, far):.2f})", True
+    ends = ((abs(grey) <= 8) | (abs(grey - 255) <= 8)).mean()
+    if ends > BLACK_AND_WHITE or (ends > COLOURLESS_MASK and _colourless(array)):
+        return "a mask: hardly anything but black and white", False
+    return "", False
+
+
+def _correlation(grey: Floats) -> float:
+    """Correlation of horizontal neighbours, on at most 256 rows."""
+    rows = grey[:: -(-len(grey) // 256)]
+    rows = rows - rows.mean()
+    return float((rows[:, 1:] * rows[:, :-1]).mean() / max(float((rows * rows).mean()), 1e-6))
+
+
+def sort_out(
+    checked: Sequence[Checked], unread: tuple[tuple[str, str], ...], own: Sequence[Checked]
+) -> tuple[list[Checked], tuple[tuple[str, str], ...]]:
+    """Those to use, look-alikes marked, and those to skip with the reason."""
+    kept: list[Checked] = []
+    skipped = list(unread)
+    seen: dict[str, str] = {}
+    for c in checked:
+        reason = c.reason
+        if not reason and c.photo.sha256 in seen:
+            reason = f"the same pixels as {seen[c.photo.sha256]}"
+        if not reason and twin_of(c, own):
+            reason = "a photo every export is verified on"
+        if reason:
+            skipped.append((c.photo.name, reason))
+            continue
+        seen[c.photo.sha256] = c.photo.name
+        twin = twin_of(c, kept)
+        kept.append(replace(c, photo=replace(c.photo, twin=twin.photo.name)) if twin else c)
+    return kept, tuple(skipped)
+
+
+def twin_of(c: Checked, others: Sequence[Checked]) -> Checked | None:
+    """The first of others that shows the same picture: same pixels, or rescaled, recompressed, recoloured."""
+    if not others:
+        return None
+    alike = np.stack([o.thumb for o in others]) @ c.thumb >= TWINS
+    return others[int(alike.argmax())] if alike.any() else None
+
+
+def own_evaluation(contract: Contract) -> list[Checked]:
+    """The bundled photos that exports are verified on; none for models that cannot take photos."""
+    if contract.channels not in (1, 3):
+        return []
+    checked = [check_photo(Candidate(p.name, p), contract) for p in verification_photos()]
+    return [c for c in checked if len(c.thumb)]
+
+
+def warnings(
+    photos: Sequence[Photo], skipped: Sequence[tuple[str, str]], kept: Sequence[Checked], contract: Contract
+) -> tuple[str, ...]:
+    """Say what a user should know about the photos of a set: skipped, few, look-alikes, inputs out of range."""
+    said = []
+    if skipped:
+        reasons = some([f"{name}: {reason}" for name, reason in skipped])
+        said.append(f"{len(skipped)} of {len(skipped) + len(photos)} pictures skipped: {reasons}")
+    if len(photos) < FEW:
+        said.append(f"only {len(photos)} photos; the result depends on each of them, 32 varied ones are better")
+    if twins := [f"{p.name} looks like {p.twin}" for p in photos if p.twin]:
+        said.append(f"{len(twins)} look-alikes add nothing: {some(twins)}")
+    low = min((0.0 - m) / s for m, s in zip(contract.mean, contract.std, strict=True)) - 0.01
+    high = max((1.0 - m) / s for m, s in zip(contract.mean, contract.std, strict=True)) + 0.01
+    spans = [c.range for c in kept if c.range]
+    if spans and (min(a for a, _ in spans) < low or max(b for _, b in spans) > high):
+        said.append(
+            f"network inputs run from {min(a for a, _ in spans):.4g} to {max(b for _, b in spans):.4g}, "
+            f"normalised photos from {low:.2f} to {high:.2f}"
+        )
+    return tuple(said)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Name the first few, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more
+
+
+def parallel(work: Callable[[Candidate], T], candidates: Iterable[Candidate]) -> Iterator[T]:
+    """Results in order; decoding and hashing release the interpreter lock."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        yield from pool.map(work, candidates)

@@ -1,0 +1,208 @@
+"""How a graph is quantised: which tensors are rounded, which reads see rounded values, and on which grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from u2export.calibration.activation_ranges import ActivationRange, Ranges
+from u2export.errors import UserError
+from u2export.reference.image import Floats
+from u2export.reference.onnx_graph import ACTIVATING, MOVING, QUANTISED, GraphView, head_nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+
+PLACEMENTS = ("everywhere", "producer", "conv-input")
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How a graph is quantised. Weights are always int8, symmetric, one scale for each output channel.
+
+    Attributes:
+        signed: int8 activations with zero point 0 (all TensorRT accepts) or uint8 with a zero point (what ONNX
+            Runtime's and OpenVINO's CPU kernels are fast in; s8 runs 3.5 times slower than u8 in the former).
+        placement: "everywhere": at every tensor, so that concatenation, pooling and resizing stay in 8 bit;
+            "producer": at the outputs of computing layers, pooling and concatenation on shared scales without pairs
+            of their own (least memory traffic in TensorRT); "conv-input": at the convolutions' inputs only.
+        heads: quantise the side outputs, their fusion and what follows as well.
+        keep_float: names of nodes, or regular expressions that match whole names, to compute in float.
+        raw_entry: layers kept in float read what quantised neighbours computed before it is rounded, through
+            concatenation, pooling and resizing. Without it a neighbour's rounding still reaches them, and an
+            unconditioned network gets worse, not better.
+        bias: store biases as int32 in the scale of the accumulator (ONNX Runtime's form; TensorRT refuses it).
+        weight_bits: 8, or 7 for x86 processors without VNNI, whose 16-bit sums of products saturate.
+    """
+
+    signed: bool = True
+    placement: str = "producer"
+    heads: bool = False
+    keep_float: tuple[str, ...] = ()
+    raw_entry: bool = True
+    bias: bool = False
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
+        if self.weight_bits not in (7, 8):
+            raise UserError(f"{self.weight_bits}-bit weights are not supported", "choose 7 or 8")
+
+
+# Recipes by measurement on real photos; the accuracy table is in the benchmarks.
+TENSORRT = QuantSpec(signed=True, placement="producer")
+ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True)
+
+
+def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
+    """Names of the nodes that stay in float: those asked for, the heads unless quantised, and what lies between.
+
+    Raises:
+        UserError: a name in `keep_float` matches no node.
+    """
+    view = GraphView(model)
+    kept = set() if spec.heads else head_nodes(model)
+    for wanted in spec.keep_float:
+        kept |= {node.name for node in view.matching(wanted)}
+    return kept | _between(view, kept, spec.raw_entry)
+
+
+def _between(view: GraphView, kept: set[str], raw_entry: bool) -> set[str]:
+    """Moving nodes that feed a float layer: all with raw entry, else those that also carry a float layer's output."""
+    down: set[str] = set()
+    for node in reversed(view.nodes):
+        if node.op_type in MOVING and any(r.name in kept | down for o in node.output for r in view.readers[o]):
+            down.add(node.name)
+    if raw_entry:
+        return down
+    up = set(kept)
+    for node in view.nodes:
+        if node.op_type in (*MOVING, *ACTIVATING) and any(s.name in up for s in view.sources(node)):
+            up.add(node.name)
+    return down & up
+
+
+class Plan:
+    """Which tensors get a Q/DQ pair, and which reads go through it."""
+
+    def __init__(self, view: GraphView, spec: QuantSpec, kept: set[str]) -> None:
+        self.view, self.spec, self.kept = view, spec, kept
+        self.reads: set[tuple[str, str]] = set()
+        for node in view.nodes:
+            for tensor in self._candidates(node):
+                if not view.fused(tensor) and self._rounded(node, tensor):
+                    self.reads.add((node.name, tensor))
+        self.tensors = list(dict.fromkeys(t for n in view.nodes for t in n.input if (n.name, t) in self.reads))
+
+    def quantised(self, node: onnx.NodeProto) -> bool:
+        """Whether a node computes on 8-bit values."""
+        if self.spec.placement == "conv-input" and node.op_type != "Conv":
+            return False
+        if node.op_type == "Conv" and node.input[1] not in self.view.constants:
+            return False
+        return node.op_type in QUANTISED and node.name not in self.kept
+
+    def _candidates(self, node: onnx.NodeProto) -> list[str]:
+        names = self.view.inputs_of(node)
+        return names if node.op_type in QUANTISED else [n for n in names if n in self.view.data]
+
+    def _rounded(self, node: onnx.NodeProto, tensor: str) -> bool:
+        source = self.view.maker.get(tensor)
+        if not self.quantised(node):
+            # A float layer may still have to read what an integer kernel left in 8 bit.
+            inside = source is None or not (self.quantised(source) or self._fused_in(source))
+            return not self.spec.raw_entry and node.name in self.kept and not inside
+        if self.spec.placement == "producer" and source is not None:
+            # Already on the shared grid: rounding again would change nothing.
+            return not (source.op_type in ("MaxPool", "Concat") and self.quantised(source))
+        return True
+
+    def _fused_in(self, node: onnx.NodeProto) -> bool:
+        """Whether an activation closes a quantised Conv."""
+        return node.op_type in ACTIVATING and any(self.quantised(s) for s in self.view.sources(node))
+
+
+class Scales:
+    """Scale and zero point of every planned tensor; tensors on one grid share them."""
+
+    def __init__(self, view: GraphView, plan: Plan, ranges: Ranges, spec: QuantSpec) -> None:
+        self.spec = spec
+        self.shared = _groups(view, plan, spec)
+        pooled: dict[str, ActivationRange] = {}
+        for tensor in plan.tensors:
+            found = _range_of(tensor, ranges)
+            root = self.shared.get(tensor, tensor)
+            so_far = pooled.get(root, found)
+            pooled[root] = ActivationRange(min(so_far.low, found.low), max(so_far.high, found.high))
+        self.grids = {root: self._scale(root, found) for root, found in pooled.items()}
+
+    def of(self, tensor: str) -> tuple[np.float32, int] | None:
+        """Scale and zero point of a tensor's values; None where it is not rounded."""
+        return self.grids.get(self.shared.get(tensor, tensor))
+
+    def _scale(self, tensor: str, found: ActivationRange) -> tuple[np.float32, int]:
+        low, high = min(found.low, 0.0), max(found.high, 0.0)
+        if not (np.isfinite(low) and np.isfinite(high)) or high - low < np.finfo(np.float32).tiny:
+            raise UserError(
+                f"the activation {tensor} has the range {found.low:g} to {found.high:g} on the calibration photos",
+                "its scale would be 0; give more and more varied photos, or check the weights",
+            )
+        if self.spec.signed:
+            return np.float32(found.peak / 127), 0
+        scale = np.float32((high - low) / 255)
+        return scale, int(np.clip(np.rint(-low / scale), 0, 255))
+
+
+def _range_of(tensor: str, ranges: Ranges) -> ActivationRange:
+    if tensor not in ranges:
+        raise UserError(
+            f"no range was observed for the activation {tensor}", "observe the same graph that is quantised"
+        )
+    return ranges[tensor]
+
+
+def _groups(view: GraphView, plan: Plan, spec: QuantSpec) -> dict[str, str]:
+    """Tensors that must share a scale, by their group's representative.
+
+    Pooling and resizing give values between their input's, so they keep its scale. In "producer" placement the
+    inputs of a concatenation share one too, or it would have to round again.
+    """
+    root: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while root.get(name, name) != name:
+            name = root[name]
+        return name
+
+    keeps = {"everywhere": ("MaxPool", "Resize"), "producer": ("MaxPool", "Concat"), "conv-input": ()}[spec.placement]
+    for node in view.nodes:
+        if node.op_type in keeps and plan.quantised(node):
+            first, *others = (*view.inputs_of(node), node.output[0])
+            for other in others:
+                root[find(other)] = find(first)
+    return {name: find(name) for name in root}
+
+
+def weight_scale(
+    weight: Floats, bias: NDArray[np.float64] | None = None, entry: np.float32 | None = None, bits: int = 8
+) -> NDArray[np.float32]:
+    """Per-channel scales of a weight (O, I, kH, kW).
+
+    With `entry`, the scale of the convolution's input, they are also large enough for the bias to fit into int32.
+    """
+    peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64) / (2 ** (bits - 1) - 1)
+    if bias is not None and entry is not None:
+        peak = np.maximum(peak, np.abs(bias) / (float(entry) * 2.0**30))
+    peak[peak < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros is exact in any scale
+    return np.asarray(peak, np.float32)
+
+
+def round_weight(weight: Floats, scale: NDArray[np.float32], bits: int = 8) -> NDArray[np.int8]:
+    """A weight (O, I, kH, kW) on its grid, as int8."""
+    limit = 2 ** (bits - 1) - 1
+    return np.asarray(np.clip(np.rint(weight / scale.reshape(-1, 1, 1, 1)), -limit, limit), np.int8)
