@@ -103,7 +103,7 @@ def test_rows_are_measured_in_full(hostile: Make, photos: dict[str, Path]) -> No
     ("arithmetic", "reason", "says"),
     [
         ("segfault", "crashed", "SIGSEGV"),
-        ("oom", "crashed", "killed, perhaps for want of memory"),
+        ("oom", "crashed", "killed, perhaps because memory ran out"),
         ("exit", "crashed", "exit code 3"),
         ("raise", "failed", "ValueError: a bug in a runtime"),
         ("shape", "refused", "d0 has shape (1, 1, 7, 7)"),

@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 from PIL import Image
+from test_layers import imports
 
 from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.photos import photos_in
 from u2export.benchmarks.measuring.plan import Plan
-from u2export.benchmarks.measuring.ssh import Address, SshMachine, address, core
+from u2export.benchmarks.measuring.sent_modules import worker_files
+from u2export.benchmarks.measuring.ssh import Address, SshMachine, address
 from u2export.benchmarks.measuring.worker_process import WorkerFailed
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.tables.render import render
@@ -213,7 +215,7 @@ def test_core_holds_no_more_than_it_needs(server: Server) -> None:
     with server.remote() as remote:
         folder = Path(remote.folder)
         assert folder.parent == server.home and folder.stat().st_mode & 0o077 == 0
-        assert (folder / "core/u2export/exporters/exporter.py").read_bytes() == core()[
+        assert (folder / "core/u2export/exporters/exporter.py").read_bytes() == worker_files()[
             "exporters/exporter.py"
         ].read_bytes()
         assert remote.device().cpu and "load" in remote.state() and "load" in remote.pulse()
@@ -353,15 +355,40 @@ def test_what_is_no_address(text: str) -> None:
     assert error.value.hint and "secret" not in error.value.problem
 
 
-def test_core_is_every_module_of_the_package() -> None:
-    names = core()
-    assert {
-        "__init__.py",
-        "benchmarks/measuring/worker.py",
-        "exporters/exporter.py",
-        "reference/image.py",
-    } <= names.keys()
-    for name, path in names.items():
-        module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__").replace("__init__", "")
-        spec = importlib.util.find_spec(".".join(filter(None, ("u2export", module))))
+def test_a_worker_gets_the_modules_that_it_imports() -> None:
+    """Against the import graph of the layer test, a second implementation over the checkout."""
+    wanted: set[str] = set()
+    waiting = ["u2export.benchmarks.measuring.worker"]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            parent = name.rpartition(".")[0]
+            waiting += [*([parent] if parent else []), *(imports(name) if name != "u2export" else ())]
+    sent = worker_files()
+    for name, path in sent.items():
+        module = f"u2export/{name}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        spec = importlib.util.find_spec(module)
         assert spec and spec.origin == str(path), name
+        wanted.remove(module)
+    assert not wanted
+    needless = ("api", "cli", "commands", "benchmarks/gate", "benchmarks/imports", "benchmarks/studies",
+                "benchmarks/tables", "benchmarks/report", "benchmarks/measuring/ssh")  # fmt: skip
+    assert not [name for name in sent if name.startswith(needless)]
+
+
+def test_the_modules_of_a_worker_need_no_others(tmp_path: Path) -> None:
+    """All of them can be imported where nothing else of u2export exists."""
+    for name, path in worker_files().items():
+        (tmp_path / "u2export" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "u2export" / name)
+    names = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in worker_files()]
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
+        f"sys.path[:] = [{str(tmp_path)!r}, *sys.path]\n"
+        "import importlib, u2export\n"
+        f"assert u2export.__file__.startswith({str(tmp_path)!r})\n"
+        f"for name in {[n for n in names if n != '__init__']!r}: importlib.import_module('u2export.' + name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

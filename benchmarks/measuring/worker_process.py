@@ -1,4 +1,4 @@
-"""The parent's end of a worker: start it, ask it, and outlive it whatever happens to it."""
+"""A worker as its parent sees it: the parent starts it, asks it, and survives whatever happens to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ WORKER = (sys.executable, "-m", "u2export.benchmarks.measuring.worker")
 
 
 class WorkerFailed(Exception):
-    """A worker's answer that is none: a reason code of `u2export.benchmarks.report.REASONS` and a sentence."""
+    """A worker gave no answer.
+
+    Attributes:
+        reason: a code of `u2export.benchmarks.report.REASONS`.
+        problem: a sentence that says what happened.
+    """
 
     def __init__(self, reason: str, problem: str) -> None:
         super().__init__(problem)
@@ -31,9 +36,9 @@ class WorkerProcess:
     """A running worker.
 
     Args:
-        log: file that takes what the worker and its native libraries print.
+        log: file that receives what the worker and its native libraries print.
         timeout: seconds to wait for each line of an answer.
-        command: what to run.
+        command: command that starts the worker.
     """
 
     def __init__(self, log: Path, timeout: float, command: Sequence[str] = WORKER) -> None:
@@ -41,7 +46,7 @@ class WorkerProcess:
         self.timeout = timeout
         self.pending = b""
         with log.open("wb") as errors:
-            # A session of its own: Ctrl-C is the parent's to handle.
+            # The worker has a session of its own, so that Ctrl-C reaches the parent only.
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
             )
@@ -57,15 +62,19 @@ class WorkerProcess:
         self.end()
 
     def ask(self, do: str, wait: float = 0.0, **fields: Any) -> dict[str, Any]:
-        """The first line of the answer to a request; `wait` seconds more than the timeout are granted.
+        """Return the first line of the answer to a request.
+
+        Args:
+            do: the request's name. wait: seconds to wait in addition to the timeout. fields: the request's fields.
 
         Raises:
-            WorkerFailed: an error answer, no answer in time, or the end of the process; it is dead then in the last two.
+            WorkerFailed: the worker answers with an error, gives no answer in time, or ends. The process is dead in the
+                last two cases.
         """
         return next(self.stream(do, wait, **fields))
 
     def stream(self, do: str, wait: float = 0.0, **fields: Any) -> Iterator[dict[str, Any]]:
-        """The lines of the answer, for as long as the caller wants any; raises as `ask`."""
+        """Yield the lines of the answer to a request; arguments and errors are those of `ask`."""
         try:
             self.requests.write(json.dumps({"do": do, **fields}).encode() + b"\n")
             self.requests.flush()
@@ -100,22 +109,22 @@ class WorkerProcess:
         last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         said = f": {last[0][:200]}" if last else ""
         if code == -signal.SIGKILL:
-            return WorkerFailed("crashed", f"its process was killed, perhaps for want of memory{said}")
+            return WorkerFailed("crashed", f"its process was killed, perhaps because memory ran out{said}")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return WorkerFailed("crashed", f"its process {how}{said}")
 
     def exit_code(self) -> int:
-        """How the worker ended, once it has: as `subprocess.Popen.returncode`."""
+        """Wait for the end of the worker, and return its exit code as `subprocess.Popen.returncode` gives it."""
         return self.process.wait()
 
     def kill(self) -> None:
-        """End the process now, and what it started; does nothing to one that has ended."""
+        """Kill the process and the processes that it started; do nothing if it has ended."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def end(self, patience: float = 5.0) -> None:
-        """Let the worker close what it has open; kill it if that takes too long."""
+        """Let the worker close what it has open; kill it if this takes more than `patience` seconds."""
         with suppress(OSError):
             self.requests.close()
         with suppress(subprocess.TimeoutExpired):

@@ -215,7 +215,7 @@ def roofline(
     Example:
         >>> estimate = roofline(artifact.path, "none", local=False)
         >>> round(estimate.work.macs / 1e9, 2)
-        0.51
+        0.79
     """
     given = Path(results) if results is not None else None
     return _estimate(Path(model), device, precision, local, given)
