@@ -337,8 +337,7 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photos_without_an_object_are_counted_apart() -> None:
-    from u2export.benchmarks.studies.coreml_fidelity import summarise
-    from u2export.benchmarks.studies.photo_sets import spread
+    from u2export.benchmarks.studies.photo_sets import spread, summarise
 
     object_, nothing = np.zeros((2, 8, 8), np.float32)
     object_[2:6, 2:6], nothing[0, 0] = 0.9, 0.01
