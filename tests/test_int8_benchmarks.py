@@ -34,7 +34,10 @@ def test_fidelity_is_saved_cell_by_cell_and_resumed(tmp_path: Path, monkeypatch:
     for row in data["rows"]:
         assert len(row["sets"]["a"]["images"]["mae"]) == 2 and row["sets"]["a"]["raw_mae"] > 0
     page = (tmp_path / "fidelity.md").read_text()
-    assert "| ort | entropy, 2 photos | no |" in page and "nox -s study -- int8_fidelity --calib" in page
+    assert (
+        "| ort | entropy, 2 photos | no |" in page
+        and "nox -s study -- int8_fidelity a=FOLDER --calib calibration" in page
+    )
     with pytest.raises(UserError, match="other inputs"):
         int8_fidelity.STUDY.main([*words, "--photos", "1", "--out", str(tmp_path)])
 

@@ -54,8 +54,8 @@ def test_the_line_that_repeats_a_study_has_no_path_of_this_machine(tmp_path: Pat
     parser.add_argument("--shipped", action="store_true")
     words = [f"a={tmp_path}", "--calib", str(tmp_path), "--keep", str(tmp_path / "k.txt"), "--counts", "2", "3"]
     line = repeats("x", parser, parser.parse_args([*words, "--shipped"]))
-    assert line == f"{COMMAND} x --calib FOLDER --keep k.txt --counts 2 3 --shipped a=FOLDER"
-    assert repeats("x", parser, parser.parse_args(["a=b", "--calib", "c"])) == f"{COMMAND} x --calib c a=FOLDER"
+    assert line == f"{COMMAND} x a=FOLDER --calib FOLDER --keep k.txt --counts 2 3 --shipped"
+    assert repeats("x", parser, parser.parse_args(["a=b", "--calib", "c"])) == f"{COMMAND} x a=FOLDER --calib c"
 
 
 def test_pages_resume_only_the_same_inputs(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def benchmark_app(artifact: Artifact, photo: Path, threads: int, seconds: float)
         if done.returncode or not report.exists():
             raise UserError(
                 f"benchmark_app failed: {done.stdout.strip().splitlines()[-1:]}",
-                "run benchmark_app by hand to see its error",
+                "run it by hand to see why",
             )
         results = json.loads(report.read_text())["execution_results"]
         return float(results["latency (ms)"]) * 1e6

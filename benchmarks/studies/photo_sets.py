@@ -39,8 +39,7 @@ def opened(
         UserError: a folder is missing, or a set holds photos that the calibration uses.
     """
     named = folders(given.sets)
-    limit = {} if calib_photos is None else {"limit": calib_photos}
-    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()), **limit)
+    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()), limit=calib_photos)
     return calibration, photos_in(named, given.photos)
 
 

@@ -123,7 +123,7 @@ def repeats(name: str, parser: ArgumentParser, given: Namespace) -> str:
             words += map(_public, value if isinstance(value, list) else [value])
         elif value != action.default or action.required:
             options += _option(action, value)
-    return " ".join([COMMAND, name, *options, *words])
+    return " ".join([COMMAND, name, *words, *options])
 
 
 def _option(action: Action, value: Any) -> Iterator[str]:
