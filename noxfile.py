@@ -80,6 +80,22 @@ def accuracy(session: nox.Session) -> None:
         session.run("u2export", "check", results, "--baseline", baseline, "--policy", policy)
 
 
+# What a study needs; every extra if it is not listed here.
+STUDIES: dict[str, tuple[str, ...]] = {
+    "gate_coverage": (), "gate_mutants": ("onnx",), "gate_power": ("onnx",), "gate_false_alarms": ("onnx", "openvino"),
+    "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),
+    "coreml_fidelity": ("onnx", "coreml"), "trt_fidelity": ("onnx", "trt-rtx"),
+}  # fmt: skip
+
+
+@nox.session
+def study(session: nox.Session) -> None:
+    """One study of the toolkit itself: `nox -s study -- NAME …`. Without a name it lists the studies."""
+    name = session.posargs[0] if session.posargs else "gate_coverage"
+    install(session, STUDIES.get(name, EXTRAS))
+    session.run("python", "-m", "u2export.benchmarks.studies", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's rules and its format."""

@@ -17,13 +17,10 @@ from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.coreml.exporter import CoreML
-from u2export.exporters.coreml.ports import FLAT, INPUT, OUTPUT, picture, unstretched
-from u2export.exporters.coreml.simulated_runner import SIMULATED
+from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
 from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
-from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, saliency
 from u2export.reference.photos import find_photos, read_input
@@ -222,11 +219,11 @@ def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("u2export.exporters.runtime.find_spec", lambda name: None)
+    monkeypatch.setattr("u2export.exporters.exporter.find_spec", lambda name: None)
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
-    assert problem.hint == how_to_install("coreml", ["torch", "coremltools"])
+    assert "u2export[coreml]" in problem.hint
 
 
 # Inspection
@@ -321,39 +318,27 @@ def test_inspection_of_eight_bit_onnx(tmp_path: Path) -> None:
 
 
 def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from u2export.api import exporting
-    from u2export.cli import app
+    from u2export.commands import coreml
 
     given: list[Any] = []
-
-    def export(*words: str, **options: Any) -> Any:
-        given.append((*words, options))
-        raise UserError("enough")
-
-    monkeypatch.setattr(exporting, "export", export)
-
-    def run(*words: str) -> BaseException | None:
-        return CliRunner().invoke(app, ["coreml", *words]).exception
-
-    run("--size", "320,256x384", "--palette", "6", "--group", "8", "--target", "ios18", "--output", "raw")
-    target, precision, options = given[0]
-    assert (target, precision, options["size"]) == ("coreml", "palette6", "320,256x384")
-    assert (options["target"], options["output"], options["group"]) == ("ios18", "raw", 8)
-    run("--w8a8")
-    assert given[1][1] == "w8a8"
-    run()
-    assert given[2][1] == ""
-    assert "no palettes of 5 bits" in str(run("--palette", "5"))
-    assert "exclude each other" in str(run("--int8", "--w8a8"))
+    monkeypatch.setattr(coreml, "run", lambda *a: given.append(a))
+    coreml.coreml(size="320,256x384", palette=6, group=8, target=coreml.Target.ios18, output=coreml.Output.raw)
+    exporter, _, _, contract, precision, *_ = given[0]
+    assert exporter == CoreML("ios18", "raw", ((256, 384),), 8)
+    assert (contract.height, contract.width, precision) == (320, 320, "palette6")
+    coreml.coreml()
+    assert given[1][4] == "fp16"
+    with pytest.raises(UserError, match="no palettes of 5 bits"):
+        coreml.coreml(palette=5)
+    with pytest.raises(UserError, match="exclude each other"):
+        coreml.coreml(int8=True, w8a8=True)
 
 
 # The benchmark
 
 
 def test_photos_without_an_object_are_counted_apart() -> None:
-    from u2export.benchmarks.studies.coreml_fidelity import summarise
+    from u2export.benchmarks.studies.photo_sets import spread, summarise
 
     object_, nothing = np.zeros((2, 8, 8), np.float32)
     object_[2:6, 2:6], nothing[0, 0] = 0.9, 0.01
@@ -362,6 +347,7 @@ def test_photos_without_an_object_are_counted_apart() -> None:
     assert (summary["photos"], summary["empty"]["photos"]) == (1, 1)
     assert summary["iou_worst"] == 1.0  # that of the empty one is 0
     assert summary["empty"]["raw_mae_worst"] == pytest.approx(0.02 / 64)
+    assert spread(list(range(10)), 3) == [0, 4, 9]
 
 
 # Slow: more conversions, real weights, real photos

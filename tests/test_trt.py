@@ -396,14 +396,14 @@ def cost(variant: str, seconds: float, masks: bool = True) -> dict[str, Any]:
 
 
 def test_costs_are_ratios_within_a_network() -> None:
-    from u2export.benchmarks.studies.trt_fidelity import VARIANTS, table
+    from u2export.benchmarks.studies.trt_fidelity import VARIANTS, costs
 
     labels = [v.label for v in VARIANTS]
     assert len(set(labels)) == len(labels) and "fp16 not conditioned" in labels
     random = "fp32, random-u2net, structure only"
     assert random in labels
     found = [cost("fp32", 2), cost("int8", 5), cost(random, 10, False), cost(random.replace("fp32", "int8"), 40, False)]
-    rows = [line.split(" | ") for line in table(found).splitlines()[2:]]
+    rows = [line.split(" | ") for line in costs(found).splitlines()[2:]]
     assert [row[2] for row in rows] == ["1.0 x, 2000 MB", "2.5 x, 2000 MB", "1.0 x, 2000 MB", "4.0 x, 2000 MB"]
     assert rows[1][1] == "3 int8, 1 fp32" and "0.00200, 0.9900 / 0.9800" in rows[1][-1]
     assert "0.99" not in rows[2][-1]
