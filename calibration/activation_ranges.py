@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from u2export.errors import UserError
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import View, activations, run, with_outputs
+from u2export.reference.onnx_graph import GraphView, activations, with_outputs
+from u2export.reference.onnx_session import run
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +65,7 @@ def observe(
     if method not in METHODS:
         raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
     names = list(activations(model) if tensors is None else tensors)
-    known = set(View(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
+    known = set(GraphView(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
     if lost := [n for n in names if n not in known]:
         raise UserError(f"the graph has no tensor {lost[0]!r}", "name tensors of this very graph")
     if method == "minmax":
@@ -130,7 +131,7 @@ def _histograms(model: onnx.ModelProto, inputs: Iterable[Floats], names: Sequenc
     made = [n for n in watched if n not in fed]
     seen = {name: _Histogram() for name in names}
     for name in set(names) & constants:
-        seen[name].add(View(model).array(name))
+        seen[name].add(GraphView(model).constant(name))
 
     def take(name: str, value: Floats) -> None:
         _check_finite([name], np.array([[value.min(), value.max()]]))

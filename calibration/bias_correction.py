@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from u2export.calibration.activation_ranges import Ranges
 from u2export.calibration.quant_plan import Plan, QuantSpec, Scales, float_nodes, round_weight, weight_scale
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import View, conv_nodes, run, with_outputs
+from u2export.reference.onnx_graph import GraphView, conv_nodes, opset_of, with_outputs
+from u2export.reference.onnx_session import run
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +27,7 @@ def bias_errors(
     rounded; the difference is averaged over photos and pixels (Nagel et al., "Data-Free Quantization Through Weight
     Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means). One photo is held at a time.
     """
-    view = View(model)
+    view = GraphView(model)
     plan = Plan(view, spec, float_nodes(model, spec))
     scales = Scales(view, plan, ranges, spec)
     convs = [n for n in conv_nodes(model) if plan.quantised(n) and len(n.input) > 2 and n.input[2] in view.constants]
@@ -39,14 +40,14 @@ def bias_errors(
 
 
 def _probe(
-    model: onnx.ModelProto, view: View, convs: Sequence[onnx.NodeProto], scales: Scales, spec: QuantSpec
+    model: onnx.ModelProto, view: GraphView, convs: Sequence[onnx.NodeProto], scales: Scales, spec: QuantSpec
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The float graph with, for every convolution, the mean difference of its rounded twin for each channel."""
     import onnx
     from onnx import helper, numpy_helper
 
     axes = np.array([0, 2, 3], np.int64)
-    opset = next(o.version for o in model.opset_import if not o.domain)
+    opset = opset_of(model)
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, NDArray[Any]] = {"probe_axes": axes}
     rounded: dict[str, str] = {}
@@ -60,7 +61,7 @@ def _probe(
             by = [f"{rounded[entry]}_scale", f"{rounded[entry]}_zero"]
             nodes.append(helper.make_node("QuantizeLinear", [entry, *by], [f"{rounded[entry]}_q"]))
             nodes.append(helper.make_node("DequantizeLinear", [f"{rounded[entry]}_q", *by], [rounded[entry]]))
-        weight = view.array(conv.input[1])
+        weight = view.constant(conv.input[1])
         scale = weight_scale(weight, bits=spec.weight_bits)
         constants[f"probe_weight_{i}"] = round_weight(weight, scale, spec.weight_bits) * scale.reshape(-1, 1, 1, 1)
         twin = onnx.NodeProto()

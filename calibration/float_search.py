@@ -25,7 +25,8 @@ from u2export.errors import UserError
 from u2export.reference.fidelity import UPPER, Fidelity, compare
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_export import Graph, to_onnx
-from u2export.reference.onnx_graph import conv_nodes, session
+from u2export.reference.onnx_graph import conv_nodes
+from u2export.reference.onnx_session import open_graph
 from u2export.reference.source import Source
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Search:
 
     def _fidelity(self, kept: frozenset[str], samples: Sequence[Sample]) -> Fidelity:
         spec = replace(self.spec, keep_float=(*self.spec.keep_float, *sorted(kept)))
-        opened = session(quantize(self.model, self.ranges, spec, self.errors))
+        opened = open_graph(quantize(self.model, self.ranges, spec, self.errors))
         feed = opened.get_inputs()[0].name
         outputs = (opened.run(None, {feed: x})[0] for x, _ in samples)
         pairs = zip(outputs, samples, strict=True)

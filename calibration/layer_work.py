@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +11,7 @@ import numpy as np
 from u2export.errors import UserError
 from u2export.reference.image import Floats
 from u2export.reference.onnx_graph import conv_nodes
+from u2export.reference.onnx_session import profiled
 
 if TYPE_CHECKING:
     import onnx
@@ -51,29 +49,18 @@ def saved_time(model: onnx.ModelProto, quantised: onnx.ModelProto, x: Floats, ro
     Raises:
         UserError: the profile does not tell the layers apart.
     """
-    before, after = (_profile(m, x, rounds) for m in (model, quantised))
+    before, after = (_kernel_times(m, x, rounds) for m in (model, quantised))
     names = [n.name for n in conv_nodes(model)]
     if lost := [n for n in names if n not in before or n not in after]:
         raise UserError(f"ONNX Runtime's profile does not show {lost[0]}", "search by multiply-accumulates")
     return {name: max(1.0, before[name] - after[name]) for name in names}
 
 
-def _profile(model: onnx.ModelProto, x: Floats, rounds: int) -> dict[str, float]:
-    """Median nanoseconds of every convolution's kernel."""
-    import onnxruntime
-
-    with TemporaryDirectory() as scratch:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "profile")
-        opened = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for _ in range(rounds + 1):
-            opened.run(None, {opened.get_inputs()[0].name: x})
-        events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+def _kernel_times(model: onnx.ModelProto, x: Floats, rounds: int) -> dict[str, float]:
+    """Median nanoseconds of every convolution's kernel, by the name of its node."""
     layers = _kernel_names(model)
     times: dict[str, list[float]] = {}
-    for event in events:
+    for event in profiled(model, x, rounds + 1):
         kernel = re.sub(r"(_nchwc|_token_\d+)*_kernel_time$", "", str(event.get("name")))
         if event.get("cat") == "Node" and kernel in layers:
             times.setdefault(layers[kernel], []).append(1000.0 * event["dur"])

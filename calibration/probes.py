@@ -116,7 +116,7 @@ def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = Fal
     """`module_probe` of an ONNX graph, run by ONNX Runtime."""
     import onnx
 
-    from u2export.reference.onnx_graph import session
+    from u2export.reference.onnx_session import open_graph
 
     probe = copy.deepcopy(model)
     nodes = {conv_name(node): node for node in probe.graph.node if node.op_type == "Conv"}
@@ -125,7 +125,7 @@ def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = Fal
         tensors |= {source(name): nodes[name].input[0] for name in names}
     present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
     probe.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors.values()) if t not in present)
-    running = session(probe)
+    running = open_graph(probe)
     feed = running.get_inputs()[0].name
     wanted = {key: tensor for key, tensor in tensors.items() if tensor != feed}
 

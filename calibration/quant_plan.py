@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 from u2export.calibration.activation_ranges import ActivationRange, Ranges
 from u2export.errors import UserError
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import ACTIVATING, MOVING, QUANTISED, View, head_nodes
+from u2export.reference.onnx_graph import ACTIVATING, MOVING, QUANTISED, GraphView, head_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -67,32 +65,14 @@ def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
     Raises:
         UserError: a name in `keep_float` matches no node.
     """
-    view = View(model)
-    names = [n.name for n in view.nodes]
+    view = GraphView(model)
     kept = set() if spec.heads else head_nodes(model)
     for wanted in spec.keep_float:
-        kept |= set(_matching(wanted, names))
+        kept |= {node.name for node in view.matching(wanted)}
     return kept | _between(view, kept, spec.raw_entry)
 
 
-def _matching(wanted: str, names: Sequence[str]) -> list[str]:
-    if wanted in names:
-        return [wanted]
-    try:
-        found = [n for n in names if re.fullmatch(wanted, n)]
-    except re.error as error:
-        raise UserError(
-            f"{wanted!r} is neither a node nor a regular expression: {error}", "check --keep-float"
-        ) from None
-    if not found:
-        raise UserError(
-            f"no node is named or matched by {wanted!r}",
-            f"names look like {names[0]}; give one, or a regular expression",
-        )
-    return found
-
-
-def _between(view: View, kept: set[str], raw_entry: bool) -> set[str]:
+def _between(view: GraphView, kept: set[str], raw_entry: bool) -> set[str]:
     """Moving nodes that feed a float layer: all with raw entry, else those that also carry a float layer's output."""
     down: set[str] = set()
     for node in reversed(view.nodes):
@@ -110,7 +90,7 @@ def _between(view: View, kept: set[str], raw_entry: bool) -> set[str]:
 class Plan:
     """Which tensors get a Q/DQ pair, and which reads go through it."""
 
-    def __init__(self, view: View, spec: QuantSpec, kept: set[str]) -> None:
+    def __init__(self, view: GraphView, spec: QuantSpec, kept: set[str]) -> None:
         self.view, self.spec, self.kept = view, spec, kept
         self.reads: set[tuple[str, str]] = set()
         for node in view.nodes:
@@ -150,7 +130,7 @@ class Plan:
 class Scales:
     """Scale and zero point of every planned tensor; tensors on one grid share them."""
 
-    def __init__(self, view: View, plan: Plan, ranges: Ranges, spec: QuantSpec) -> None:
+    def __init__(self, view: GraphView, plan: Plan, ranges: Ranges, spec: QuantSpec) -> None:
         self.spec = spec
         self.shared = _groups(view, plan, spec)
         pooled: dict[str, ActivationRange] = {}
@@ -186,7 +166,7 @@ def _range_of(tensor: str, ranges: Ranges) -> ActivationRange:
     return ranges[tensor]
 
 
-def _groups(view: View, plan: Plan, spec: QuantSpec) -> dict[str, str]:
+def _groups(view: GraphView, plan: Plan, spec: QuantSpec) -> dict[str, str]:
     """Tensors that must share a scale, by their group's representative.
 
     Pooling and resizing give values between their input's, so they keep its scale. In "producer" placement the

@@ -19,7 +19,8 @@ from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.quant_plan import TENSORRT, Plan, QuantSpec, Scales, float_nodes, round_weight, weight_scale
 from u2export.errors import UserError
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import View
+from u2export.reference.onnx_file import check_onnx
+from u2export.reference.onnx_graph import GraphView, opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +49,7 @@ def quantize(
             tensor that needs one, or a range that is empty or not finite.
     """
     _check_model(model)
-    view = View(model)
+    view = GraphView(model)
     kept = float_nodes(model, spec)
     plan = Plan(view, spec, kept)
     scales = Scales(view, plan, ranges, spec)
@@ -58,7 +59,7 @@ def quantize(
 
 
 def _check_model(model: onnx.ModelProto) -> None:
-    opset = {o.domain: o.version for o in model.opset_import}.get("", 0)
+    opset = opset_of(model)
     if opset < SCHEMA_OPSET:
         raise UserError(
             f"per-channel Q/DQ needs opset {SCHEMA_OPSET}, the graph has {opset}", "export it with --opset 17"
@@ -76,7 +77,7 @@ class _Rewriter:
     def __init__(
         self,
         model: onnx.ModelProto,
-        view: View,
+        view: GraphView,
         plan: Plan,
         scales: Scales,
         spec: QuantSpec,
@@ -134,7 +135,7 @@ class _Rewriter:
 
     def _weights(self, copy: onnx.NodeProto, node: onnx.NodeProto) -> None:
         name = node.input[1]
-        weight, bias = self.view.array(name).astype(np.float32), self._bias(node)
+        weight, bias = self.view.constant(name).astype(np.float32), self._bias(node)
         grid = self.scales.of(node.input[0]) if self.spec.bias else None
         entry = grid[0] if grid else None
         scale = weight_scale(weight, bias, entry, self.spec.weight_bits)
@@ -152,7 +153,7 @@ class _Rewriter:
         """The bias that is to be stored, corrected if an error is known."""
         if len(node.input) < 3 or node.input[2] not in self.view.constants:
             return None
-        return np.asarray(self.view.array(node.input[2]) - self.errors.get(node.name, 0.0), np.float64)
+        return np.asarray(self.view.constant(node.input[2]) - self.errors.get(node.name, 0.0), np.float64)
 
     def _dequantized(self, name: str, scale: NDArray[np.float32], dtype: type) -> str:
         from onnx import helper
@@ -173,17 +174,12 @@ def check(model: onnx.ModelProto) -> None:
         UserError: onnx.checker refuses it, a scale is not finite and positive, or a per-channel scale has another
             length than its tensor.
     """
-    import onnx
-
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise UserError(f"the quantised graph is not valid ONNX: {str(error).splitlines()[0]}", "report it") from None
-    view = View(model)
+    check_onnx(model, "the quantised graph", "report it")
+    view = GraphView(model)
     for node in view.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        scale, channels = view.array(node.input[1]), view.constants.get(node.input[0])
+        scale, channels = view.constant(node.input[1]), view.constants.get(node.input[0])
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise UserError(f"{node.name}: a scale is not finite and positive", "give more and more varied photos")
         if scale.ndim and (channels is None or len(scale) != channels.dims[0]):

@@ -32,8 +32,8 @@ shows one round from weights to a verdict.
 
 - `import u2export` loads no part of the library. Each name loads its own part at its first use.
 - Paths may be texts. Pictures are uint8 arrays (H, W, channels); masks are uint8 arrays (H, W), 255 for the object.
-- A mistake of the caller is a `UserError`. A missing package or device is an `Unavailable`. Both say in one line what is
-  wrong, and in another what to do.
+- A mistake of the caller is a `UserError`. A missing package or device is an `Unavailable`. Both say in one line what
+  is wrong, and in another what to do.
 - Warnings go to the logger `u2export`.
 - In the examples, `artifact` is an fp32 ONNX of random weights with 64 x 64 pixels, `photo` is a picture of 120 x 90
   pixels, `report` is a bench of both, and `folder` is an empty folder. A test runs every example.
@@ -58,7 +58,7 @@ def _module(module: ModuleType) -> Iterator[str]:
 
 
 def _described(name: str, thing: Any) -> str:
-    top = name in u2export.__all__
+    top = getattr(u2export, name, None) is thing
     lines = [f"### `{'u2.' if top else ''}{name}`", ""]
     if inspect.isfunction(thing):
         lines += ["```python", _signature(name, thing), "```", ""]
@@ -76,7 +76,7 @@ def _described(name: str, thing: Any) -> str:
 def _signature(name: str, function: Any) -> str:
     signature = inspect.signature(function)
     whole = f"{name}{signature}".replace("'", "")
-    whole = re.sub(r"<function[^>]*>", "…", whole)
+    whole = re.sub(r"<function .*? at 0x[0-9a-f]+>", "…", whole)
     if len(whole) <= 100:
         return whole
     inner, kinds = [], {}
@@ -84,7 +84,7 @@ def _signature(name: str, function: Any) -> str:
         kinds.setdefault(p.kind, p.name)
         if p.kind is p.KEYWORD_ONLY and kinds[p.kind] == p.name and p.VAR_POSITIONAL not in kinds:
             inner.append("*")
-        inner.append(re.sub(r"<function[^>]*>", "…", str(p)).replace("'", ""))
+        inner.append(re.sub(r"<function .*? at 0x[0-9a-f]+>", "…", str(p)).replace("'", ""))
     if p_only := [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY]:
         inner.insert(len(p_only), "/")
     end = f" -> {signature.return_annotation}".replace("'", "") if signature.return_annotation else ""

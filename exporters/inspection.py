@@ -23,8 +23,7 @@ from u2export.reference.onnx_session import open_session
 from u2export.reference.stamp import PREFIX, prefixed, read
 
 if TYPE_CHECKING:
-    from u2export.exporters.trt.layer_table import Layer as TableLayer
-    from u2export.exporters.trt.layer_table import Table, Tensor
+    from u2export.exporters.trt.layer_table import EngineLayer, EngineTensor, LayerTable
 
 
 def inspect(path: Path) -> ModelFile:
@@ -240,7 +239,7 @@ def _layer_table(path: Path) -> ModelFile:
     return _table(path, read_table(path))
 
 
-def _table(path: Path, table: Table) -> ModelFile:
+def _table(path: Path, table: LayerTable) -> ModelFile:
     convs = table.convolutions
     known = {tensor.name for layer in table.layers for tensor in layer.outputs}
     taken = {t.name: t for layer in table.layers for t in layer.inputs}
@@ -256,11 +255,11 @@ def _table(path: Path, table: Table) -> ModelFile:
     )
 
 
-def _table_port(tensor: Tensor) -> Port:
+def _table_port(tensor: EngineTensor) -> Port:
     return Port(tensor.name, _type_name(tensor.type), tuple(str(n) for n in tensor.shape))
 
 
-def _table_layer(node: str, layer: TableLayer) -> StoredConvolution:
+def _table_layer(node: str, layer: EngineLayer) -> StoredConvolution:
     weight = next((t for t in layer.constants if len(t.shape) == 4), None)
     stored = weight.type if weight else layer.weights
     return StoredConvolution(

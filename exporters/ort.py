@@ -19,7 +19,7 @@ from u2export.reference.onnx_session import write_ort_format
 if TYPE_CHECKING:
     import onnx
 
-    from u2export.calibration.quantize import QuantSpec
+    from u2export.calibration.quant_plan import QuantSpec
     from u2export.reference.source import Source
 
 
@@ -118,6 +118,6 @@ def int8_spec(weight_bits: int = 7, keep_float: tuple[str, ...] = ()) -> QuantSp
 
     With float layers, the heads stay in float too: this costs 0.4 % of the work and removes a fifth of the error left.
     """
-    from u2export.calibration.quantize import ONNX_RUNTIME
+    from u2export.calibration.quant_plan import ONNX_RUNTIME
 
     return replace(ONNX_RUNTIME, weight_bits=weight_bits, keep_float=keep_float, heads=not keep_float)

@@ -23,6 +23,7 @@ _SPELLINGS = {
     "uint8": ("u8",),
     "uint4": ("u4",),
     "bool": ("boolean",),
+    "fp8": ("float8",),
 }
 _STORED = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
 _PRECISIONS = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

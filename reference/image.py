@@ -21,6 +21,8 @@ from u2export.errors import UserError
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+# A picture: uint8, or float32 in a range of its own where the file is deeper than 8 bits.
+Picture = NDArray[np.uint8] | NDArray[np.float32]
 RESIZES = ("bilinear", "lanczos")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
 # Below this range d0 says the same everywhere; dividing by it would only amplify rounding.
@@ -100,25 +102,34 @@ class Contract:
         except TypeError as error:
             raise UserError(f"unreadable image contract: {error}", "export the artifact again") from None
 
-    def tensor(self, pixels: Pixels) -> Floats:
-        """The network input (1, channels, height, width) of an (H, W, channels) uint8 photo."""
+    def tensor(self, pixels: Picture) -> Floats:
+        """The network input (1, channels, height, width) of an (H, W, channels) picture, uint8 or float32 from 0 up."""
         x = self._resized(pixels)
         x = x / np.maximum(x.max(), np.float32(FLAT))
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((x - mean) / std).transpose(2, 0, 1)[None], dtype=np.float32)
 
-    def _resized(self, pixels: Pixels) -> Floats:
+    def _resized(self, pixels: Picture) -> Floats:
         if pixels.ndim != 3 or pixels.shape[2] != self.channels:
             raise UserError(
                 f"the model takes {self.channels} channels, the picture has shape {pixels.shape}",
                 "give photos to models of 1 or 3 channels, and .npy arrays to others",
             )
-        if self.resize == "lanczos":
-            image = Image.fromarray(pixels if self.channels > 1 else pixels[..., 0])
-            resized = np.asarray(image.resize((self.width, self.height), Image.Resampling.LANCZOS), np.float32)
-            return resized.reshape(self.height, self.width, self.channels)
-        resized = bilinear(pixels, self.height, self.width)
+        if self.rounded and pixels.dtype != np.uint8:
+            # Artifacts that take 8-bit pictures: the largest value becomes 255, so rounding costs the least.
+            pixels = np.asarray(pixels * (255.0 / max(float(pixels.max()), FLAT)), np.float32)
+        resized = self._lanczos(pixels) if self.resize == "lanczos" else bilinear(pixels, self.height, self.width)
         return np.rint(resized) if self.rounded else resized
+
+    def _lanczos(self, pixels: Picture) -> Floats:
+        """Pillow's filter; on 8-bit colours at once, on all others channel by channel in float."""
+        size, lanczos = (self.width, self.height), Image.Resampling.LANCZOS
+        if pixels.dtype == np.uint8 and self.channels in (1, 3):
+            image = Image.fromarray(pixels if self.channels > 1 else pixels[..., 0])
+            return np.asarray(image.resize(size, lanczos), np.float32).reshape(self.height, self.width, self.channels)
+        planes = [Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in pixels.transpose(2, 0, 1)]
+        # The filter overshoots at edges, where 8-bit pictures are cut at 0 and 255.
+        return np.stack([np.asarray(p.resize(size, lanczos), np.float32) for p in planes], -1).clip(0, pixels.max())
 
     def read(self, path: Path) -> Floats:
         """`tensor` of the picture in a file."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from u2export.errors import UserError
-from u2export.reference.onnx_session import open_graph, run
 
 if TYPE_CHECKING:
     import onnx
@@ -171,8 +170,3 @@ def with_outputs(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], names:
         onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in dict.fromkeys(names)
     )
     return copy
-
-
-# Old names, until calibration's modules, which are being split, take the new ones.
-View, session = GraphView, open_graph
-__all__ = ["View", "run", "session"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2export.errors import Unavailable, UserError
 from u2export.install import how_to_install
+from u2export.reference.onnx_file import read_onnx
 from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 if TYPE_CHECKING:
@@ -325,19 +326,13 @@ def _identity_norm(name: str, channels: int) -> dict[str, torch.Tensor]:
 
 
 def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    from importlib.util import find_spec
-
     import torch
 
-    if find_spec("onnx") is None:
-        raise Unavailable(f"{path}: reading .onnx weights needs the onnx package", how_to_install("onnx"))
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import numpy_helper
+    graph = read_onnx(path, "download it again").graph
+    from onnx import numpy_helper  # after read_onnx, which says so where onnx is not installed
 
     convs = []
     try:
-        graph = onnx.load(path).graph
         values = {t.name: t for t in graph.initializer}
         for node in graph.node:
             if node.op_type == "Conv" and node.input[1] in values:
@@ -345,8 +340,8 @@ def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
                 has_bias = len(node.input) > 2 and node.input[2] in values
                 bias = numpy_helper.to_array(values[node.input[2]]).copy() if has_bias else None
                 convs.append((weight, torch.zeros(len(weight)) if bias is None else torch.from_numpy(bias)))
-    except (DecodeError, OSError, ValueError, TypeError, IndexError, RuntimeError) as error:
-        raise UserError(f"{path}: not an ONNX file ({reason(error)})", "download it again") from None
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # tensors or nodes that are damaged
+        raise UserError(f"{path}: its weights cannot be read ({reason(error)})", "download it again") from None
     return convs
 
 

@@ -7,8 +7,10 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
-from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
+from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.ground_truth import BETA2, Accuracy, find_masks, read_truth
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan
 from u2export.errors import UserError
 from u2export.exporters.open import read_artifact
 from u2export.reference.image import Floats, mask_for

@@ -25,7 +25,7 @@ from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_
 from u2export.benchmarks.gate.trend import drawn, label, trend
 from u2export.benchmarks.gate.verdicts import Verdicts
 from u2export.benchmarks.latency import Latency, speedup
-from u2export.benchmarks.measuring.bench import Judged
+from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row, Settings
 from u2export.benchmarks.statistics import Interval, mean_interval, student, time_ratio
 from u2export.errors import UserError
@@ -627,7 +627,8 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
     pytest.importorskip("torch")
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from u2export.benchmarks.measuring.bench import Plan, measure
+    from u2export.benchmarks.measuring.bench import measure
+    from u2export.benchmarks.measuring.plan import Plan
     from u2export.exporters import onnx as room
     from u2export.exporters.exporter import Request
     from u2export.reference.onnx_export import to_onnx

@@ -221,7 +221,7 @@ def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("u2export.exporters.exporter.find_spec", lambda name: None)
+    monkeypatch.setattr("u2export.exporters.runtime.find_spec", lambda name: None)
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
@@ -320,20 +320,32 @@ def test_inspection_of_eight_bit_onnx(tmp_path: Path) -> None:
 
 
 def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    from u2export.commands import coreml
+    from typer.testing import CliRunner
+
+    from u2export.api import exporting
+    from u2export.cli import app
 
     given: list[Any] = []
-    monkeypatch.setattr(coreml, "run", lambda *a: given.append(a))
-    coreml.coreml(size="320,256x384", palette=6, group=8, target=coreml.Target.ios18, output=coreml.Output.raw)
-    exporter, _, _, contract, precision, *_ = given[0]
-    assert exporter == CoreML("ios18", "raw", ((256, 384),), 8)
-    assert (contract.height, contract.width, precision) == (320, 320, "palette6")
-    coreml.coreml()
-    assert given[1][4] == "fp16"
-    with pytest.raises(UserError, match="no palettes of 5 bits"):
-        coreml.coreml(palette=5)
-    with pytest.raises(UserError, match="exclude each other"):
-        coreml.coreml(int8=True, w8a8=True)
+
+    def export(*words: str, **options: Any) -> Any:
+        given.append((*words, options))
+        raise UserError("enough")
+
+    monkeypatch.setattr(exporting, "export", export)
+
+    def run(*words: str) -> BaseException | None:
+        return CliRunner().invoke(app, ["coreml", *words]).exception
+
+    run("--size", "320,256x384", "--palette", "6", "--group", "8", "--target", "ios18", "--output", "raw")
+    target, precision, options = given[0]
+    assert (target, precision, options["size"]) == ("coreml", "palette6", "320,256x384")
+    assert (options["target"], options["output"], options["group"]) == ("ios18", "raw", 8)
+    run("--w8a8")
+    assert given[1][1] == "w8a8"
+    run()
+    assert given[2][1] == ""
+    assert "no palettes of 5 bits" in str(run("--palette", "5"))
+    assert "exclude each other" in str(run("--int8", "--w8a8"))
 
 
 # The benchmark

@@ -25,7 +25,8 @@ from u2export.calibration.quant_plan import (
 from u2export.calibration.quantize import calibrated, quantize
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats
-from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes, session
+from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes
+from u2export.reference.onnx_session import open_graph
 
 SIDE = 24
 
@@ -80,7 +81,7 @@ def photos(count: int = 4, side: int = SIDE) -> list[Floats]:
 
 
 def run(model: onnx.ModelProto, x: Floats, *names: str) -> list[Floats]:
-    return session(model, optimise=False).run(list(names) or None, {"image": x})  # type: ignore[no-any-return]
+    return open_graph(model, optimise=False).run(list(names) or None, {"image": x})  # type: ignore[no-any-return]
 
 
 def pairs(model: onnx.ModelProto) -> set[str]:
@@ -405,7 +406,7 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     calibration, held_back = read("bsds500", 12), read("u2net_official", 6)
     module, _ = condition(source.model, calibration)
     made = calibrated(to_onnx(module, source.contract, Graph(), {}), calibration, int8_spec())
-    opened = session(made)
+    opened = open_graph(made)
     masks = [opened.run(None, {"image": x})[0][0, 0] for x in held_back]
     got = Fidelity(tuple(compare(m, source.predict(x)[0, 0]) for m, x in zip(masks, held_back, strict=True)))
     assert not got.broken({"mae": 0.004, "iou": 0.98}), got.summary()

@@ -20,7 +20,7 @@ from u2export.calibration.sensitivity import Sensitivity, read_keep_float
 from u2export.errors import UserError
 from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import session
+from u2export.reference.onnx_session import open_graph
 
 SIDE, LAYERS = 32, 12
 
@@ -60,7 +60,7 @@ def chain(bad: int) -> onnx.ModelProto:
 def samples(model: onnx.ModelProto, count: int = 3) -> list[tuple[Floats, Floats]]:
     random = np.random.default_rng(4)
     coarse = random.normal(size=(count, 1, 3, SIDE // 4, SIDE // 4)).astype(np.float32)
-    opened = session(model)
+    opened = open_graph(model)
     inputs = [c.repeat(4, 2).repeat(4, 3) for c in coarse]
     return [(x, opened.run(None, {"image": x})[0]) for x in inputs]
 
@@ -100,7 +100,7 @@ def test_held_back_photos_widen_a_choice_that_suits_only_the_others() -> None:
     """The stretched masks of faint photos magnify every error: what serves the others does not serve them."""
     model = chain(6)
     others = samples(model)
-    faint = [(0.02 * x, session(model).run(None, {"image": 0.02 * x})[0]) for x, _ in others]
+    faint = [(0.02 * x, open_graph(model).run(None, {"image": 0.02 * x})[0]) for x, _ in others]
     ranges, spec = observe(model, [x for x, _ in others]), replace(ONNX_RUNTIME, weight_bits=7)
     alone, checked = (Search(model, ranges, {}, spec, others, {"mae": 0.03}, back).run() for back in ([], faint))
     assert alone.met and not alone.held_back and checked.held_back["photos"] == len(faint)

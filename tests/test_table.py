@@ -18,7 +18,7 @@ from PIL import Image
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.latency import Latency, Sustained
-from u2export.benchmarks.measuring.bench import Judged
+from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row, Settings
 from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst

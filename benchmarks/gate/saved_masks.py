@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.benchmarks.gate.baseline import Baseline, bare
-from u2export.benchmarks.measuring.bench import Judged
+from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.errors import UserError
 from u2export.files import staged

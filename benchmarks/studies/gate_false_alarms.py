@@ -20,7 +20,8 @@ from typing import Any
 
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.gate.baseline import updated
-from u2export.benchmarks.measuring.bench import Plan, measure
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.plan import Plan
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.studies.gate_power import alarms, by_load, judged, load, summary, table
 from u2export.calibration.dataset import Calibration

@@ -32,7 +32,8 @@ from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.verdicts import Finding
 from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.measuring import worker
-from u2export.benchmarks.measuring.bench import Plan, measure, settings
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.plan import Plan, settings
 from u2export.benchmarks.report import Report, Row
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact, hashes

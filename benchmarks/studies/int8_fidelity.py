@@ -134,11 +134,11 @@ class Bench:
 
     def _in_ort(self, cell: Cell) -> Callable[[Floats], Floats]:
         from u2export.calibration.quantize import calibrated
-        from u2export.reference.onnx_graph import session
+        from u2export.reference.onnx_session import open_graph
 
         spec = int8_spec(keep_float=self.keep_float if cell.backend == "ort mixed" else ())
         photos = self.calibration.subset(cell.photos)
-        running = session(calibrated(self.graph(cell.condition), photos, spec, cell.method))
+        running = open_graph(calibrated(self.graph(cell.condition), photos, spec, cell.method))
         feed = running.get_inputs()[0].name
         return lambda x: cast(Floats, running.run(None, {feed: x})[0])
 

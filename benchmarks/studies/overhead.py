@@ -26,7 +26,7 @@ import typer
 
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.latency import Latency, speedup
-from u2export.benchmarks.measuring.worker_process import Child
+from u2export.benchmarks.measuring.worker_process import WorkerProcess
 from u2export.benchmarks.sensors import state
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
@@ -43,7 +43,7 @@ Turn = Callable[[Artifact, Path, int, float], float]
 
 def harness(artifact: Artifact, photo: Path, threads: int, seconds: float) -> float:
     """Median ns of a turn as `u2export bench` takes it."""
-    with tempfile.TemporaryDirectory() as folder, Child(Path(folder) / "log", 120) as child:
+    with tempfile.TemporaryDirectory() as folder, WorkerProcess(Path(folder) / "log", 120) as child:
         child.ask("open", artifact=str(artifact.path), mode="", threads=threads)
         child.ask("warm", photo=str(photo), limit=5)
         return float(median(child.ask("time", samples=1, seconds=seconds)["ns"]))

@@ -1,6 +1,6 @@
-"""Memory, streams, events and graphs of CUDA, by cuda-python or by PyTorch.
+"""Memory, streams, events and graphs of CUDA, through cuda-python or PyTorch.
 
-Addresses and streams are integers, sizes bytes, times milliseconds.
+Addresses and streams are integers, sizes are in bytes, times in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 def cuda_runtime() -> Any:
-    """cuda-python's module of the CUDA runtime, by its new or its old name; None where it is not installed."""
+    """Return cuda-python's module of the CUDA runtime, by its new or old name; None without cuda-python."""
     for name in ("cuda.bindings.runtime", "cuda.cudart"):
         with suppress(ImportError):
             return importlib.import_module(name)
@@ -29,7 +29,11 @@ def cuda_runtime() -> Any:
 
 
 class CudaPython:
-    """CUDA through NVIDIA's cuda-python."""
+    """CUDA through NVIDIA's cuda-python.
+
+    Raises:
+        Unavailable: the driver refuses a call.
+    """
 
     def __init__(self) -> None:
         self.rt = cuda_runtime()
@@ -37,22 +41,22 @@ class CudaPython:
         self._pinned: list[int] = []
 
     def _do(self, answer: tuple[Any, ...]) -> Any:
-        """The value of a call, whose first entry is its status."""
+        """Return the value of a call; the first entry of its answer is the status."""
         status, *values = answer
         if status != self.rt.cudaError_t.cudaSuccess:
             raise Unavailable(f"CUDA: {getattr(status, 'name', status)}", "check the driver with nvidia-smi")
         return values[0] if len(values) == 1 else values
 
     def alloc(self, size: int) -> int:
-        """Device memory."""
+        """Allocate device memory, and return its address."""
         return int(self._do(self.rt.cudaMalloc(size)))
 
     def free(self, address: int) -> None:
-        """Give it back."""
+        """Free device memory."""
         self._do(self.rt.cudaFree(address))
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A host array that the device can read without a copy in between; lives as long as the process."""
+        """Return a host array that the device reads without a copy in between. It lives as long as the process."""
         import ctypes
 
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -61,31 +65,31 @@ class CudaPython:
         return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
 
     def to_device(self, address: int, host: Array) -> None:
-        """Copy, in the stream."""
+        """Put a copy to the device into the stream."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._do(self.rt.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, kind, self._stream))
 
     def to_host(self, host: Array, address: int) -> None:
-        """Copy, in the stream."""
+        """Put a copy to the host into the stream."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._do(self.rt.cudaMemcpyAsync(host.ctypes.data, address, host.nbytes, kind, self._stream))
 
     def stream(self) -> int:
-        """The one stream of this runner."""
+        """Return the handle of the one stream that everything here uses."""
         return int(self._stream)
 
     def synchronise(self) -> None:
-        """Wait for the stream."""
+        """Wait until the stream is empty."""
         self._do(self.rt.cudaStreamSynchronize(self._stream))
 
     def event(self) -> Any:
-        """A mark in the stream."""
+        """Put an event into the stream, and return it."""
         event = self._do(self.rt.cudaEventCreate())
         self._do(self.rt.cudaEventRecord(event, self._stream))
         return event
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two marks."""
+        """Return the time between two events, after waiting for the second one."""
         self._do(self.rt.cudaEventSynchronize(end))
         took = float(self._do(self.rt.cudaEventElapsedTime(start, end)))
         for event in (start, end):
@@ -93,7 +97,7 @@ class CudaPython:
         return took
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """What `enqueue` puts into the stream, as a graph; the result launches it."""
+        """Record what `enqueue` puts into the stream as a graph, and return the function that launches the graph."""
         mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do(self.rt.cudaStreamBeginCapture(self._stream, mode))
         try:
@@ -104,33 +108,33 @@ class CudaPython:
         return lambda: self._do(self.rt.cudaGraphLaunch(executable, self._stream))
 
     def used(self) -> int:
-        """Bytes in use on the device, by all processes."""
+        """Return the bytes that all processes use on the device."""
         free, total = self._do(self.rt.cudaMemGetInfo())
         return int(total) - int(free)
 
 
 class CudaTorch:
-    """CUDA through PyTorch, where cuda-python is not installed."""
+    """CUDA through PyTorch, for machines without cuda-python."""
 
     def __init__(self) -> None:
         import torch
 
         self.torch: Any = torch
         self._stream = self.torch.cuda.Stream()
-        self._kept: dict[int, Any] = {}
+        self._tensors: dict[int, Any] = {}
 
     def alloc(self, size: int) -> int:
-        """Device memory."""
+        """Allocate device memory, and return its address."""
         tensor = self.torch.empty(size, dtype=self.torch.uint8, device="cuda")
-        self._kept[tensor.data_ptr()] = tensor
+        self._tensors[tensor.data_ptr()] = tensor
         return int(tensor.data_ptr())
 
     def free(self, address: int) -> None:
-        """Give it back."""
-        self._kept.pop(address, None)
+        """Free device memory."""
+        self._tensors.pop(address, None)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A host array that the device can read without a copy in between."""
+        """Return a host array that the device reads without a copy in between."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         tensor = self.torch.empty(size, dtype=self.torch.uint8, pin_memory=True)
         array: Array = tensor.numpy().view(dtype).reshape(shape)
@@ -140,36 +144,36 @@ class CudaTorch:
         return self.torch.from_numpy(host.reshape(-1).view(np.uint8))
 
     def to_device(self, address: int, host: Array) -> None:
-        """Copy, in the stream."""
+        """Put a copy to the device into the stream."""
         with self.torch.cuda.stream(self._stream):
-            self._kept[address][: host.nbytes].copy_(self._bytes(host), non_blocking=True)
+            self._tensors[address][: host.nbytes].copy_(self._bytes(host), non_blocking=True)
 
     def to_host(self, host: Array, address: int) -> None:
-        """Copy, in the stream."""
+        """Put a copy to the host into the stream."""
         with self.torch.cuda.stream(self._stream):
-            self._bytes(host).copy_(self._kept[address][: host.nbytes], non_blocking=True)
+            self._bytes(host).copy_(self._tensors[address][: host.nbytes], non_blocking=True)
 
     def stream(self) -> int:
-        """The one stream of this runner."""
+        """Return the handle of the one stream that everything here uses."""
         return int(self._stream.cuda_stream)
 
     def synchronise(self) -> None:
-        """Wait for the stream."""
+        """Wait until the stream is empty."""
         self._stream.synchronize()
 
     def event(self) -> Any:
-        """A mark in the stream."""
+        """Put an event into the stream, and return it."""
         event = self.torch.cuda.Event(enable_timing=True)
         event.record(self._stream)
         return event
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """Between two marks."""
+        """Return the time between two events, after waiting for the second one."""
         end.synchronize()
         return float(start.elapsed_time(end))
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """What `enqueue` puts into the stream, as a graph; the result launches it."""
+        """Record what `enqueue` puts into the stream as a graph, and return the function that launches the graph."""
         graph = self.torch.cuda.CUDAGraph()
         with self.torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             enqueue()
@@ -181,7 +185,7 @@ class CudaTorch:
         return launch
 
     def used(self) -> int:
-        """Bytes in use on the device, by all processes."""
+        """Return the bytes that all processes use on the device."""
         free, total = self.torch.cuda.mem_get_info()
         return int(total) - int(free)
 
@@ -190,10 +194,10 @@ Cuda = CudaPython | CudaTorch
 
 
 def open_cuda() -> Cuda:
-    """CUDA by cuda-python, else by PyTorch.
+    """Return CUDA through cuda-python, or else through PyTorch.
 
     Raises:
-        Unavailable: no CUDA device, or neither of them.
+        Unavailable: there is no CUDA device, or neither package reaches it.
     """
     if not devices():
         raise Unavailable("no CUDA device", "run the engine on the GPU it was built for")

@@ -1,14 +1,15 @@
-"""An engine on disk: the file, its layer table and its record."""
+"""An engine on disk: the engine itself, its layer table and its record."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.trt.build import Built
-from u2export.exporters.trt.installed import LOCAL
+from u2export.exporters.trt.installed import LOCAL, MODULES
 from u2export.exporters.trt.layer_table import HIDDEN
 from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import Recipe
@@ -21,9 +22,19 @@ NOT_RUN = "not run on hardware"
 
 
 def save_engine(built: Built, source: Artifact, recipe: Recipe, options: Options, folder: Path) -> Artifact:
-    """Write the engine of the typed graph `source`, its layer table and its record, and trust it on this machine."""
-    where = "-".join(options.targets) if options.targets != (LOCAL,) else LOCAL
-    stem = f"{source.path.stem}-{built.facts['runtime']}-{where}"
+    """Write an engine with its layer table and its record, and trust the engine on this machine.
+
+    Args:
+        built: the engine.
+        source: the typed ONNX it was built from.
+        recipe: the recipe it was built by.
+        options: how it was built.
+        folder: where the files go.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    stem = f"{source.path.stem}-{built.facts['runtime']}-{'-'.join(options.targets)}"
     make_folder(folder)
     with staging(folder) as scratch:
         path = scratch / (stem + ENGINE)
@@ -34,13 +45,14 @@ def save_engine(built: Built, source: Artifact, recipe: Recipe, options: Options
             files[-1].write_text(built.layers, encoding="utf-8")
         made = replace(
             source, exporter="trt", precision=recipe.precision, path=folder / path.name,
-            files=hashes(path, *files[1:]), tools={"u2export": __version__, **_versions(built)},
+            files=hashes(path, *files[1:]),
+            tools={"u2export": __version__, MODULES[built.facts["runtime"]]: str(built.facts["version"])},
             options={
                 "recipe_sha256": recipe.sha256, "build": options.to_json(), **built.facts,
                 "table": built.table.to_json() if built.table else {},
                 "precisions": built.comparison.to_json() if built.comparison else {},
             },
-            fidelity={}, notes=_notes(built, options, source),
+            fidelity={}, notes=tuple(_notes(built, options, source)),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
         made.record.unlink(missing_ok=True)
@@ -51,22 +63,17 @@ def save_engine(built: Built, source: Artifact, recipe: Recipe, options: Options
     return made
 
 
-def _versions(built: Built) -> dict[str, str]:
-    return {"tensorrt_rtx" if built.facts["runtime"] == "rtx" else "tensorrt": str(built.facts["version"])}
-
-
-def _notes(built: Built, options: Options, source: Artifact) -> tuple[str, ...]:
-    notes = []
+def _notes(built: Built, options: Options, source: Artifact) -> Iterator[str]:
+    """What a reader of a table must know about an engine."""
     if options.targets != (LOCAL,):
         title = f"TensorRT-RTX {built.facts['version']} for {', '.join(options.targets)}"
-        notes.append(f"built ahead of time with {title}, structure checked, {NOT_RUN}")
+        yield f"built ahead of time with {title}, structure checked, {NOT_RUN}"
     if not built.comparison:
-        notes.append("its layer table could not be read: precisions not confirmed")
+        yield "its layer table could not be read: precisions not confirmed"
     elif hidden := sum(got == HIDDEN for got in built.comparison.got.values()):
-        notes.append(f"TensorRT does not show what {hidden} convolutions compute in: not confirmed")
+        yield f"TensorRT does not show what {hidden} convolutions compute in: not confirmed"
     if source.fidelity:
         mae = source.fidelity["mae"]
-        notes.append(f"masks of its graph in ONNX Runtime: MAE {mae:.2g}; of the engine: not measured")
+        yield f"masks of its graph in ONNX Runtime: MAE {mae:.2g}; masks of the engine: not measured"
     if built.facts["runtime"] == "rtx" and source.precision == "int8":
-        notes.append("fp16 is advised on RTX: it requantises behind every int8 convolution, which moves more memory")
-    return tuple(notes)
+        yield "fp16 is advised on RTX: RTX requantises behind every int8 convolution, which moves more memory"

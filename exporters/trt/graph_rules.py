@@ -1,4 +1,4 @@
-"""The rules a typed graph has to keep: what TensorRT would refuse, misread or undo, found before building."""
+"""The rules that a typed graph must keep. TensorRT refuses, misreads or undoes a graph that breaks one of them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from u2export.errors import UserError
-from u2export.exporters.trt.typed_graph import QUANTISERS, TINY_HALF, Wires, opset_of
+from u2export.exporters.trt.typed_graph import QUANTISERS, SMALLEST_HALF
+from u2export.reference.onnx_graph import GraphView, opset_of
 
 if TYPE_CHECKING:
     import onnx
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What TensorRT would refuse, misread or undo.
+class BrokenRule:
+    """A rule that a graph breaks.
 
     Attributes:
-        rule: its name, one of `RULES`.
-        node: the node it was found at.
-        text: what is wrong, in words.
+        rule: name of the rule, a key of `RULES` or "opset".
+        node: the node that breaks the rule.
+        text: what is wrong there, in words.
     """
 
     rule: str
@@ -30,34 +31,44 @@ class Problem:
     text: str
 
 
-def lint(model: onnx.ModelProto, opset: int) -> list[Problem]:
-    """Every problem found in a graph before it is built, for a version that knows operators up to `opset`."""
-    wires = Wires(model)
-    problems = [Problem(rule, node, text) for rule, check in RULES.items() for node, text in check(wires)]
+def broken_rules(model: onnx.ModelProto, opset: int) -> list[BrokenRule]:
+    """Return every rule that a graph breaks.
+
+    Args:
+        model: the typed graph.
+        opset: the newest opset that the parser of the TensorRT version knows.
+    """
+    view = GraphView(model)
+    broken = [BrokenRule(rule, node, text) for rule, breaches in RULES.items() for node, text in breaches(view)]
     if (have := opset_of(model)) > opset:
-        problems.append(Problem("opset", "graph", f"opset {have}, this TensorRT's parser knows {opset} at most"))
-    return problems
+        broken.append(BrokenRule("opset", "graph", f"opset {have}, this TensorRT's parser knows {opset} at most"))
+    return broken
 
 
-def refuse(problems: Iterable[Problem]) -> None:
-    """Raise UserError with the first problem and the number of others, if there is any."""
-    found = list(problems)
-    if found:
-        first = found[0]
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+def refuse(broken: Iterable[BrokenRule]) -> None:
+    """Refuse a graph that breaks a rule.
+
+    Raises:
+        UserError: for the first broken rule, with the number of the others.
+    """
+    rules = list(broken)
+    if rules:
+        first = rules[0]
+        more = f", and {len(rules) - 1} more" if len(rules) > 1 else ""
         raise UserError(f"not built: {first.node}: {first.text} ({first.rule}{more})", ADVICE[first.rule])
 
 
-Found = Iterator[tuple[str, str]]
+# One function a rule. Each gives the nodes that break the rule, with what is wrong there.
+Breaches = Iterator[tuple[str, str]]
 
 
-def _quantisers(wires: Wires) -> Iterator[onnx.NodeProto]:
-    return (n for n in wires.nodes if n.op_type in QUANTISERS)
+def _quantisers(view: GraphView) -> Iterator[onnx.NodeProto]:
+    return (n for n in view.nodes if n.op_type in QUANTISERS)
 
 
-def _zero_points(wires: Wires) -> Found:
-    for node in _quantisers(wires):
-        zero = wires.array(node.input[2]) if len(node.input) > 2 else None
+def _zero_point(view: GraphView) -> Breaches:
+    for node in _quantisers(view):
+        zero = view.array(node.input[2]) if len(node.input) > 2 else None
         if len(node.input) < 3 or not node.input[2]:
             yield node.name, "no zero point, which means uint8; TensorRT would read it as int8 and halve the range"
         elif zero is None:
@@ -68,82 +79,82 @@ def _zero_points(wires: Wires) -> Found:
             yield node.name, "the zero point is not 0"
 
 
-def _int32(wires: Wires) -> Found:
-    for node in wires.nodes:
-        value = wires.array(node.input[0]) if node.op_type == "DequantizeLinear" else None
+def _int32_bias(view: GraphView) -> Breaches:
+    for node in view.nodes:
+        value = view.array(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if value is not None and value.dtype == np.int32:
             yield node.name, "dequantises int32 (a quantised bias); TensorRT's parser refuses it"
 
 
-def _scale_values(wires: Wires) -> Found:
-    for node in _quantisers(wires):
-        scale = wires.array(node.input[1])
+def _scale(view: GraphView) -> Breaches:
+    for node in _quantisers(view):
+        scale = view.array(node.input[1])
         if scale is None:
             yield node.name, "the scale is computed, not constant"
         elif not (np.isfinite(scale).all() and (scale > 0).all()):
             yield node.name, "a scale is not finite and positive"
-        elif scale.dtype == np.float16 and (scale < TINY_HALF).any():
-            yield node.name, f"a scale is below the smallest normal fp16, {TINY_HALF:.2g}"
+        elif scale.dtype == np.float16 and (scale < SMALLEST_HALF).any():
+            yield node.name, f"a scale is below the smallest normal fp16, {SMALLEST_HALF:.2g}"
 
 
-def _pairs(wires: Wires) -> Found:
-    for node in wires.nodes:
+def _qdq_pair(view: GraphView) -> Breaches:
+    for node in view.nodes:
         if node.op_type == "QuantizeLinear":
-            readers = wires.after(node)
+            readers = view.after(node)
             if not readers or any(r.op_type != "DequantizeLinear" for r in readers):
-                yield node.name, "not followed by DequantizeLinear alone"
-            elif any(not _same(wires, node.input[1], r.input[1]) for r in readers):
+                yield node.name, "is not followed by DequantizeLinear alone"
+            elif any(not _same_value(view, node.input[1], r.input[1]) for r in readers):
                 yield node.name, "its DequantizeLinear has another scale"
 
 
-def _same(wires: Wires, a: str, b: str) -> bool:
-    left, right = wires.array(a), wires.array(b)
+def _same_value(view: GraphView, a: str, b: str) -> bool:
+    left, right = view.array(a), view.array(b)
     return a == b or (left is not None and right is not None and np.array_equal(left, right))
 
 
-def _axes(wires: Wires) -> Found:
-    for node in _quantisers(wires):
-        scale = wires.array(node.input[1])
+def _axis(view: GraphView) -> Breaches:
+    for node in _quantisers(view):
+        scale = view.array(node.input[1])
         if scale is None or scale.ndim == 0 or scale.size == 1:
             continue
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        made = wires.maker.get(node.input[0])
-        if node.input[0] not in wires.constants and not (made and made.input[0] in wires.constants):
+        made = view.maker.get(node.input[0])
+        if node.input[0] not in view.constants and not (made and made.input[0] in view.constants):
             yield node.name, "scales per channel on an activation; TensorRT takes them on weights only"
         elif axis != 0:
             yield node.name, f"scales along axis {axis} of a weight; TensorRT takes axis 0"
 
 
-def _groups(wires: Wires) -> Found:
-    for node in wires.nodes:
+def _shared_scale(view: GraphView) -> Breaches:
+    for node in view.nodes:
         if node.op_type not in ("MaxPool", "Concat"):
             continue
-        grids = [wires.maker[n].input[1] for n in node.input if wires.made_by(n, "DequantizeLinear")]
+        grids = [view.maker[n].input[1] for n in node.input if view.made_by(n, "DequantizeLinear")]
         if not grids or len(grids) < len(node.input):
             continue
-        grids += [r.input[1] for r in wires.after(node) if r.op_type == "QuantizeLinear"]
-        if any(not _same(wires, grids[0], other) for other in grids[1:]):
+        grids += [r.input[1] for r in view.after(node) if r.op_type == "QuantizeLinear"]
+        if any(not _same_value(view, grids[0], other) for other in grids[1:]):
             yield node.name, f"{node.op_type} joins different scales, which costs another rounding pass"
 
 
-def _split(wires: Wires) -> Found:
-    for node in wires.nodes:
+def _split_fusion(view: GraphView) -> Breaches:
+    for node in view.nodes:
         if node.op_type != "Conv":
             continue
-        for reader in wires.after(node):
-            dequantised = [d for d in wires.after(reader) if reader.op_type == "QuantizeLinear"]
-            if any(r.op_type == "Relu" for d in dequantised for r in wires.after(d)):
-                yield node.name, "quantised between the convolution and its ReLU, which keeps them from being fused"
+        for reader in view.after(node):
+            dequantised = [d for d in view.after(reader) if reader.op_type == "QuantizeLinear"]
+            if any(r.op_type == "Relu" for d in dequantised for r in view.after(d)):
+                yield node.name, "is quantised before its ReLU, so TensorRT cannot fuse the convolution and the ReLU"
 
 
-def _resizes(wires: Wires) -> Found:
-    for node in wires.nodes:
+def _resize(view: GraphView) -> Breaches:
+    for node in view.nodes:
         if node.op_type != "Resize":
             continue
         attributes = {a.name: a.s.decode() for a in node.attribute}
         given = [len(node.input) > i and bool(node.input[i]) for i in (1, 2, 3)]
         if given[0] or given[1] == given[2]:
-            yield node.name, "needs exactly one of scales and sizes, the other inputs absent"
+            yield node.name, "needs exactly one of scales and sizes, without the other inputs"
         if attributes.get("mode") != "linear":
             yield node.name, f"interpolates {attributes.get('mode', 'nearest')}, not linear"
         how = attributes.get("coordinate_transformation_mode", "half_pixel")
@@ -151,33 +162,33 @@ def _resizes(wires: Wires) -> Found:
             yield node.name, f"places pixels by {how}, not by half_pixel"
 
 
-def _lone_islands(wires: Wires) -> Found:
-    for node in wires.nodes:
-        if node.op_type == "Conv" and wires.made_by(node.input[0], "Cast"):
-            readers = wires.after(node)
+def _lone_island(view: GraphView) -> Breaches:
+    for node in view.nodes:
+        if node.op_type == "Conv" and view.made_by(node.input[0], "Cast"):
+            readers = view.after(node)
             if readers and all(r.op_type == "Cast" for r in readers):
-                yield node.name, "a convolution alone between two casts; TensorRT folds it back into fp16"
+                yield node.name, "is a convolution alone between two casts; TensorRT folds it back into fp16"
 
 
-def _overflow(wires: Wires) -> Found:
-    for name in wires.constants:
-        value = wires.array(name)
-        if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
+def _overflow(view: GraphView) -> Breaches:
+    for name in view.constants:
+        value = view.constant(name)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
             yield name, "a constant is not finite; it may have been too large for fp16"
 
 
-def _sizes(wires: Wires) -> Found:
-    scaled = [n for n in wires.nodes if n.op_type == "Resize" and len(n.input) > 2 and n.input[2]]
-    for name, sides in wires.sides.items():
+def _size(view: GraphView) -> Breaches:
+    scaled = [n for n in view.nodes if n.op_type == "Resize" and len(n.input) > 2 and n.input[2]]
+    for name, sides in view.sides.items():
         if scaled and any(side % 32 for side in sides):
             size = "x".join(map(str, sides))
-            yield scaled[0].name, f"resizes by factors, which input {name} of {size} does not halve evenly down to"
+            yield scaled[0].name, f"resizes by factors, but {name} of {size} does not halve evenly five times"
 
 
-RULES: dict[str, Callable[[Wires], Found]] = {
-    "zero point": _zero_points, "int32 bias": _int32, "scale": _scale_values, "Q/DQ pair": _pairs, "axis": _axes,
-    "shared scale": _groups, "split fusion": _split, "Resize": _resizes, "lone island": _lone_islands,
-    "overflow": _overflow, "size": _sizes,
+RULES: dict[str, Callable[[GraphView], Breaches]] = {
+    "zero point": _zero_point, "int32 bias": _int32_bias, "scale": _scale, "Q/DQ pair": _qdq_pair, "axis": _axis,
+    "shared scale": _shared_scale, "split fusion": _split_fusion, "Resize": _resize, "lone island": _lone_island,
+    "overflow": _overflow, "size": _size,
 }  # fmt: skip
 _QUANTISE = "quantise it with u2export trt --int8, which writes what TensorRT takes"
 ADVICE = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from u2export.errors import UserError
-from u2export.exporters.trt.layer_table import HIDDEN, Table
+from u2export.exporters.trt.layer_table import HIDDEN, LayerTable
 from u2export.exporters.trt.recipe import Recipe
 
 
@@ -57,7 +57,7 @@ class Comparison:
         }
 
 
-def check_table(recipe: Recipe, table: Table, weak: bool = False) -> Comparison:
+def check_table(recipe: Recipe, table: LayerTable, weak: bool = False) -> Comparison:
     """Compare the layer table of an engine with the recipe the engine was built from.
 
     Args:

@@ -1,6 +1,6 @@
-"""The engines this machine may open: engines are native code.
+"""The engines that this machine may open.
 
-Only those this machine has built, or was told to trust, are opened.
+Engines are native code. This machine opens those that it built, and those that its user told it to trust.
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ def _trusted() -> dict[str, str]:
 
 
 def trust(engine: Path) -> None:
-    """Let this machine open an engine from now on: it is remembered by its hash, in u2export's cache folder."""
+    """Let this machine open an engine from now on.
+
+    The engine's sha256 goes into `trusted_engines.json` in u2export's cache folder.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not engine.is_file():
+        raise UserError(f"no such file: {engine}", "give an .engine")
     write_json({**_trusted(), file_digest(engine): engine.name}, _register())
 
 
 def check_trust(engine: Path) -> None:
-    """Refuse an engine this machine neither built nor was told to trust.
+    """Refuse an engine that this machine neither built nor was told to trust.
 
     Raises:
-        UserError: it is foreign.
+        UserError: the engine is foreign.
     """
     if file_digest(engine) not in _trusted():
         raise UserError(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import quote, unquote, urlsplit
 
 # The packages behind each extra of pyproject.toml, for copies of u2export that pip knows nothing about.
 PACKAGES = {
@@ -44,6 +42,8 @@ def how_to_install(extra: str, modules: Sequence[str] = ()) -> str:
     Returns:
         One line such as ``pip install '/home/me/u2export[onnx]'``, quoted for a POSIX shell.
     """
+    from importlib import metadata  # 40 ms, and few commands end in a hint
+
     packages = [PACKAGE_OF.get(module, module) for module in modules] or list(PACKAGES[extra])
     try:
         distribution = metadata.distribution("u2export")
@@ -65,7 +65,7 @@ def _requirement(origin: Any, extra: str) -> list[str]:
     fragment = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""
     if vcs := origin.get("vcs_info"):
         return [f"u2export[{extra}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}{fragment}"]
-    local = Path(url2pathname(urlsplit(url).path)) if urlsplit(url).scheme == "file" else None
+    local = Path(unquote(urlsplit(url).path)) if urlsplit(url).scheme == "file" else None
     if local and not local.exists():
         return []
     if local and "dir_info" in origin:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from u2export.api.running import trust_engines
-from u2export.benchmarks.gate.saved_masks import SavedMasks
-from u2export.benchmarks.measuring.bench import TIERS, Judged, Plan, measure, photos_in, settings
-from u2export.benchmarks.measuring.ground_truth import find_masks
-from u2export.benchmarks.measuring.machine import Host
+from u2export.benchmarks.measuring.plan import TIERS, Progress
 from u2export.benchmarks.report import SCENARIOS, Report, Row
-from u2export.errors import UserError
+from u2export.benchmarks.run import BenchRequest
+from u2export.benchmarks.run import bench as _bench
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.open import read_artifact
 
 __all__ = ["ARITHMETICS", "LOCAL", "SCENARIOS", "TIERS", "Report", "Row", "bench", "read_report"]
 
 LOCAL = "local"
 ARITHMETICS = ("all", "default")
-Progress = Callable[[str, int, int], None]
 
 
 def read_report(path: str | Path) -> Report:
@@ -107,58 +102,44 @@ def bench(
             something else. A row that fails is no error: its `reason` and `problem` say why.
 
     Example:
-        >>> report = u2.bench([artifact], photo, reference="random-u2netp", latency=False, json=folder / "r.json")
-        >>> [(row.exporter, row.reason) for row in report.rows]
-        [('pytorch', ''), ('onnx', '')]
-        >>> report.rows[1].fidelity.mae < 1e-4
-        True
+        >>> report = u2.bench([artifact], photo, latency=False, json=folder / "report.json")
+        >>> [(row.exporter, row.precision, row.reason) for row in report.rows][-1]
+        ('onnx', 'fp32', '')
     """
-    if resume and json is None:
-        raise UserError("a run can be resumed only from its results", "give the file of the results", "json")
-    if trust:
-        trust_engines([a.path if isinstance(a, Artifact) else Path(a) for a in artifacts])
-    photos = photos_in(Path(images), limit)
-    plan = Plan(
-        artifacts=[a if isinstance(a, Artifact) else read_artifact(Path(a)) for a in artifacts],
-        photos=photos,
-        masks=find_masks(Path(masks), list(photos.values())) if masks is not None else {},
-        settings=settings(
-            tier, samples, seconds, rounds, threads, scenario=scenario, batch=batch, streams=streams,
-            sustained=sustained, cooldown=cooldown if sustained else 0,
-        ),
-        host=_host(device, device_python, ssh_config),
+    request = BenchRequest(
+        [Path(a) if isinstance(a, str) else a for a in artifacts],
+        Path(images),
+        masks=_path(masks),
+        limit=limit,
+        tier=tier,
+        samples=samples,
+        seconds=seconds,
+        rounds=rounds,
+        threads=threads,
+        scenario=scenario,
+        batch=batch,
+        streams=streams,
+        sustained=sustained,
+        cooldown=cooldown,
         arithmetics=arithmetics,
-        reference=reference,
-        baseline=baseline_row,
+        device=device,
+        device_python=device_python,
+        ssh_config=_path(ssh_config),
         timeout=timeout,
+        reference=reference,
+        baseline_row=baseline_row,
         latency=latency,
         strict=strict,
-        save_reference=Path(save_reference) if save_reference is not None else None,
-        all_maps=contact_sheet is not None or save_masks is not None,
-    )  # fmt: skip
-    target = Path(json) if json is not None else None
-    earlier = Report.load(target) if resume and target and target.exists() else None
-
-    def keep(report: Report) -> None:
-        saved(report)
-        if target:
-            report.save(target)
-
-    def look(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
-        if save_masks is not None:
-            SavedMasks.of(report, judged).save(Path(save_masks))
-        if contact_sheet is not None:
-            from u2export.benchmarks.tables.contact_sheet import draw
-
-            draw(report, photos, judged, Path(contact_sheet), sheet_photos)
-
-    return measure(plan, keep, progress, earlier, look)
+        trust=trust,
+        json=_path(json),
+        resume=resume,
+        contact_sheet=_path(contact_sheet),
+        sheet_photos=sheet_photos,
+        save_reference=_path(save_reference),
+        keep_masks=_path(save_masks),
+    )
+    return _bench(request, saved, progress)
 
 
-def _host(device: str, python: str, config: str | Path | None) -> Host | None:
-    """Return the machine that `device` names; None for this one."""
-    if device == LOCAL:
-        return None
-    from u2export.benchmarks.measuring.ssh import Remote, address
-
-    return Remote(address(device), python, Path(config) if config is not None else None)
+def _path(given: str | Path | None) -> Path | None:
+    return Path(given) if given is not None else None

@@ -250,7 +250,7 @@ def trust_engines(paths: Iterable[Path]) -> None:
 
     An engine is native code: trust only what comes from a source that you know.
     """
-    from u2export.exporters.trt.exporter import ENGINE
+    from u2export.exporters.trt.engine_file import ENGINE
     from u2export.exporters.trt.trust import trust
 
     for path in paths:

@@ -10,8 +10,11 @@ from u2export.benchmarks.imports import kit as _kit
 from u2export.benchmarks.imports.rows import Claim, reports
 from u2export.benchmarks.imports.tool_files import FORMATS as TOOLS
 from u2export.benchmarks.report import Report
+from u2export.benchmarks.roofline import BYTES, Estimate
+from u2export.benchmarks.roofline import estimate as _estimate
 from u2export.benchmarks.tables import charts
 from u2export.benchmarks.tables import gather as _gather
+from u2export.benchmarks.tables.estimates import shown
 from u2export.benchmarks.tables.markdown_page import inserted, overview
 from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.benchmarks.tables.terminal import terminal
@@ -21,14 +24,16 @@ from u2export.exporters.open import read_artifact
 from u2export.files import make_folder, write_text
 
 __all__ = [
-    "CHARTS", "CHART_FORMATS", "FORMATS", "PHONES", "TOOLS", "Report", "chart", "gather", "import_results", "ordered",
-    "overview", "phone_kit", "report_table", "tables_text", "update_overview",
+    "CHARTS", "CHART_FORMATS", "FORMATS", "PHONES", "ROOFLINE_PRECISIONS", "TOOLS", "Estimate", "Report", "chart",
+    "gather", "import_results", "ordered", "overview", "phone_kit", "report_table", "roofline", "roofline_table",
+    "tables_text", "update_overview",
 ]  # fmt: skip
 
 CHARTS, CHART_FORMATS = charts.KINDS, ("png", "svg")
 PHONES = tuple(_kit.PLATFORMS)
-# One report for the terminal, as rich renders it; and reports in the order of tables.
-report_table, ordered = terminal, _gather.ordered
+ROOFLINE_PRECISIONS = tuple(BYTES)
+# One report, and one estimate, for the terminal, as rich renders them; and reports in the order of tables.
+report_table, roofline_table, ordered = terminal, shown, _gather.ordered
 
 
 def gather(results: Iterable[str | Path]) -> list[Report]:
@@ -185,3 +190,32 @@ def phone_kit(
     opened = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     source = Source.open(str(weights) or opened.weights.name, opened.contract)
     return _kit.write(opened, source, _kit.PLATFORMS[phone], Path(out))
+
+
+def roofline(
+    model: str | Path,
+    device: str = "all",
+    precision: str = "fp16",
+    *,
+    local: bool = True,
+    results: str | Path | None = None,
+) -> Estimate:
+    """Estimate the least latency of a network on devices from their makers' figures; an estimate is never a result.
+
+    Args:
+        model: an .onnx file of fixed size.
+        device: a device of benchmarks/devices.json, "all", or "none".
+        precision: one of ROOFLINE_PRECISIONS; it says how large values are, and which peak of a device counts.
+        local: whether to measure the peak and the bandwidth of this machine, which takes about 2 s.
+        results: the JSON file of a bench of this network here; it adds the share of the peak that each row reaches.
+
+    Raises:
+        UserError: the model cannot be read or has free axes, or there is no such device or precision.
+
+    Example:
+        >>> estimate = roofline(artifact.path, "none", local=False)
+        >>> round(estimate.work.macs / 1e9, 2)
+        0.79
+    """
+    given = Path(results) if results is not None else None
+    return _estimate(Path(model), device, precision, local, given)

@@ -11,7 +11,7 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.trt.build import Built
 from u2export.exporters.trt.installed import LOCAL, RUNTIMES, TYPINGS, check_targets, choose_builder, installed, load
-from u2export.exporters.trt.layer_table import Table, read
+from u2export.exporters.trt.layer_table import LayerTable, read
 from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.pipeline import build_engine
 from u2export.exporters.trt.precision_check import Comparison, check_table
@@ -19,8 +19,8 @@ from u2export.exporters.trt.recipe import SUFFIX, Recipe, write_calibration_cach
 from u2export.exporters.trt.trust import trust as _trust
 
 __all__ = [
-    "RUNTIMES", "TYPINGS", "BuildOptions", "Comparison", "Engine", "Table", "build", "builder", "calibration_cache",
-    "check", "recipe_of", "trust",
+    "RUNTIMES", "TYPINGS", "BuildOptions", "Comparison", "Engine", "LayerTable", "build", "builder",
+    "calibration_cache", "check", "recipe_of", "trust",
 ]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
@@ -145,7 +145,7 @@ def build(
     return Engine(artifact, built)
 
 
-def check(recipe: str | Path, table: str | Path, *, weak: bool = False) -> tuple[Table, Comparison]:
+def check(recipe: str | Path, table: str | Path, *, weak: bool = False) -> tuple[LayerTable, Comparison]:
     """Compare the layer table of an engine that trtexec built with the engine's recipe.
 
     Args:

@@ -88,7 +88,7 @@ class Export(Network):
         str, typer.Option(help="Fidelity limits in place of the target's own, such as mae=0.003,iou_worst=0.97.")
     ] = ""
 
-    def run(self, target: str, precision: str, **options: Any) -> exporting.Artifact:
+    def run(self, target: str, precision: str, /, **options: Any) -> exporting.Artifact:
         """Export with these options and the target's own."""
         with stderr().status("") as status:
             return exporting.export(

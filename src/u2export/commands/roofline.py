@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
+from u2export.api import tables
 from u2export.commands.console import stderr, wide
 from u2export.commands.options import choice
-
-PRECISIONS = ("fp32", "fp16", "int8")
+from u2export.files import write_json
 
 
 def roofline(
     model: Annotated[Path, typer.Argument(help="An .onnx file of fixed size.")],
     device: Annotated[str, typer.Option(help="A device of benchmarks/devices.json, all, or none.")] = "all",
-    precision: Annotated[str, choice(PRECISIONS, "Precision on the devices.", "--precision")] = "fp16",
+    precision: Annotated[str, choice(tables.ROOFLINE_PRECISIONS, "Precision on the devices.")] = "fp16",
     local: Annotated[
         bool, typer.Option("--local/--no-local", help="Measure the peak and the bandwidth of this machine, about 2 s.")
     ] = True,
@@ -28,13 +28,9 @@ def roofline(
     json: Annotated[Path | None, typer.Option(help="Write everything to this file.")] = None,
 ) -> None:
     """Estimate the least latency of a network on devices from their makers' figures; never a result."""
-    from u2export.benchmarks.roofline import estimate
-    from u2export.benchmarks.tables.estimates import shown
-    from u2export.files import write_json
-
     with stderr().status("counting operations"):
-        made = estimate(model, device, precision, local, results)
-    wide().print(shown(made, layers))
+        made = tables.roofline(model, device, precision, local=local, results=results)
+    wide().print(tables.roofline_table(made, layers))
     if json:
         write_json(made.to_json(), json)
         typer.echo(json)

@@ -217,7 +217,7 @@ def _build(recipe: Path, options: tensorrt.BuildOptions, out: Path | None, as_js
     stderr().print("\n".join(lines), markup=False)
 
 
-def _confirmed(table: tensorrt.Table, got: Mapping[str, str]) -> str:
+def _confirmed(table: tensorrt.LayerTable, got: Mapping[str, str]) -> str:
     counts = ", ".join(f"{n} {name}" for name, n in Counter(got.values()).most_common())
     return (
         f"convolutions in {counts}, as asked for; {len(table.layers)} layers, {table.traffic / 1e6:.0f} MB moved a run"
