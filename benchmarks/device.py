@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.sensors import ROOT, output, text, told
-from u2export.exporters.exporter import processors, versions
+from u2export.exporters.runtime import processors, versions
 
 # Instruction sets that decide how fast a convolution runs; the kernel's names on x86 and on Arm.
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")

@@ -219,7 +219,7 @@ def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("u2export.exporters.exporter.find_spec", lambda name: None)
+    monkeypatch.setattr("u2export.exporters.runtime.find_spec", lambda name: None)
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem

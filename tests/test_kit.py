@@ -139,7 +139,7 @@ def test_kits_want_the_right_artifact(source: Source, artifact: Artifact, tmp_pa
     with pytest.raises(UserError, match="is no artifact for a coreml kit"):
         write(artifact, source, PLATFORMS["coreml"], tmp_path)
     other = replace(source, weights=replace(source.weights, sha256="0" * 64))
-    with pytest.raises(UserError, match="was made of other weights"):
+    with pytest.raises(UserError, match="was made from other weights"):
         write(artifact, other, PLATFORMS["android"], tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +184,7 @@ def test_a_folder_that_is_no_kit(cli: Cli, tmp_path: Path) -> None:
     file.write_text("{}")
     two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "no such file")
     (tmp_path / "kit.json").write_text("[]")
-    two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "is not a kit's")
+    two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "is not of a kit")
     with pytest.raises(UserError):
         judge(tmp_path, file)(TimedModel("kit"))
 

@@ -29,10 +29,10 @@ from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerPro
 from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact, hashes
-from u2export.exporters.onnx import timed_session
 from u2export.exporters.open import read_artifact
 from u2export.files import write_json
 from u2export.reference.image import Contract
+from u2export.reference.onnx_session import timed_session
 from u2export.reference.photos import read_photo
 from u2export.reference.weights import Identity
 

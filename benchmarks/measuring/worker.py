@@ -56,8 +56,8 @@ from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, sta
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Runner, processors
 from u2export.exporters.open import read_artifact
+from u2export.exporters.runtime import Runner, processors
 from u2export.reference.image import Contract, Floats, mask_for
 from u2export.reference.photos import open_picture, read_input
 

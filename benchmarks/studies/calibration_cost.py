@@ -24,8 +24,9 @@ from u2export.benchmarks.studies.photo_sets import spread
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.errors import UserError
-from u2export.exporters.exporter import versions
+from u2export.exporters.runtime import versions
 from u2export.reference.image import Contract, Floats
+from u2export.reference.onnx_file import read_onnx
 from u2export.reference.photos import find_photos
 
 if TYPE_CHECKING:
@@ -130,9 +131,8 @@ SLOW = ("u2export entropy", "u2export minmax and bias correction")  # fewer phot
 
 
 def _graph(task: Task) -> onnx.ModelProto:
-    import onnx
 
-    return onnx.load(task.model)
+    return read_onnx(task.model)
 
 
 def child(method: str, task: Task, limit: float) -> None:

@@ -22,7 +22,8 @@ from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
-from u2export.exporters.exporter import Request, versions
+from u2export.exporters.exporter import Request
+from u2export.exporters.runtime import versions
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source

@@ -41,8 +41,9 @@ from u2export.benchmarks.studies.graph_surgery import (
     source_of_mask,
     through_fp16,
 )
-from u2export.exporters.onnx import open_session, to_fp16
+from u2export.exporters.onnx import to_fp16
 from u2export.reference.image import Contract
+from u2export.reference.onnx_session import open_session
 from u2export.reference.source import Source
 
 

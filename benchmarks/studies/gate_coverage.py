@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from u2export.benchmarks.statistics import CONFIDENCE, Interval, mean_interval, student, time_ratio
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, progress
 from u2export.benchmarks.tables.markdown import table
-from u2export.exporters.exporter import versions
+from u2export.exporters.runtime import versions
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]

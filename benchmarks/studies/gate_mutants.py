@@ -35,13 +35,16 @@ from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.exporter import Request
-from u2export.exporters.onnx import Onnx, open_session, runner_of
+from u2export.exporters.onnx import Onnx
+from u2export.exporters.onnx_runtime import runner_of
 from u2export.exporters.open import read_artifact
 from u2export.exporters.ort import Ort
 from u2export.files import make_folder, write_json
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph
+from u2export.reference.onnx_file import read_onnx
+from u2export.reference.onnx_session import open_session
 from u2export.reference.photos import eight_bit, read_input, read_photo
 from u2export.reference.source import Source
 from u2export.reference.verification import verification_photos
@@ -118,7 +121,7 @@ class Proof:
     def judged(self, mutant: Mutant, number: int) -> dict[str, Any]:
         """Return what the gate says about a fault, and the effect of the fault."""
         good = self.good[mutant.origin]
-        model = onnx.load(good.path)
+        model = read_onnx(good.path)
         changed = mutant.change(model)
         path = self.folder / str(number) / good.path.name
         make_folder(path.parent)
@@ -227,7 +230,7 @@ def run(given: Namespace, pages: Pages) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="u2export-mutants-") as scratch:
         proof = Proof(Path(scratch), given.good)
-        chosen = [m for m in catalogue(onnx.load(proof.good["onnx"].path)) if given.only in m.name]
+        chosen = [m for m in catalogue(read_onnx(proof.good["onnx"].path)) if given.only in m.name]
         found = chain(
             ((m.name, m.origin, proof.judged(m, i)) for i, m in enumerate(chosen)),
             ((name, "onnx", result) for name, result in proof.damaged() if given.only in name),

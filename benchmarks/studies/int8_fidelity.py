@@ -23,10 +23,11 @@ from u2export.benchmarks.tables.markdown import table
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.calibration.quantize import PHOTOS
-from u2export.exporters.exporter import Exporter, Request, versions
+from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import int8_spec, preset
+from u2export.exporters.runtime import versions
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source

@@ -30,8 +30,8 @@ from u2export.benchmarks.studies.study import Pages, Study, listed, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import processors
 from u2export.exporters.open import read_artifact
+from u2export.exporters.runtime import processors
 from u2export.reference.photos import find_photos, read_input
 
 WARMUPS = 10

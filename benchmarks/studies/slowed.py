@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from u2export.benchmarks.measuring import worker
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Runner
 from u2export.exporters.onnx import Onnx
+from u2export.exporters.runtime import Runner
 from u2export.reference.image import Floats
 
 WORKER = (sys.executable, "-m", "u2export.benchmarks.studies.slowed")

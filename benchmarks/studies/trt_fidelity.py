@@ -26,8 +26,8 @@ from u2export.benchmarks.studies.study import RESULTS, Pages, Study, now, progre
 from u2export.benchmarks.tables.markdown import table
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import versions
 from u2export.exporters.open import read_artifact
+from u2export.exporters.runtime import versions
 from u2export.exporters.trt.build import devices, installed
 from u2export.exporters.trt.exporter import TensorRT
 from u2export.reference.fidelity import Fidelity, ImageFidelity

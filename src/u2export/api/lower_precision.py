@@ -11,15 +11,15 @@ from u2export.api.exporting import Size, read_contract
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.sensitivity import Point, Sensitivity
 from u2export.calibration.weak_layers import Layer, Lint
-from u2export.errors import Unavailable, UserError
+from u2export.errors import UserError
 from u2export.exporters.open import read_artifact
 from u2export.files import make_folder, staged
-from u2export.install import how_to_install
 from u2export.reference.fidelity import parse_budget
 from u2export.reference.image import Contract
+from u2export.reference.onnx_file import read_onnx
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 __all__ = [
     "SCHEMES", "Calibration", "Layer", "Lint", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes",
@@ -187,7 +187,7 @@ def weak_layers(model: str | Path, *, calib: str | Path | None = None, photos: i
     if str(model).endswith(".onnx"):
         from u2export.calibration.weak_layers import lint_onnx
 
-        graph = _read_onnx(Path(model))
+        graph = read_onnx(Path(model))
         return lint_onnx(graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None)
     from u2export.reference.source import Source
 
@@ -199,20 +199,6 @@ def weak_layers(model: str | Path, *, calib: str | Path | None = None, photos: i
 
 def _photos(calib: str | Path, contract: Contract, count: int) -> Calibration:
     return Calibration.open(Path(calib), contract).subset(count)
-
-
-def _read_onnx(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        raise Unavailable("reading .onnx files needs the onnx package", how_to_install("onnx")) from None
-    try:
-        return onnx.load(path)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", "give a weights name or file, or an .onnx artifact") from None
-    except (DecodeError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not an ONNX file ({error})", "export or download it again") from None
 
 
 def sensitivity(

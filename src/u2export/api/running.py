@@ -12,8 +12,8 @@ import numpy as np
 from u2export.errors import UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Runner
 from u2export.exporters.open import read_artifact as _read_artifact
+from u2export.exporters.runtime import Runner
 from u2export.files import make_folder, staged
 from u2export.reference.image import Contract, Floats, Picture, Pixels, mask_for
 from u2export.reference.photos import (
