@@ -1,4 +1,4 @@
-"""Times of single inferences, and what is derived from them: percentiles, paces, speed-ups, the knee of a long run."""
+"""Times of single inferences, and their derived values: percentiles, paces, speed-ups, the knee of a long run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import numpy as np
 
 from u2export.benchmarks.statistics import CONFIDENCE, Interval, time_ratio
 
-# Fewer samples or less time than the quick tier: good for a first look only.
+# The samples and seconds of the quick tier. Times with fewer are good for a first look only.
 INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
-# The knee compares so many seconds at the end of a sustained run with as many at its start.
+# Seconds. The knee compares the last and the first 30 seconds of a sustained run.
 KNEE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock times of single inferences in nanoseconds, by round; every sample counts, none is clipped.
+    """Wall-clock times of single inferences, by round. Every sample counts; none is clipped.
 
     Attributes:
-        rounds: the samples. spans: wall-clock ns of each round, where requests overlapped; else empty.
+        rounds: the samples of each round in nanoseconds.
+        spans: the duration of each round in nanoseconds, where inferences overlap or have more than one picture;
+            otherwise empty.
         batch: pictures in one inference.
     """
 
@@ -32,36 +34,39 @@ class Latency:
 
     @cached_property
     def ns(self) -> tuple[int, ...]:
-        """All samples in the order taken."""
+        """All samples in nanoseconds, in the order in which they were taken."""
         return tuple(sample for turn in self.rounds for sample in turn)
 
     def percentile(self, percent: float) -> float:
-        """Milliseconds, linear interpolation between samples."""
+        """Return a percentile in milliseconds, with linear interpolation between samples."""
         return float(np.percentile(self.ns, percent)) / 1e6
 
     @property
     def p50(self) -> float:
-        """Median in ms."""
+        """The median in milliseconds."""
         return self.percentile(50)
 
     @property
     def p90(self) -> float:
-        """90th percentile in ms."""
+        """The 90th percentile in milliseconds."""
         return self.percentile(90)
 
     @property
     def least(self) -> float:
-        """Fastest sample in ms."""
+        """The shortest time in milliseconds."""
         return min(self.ns) / 1e6
 
     @property
     def mad(self) -> float:
-        """Median absolute deviation from the median in ms."""
+        """The median absolute deviation from the median, in milliseconds."""
         return float(np.median(np.abs(np.asarray(self.ns) - np.median(self.ns)))) / 1e6
 
     @property
     def unstable(self) -> bool:
-        """pyperf's rule: the deviation is 10 % of the mean or more, or an extreme is 50 % off the mean."""
+        """Whether the times vary too much, by the rule of pyperf.
+
+        The standard deviation is 10 % of the mean or more, or an extreme time is 50 % off the mean or more.
+        """
         mean = float(np.mean(self.ns))
         return bool(
             np.std(self.ns) >= 0.1 * mean or max(self.ns) >= 1.5 * mean or min(self.ns) <= 0.5 * mean,
@@ -69,18 +74,22 @@ class Latency:
 
     @property
     def indicative(self) -> bool:
-        """Fewer samples or less time than the quick tier asks for."""
+        """Whether there are fewer samples, or less time, than the quick tier asks for."""
         return len(self.ns) < INDICATIVE_SAMPLES or sum(self.spans or self.ns) < INDICATIVE_SECONDS * 1e9
 
     @property
     def throughput(self) -> float:
-        """Pictures per second over all rounds, pauses between rounds left out."""
+        """Pictures per second over all rounds, without the pauses between rounds; nan without samples."""
         total = sum(self.spans or self.ns)
         return len(self.ns) * self.batch / (total / 1e9) if total else float("nan")
 
     @property
     def paces(self) -> tuple[float, ...]:
-        """What speed-ups compare, by round: ns per picture of overlapping requests, else the median; nan if empty."""
+        """The times that speed-ups compare, one for each round, in nanoseconds.
+
+        The time of a round is its duration divided by its pictures where `spans` exist, otherwise its median time. The
+        time of a round without samples is nan.
+        """
         if self.spans:
             return tuple(
                 span / (len(turn) * self.batch) if turn else float("nan")
@@ -89,7 +98,7 @@ class Latency:
         return tuple(float(np.median(turn)) if turn else float("nan") for turn in self.rounds)
 
     def summary(self) -> dict[str, float]:
-        """The derived statistics by name, in ms, and the number of samples."""
+        """Return p50, p90, p95, p99, min and mad in milliseconds, and the number of samples."""
         tails = {f"p{p}": self.percentile(p) for p in (50, 90, 95, 99)}
         return {**tails, "min": self.least, "mad": self.mad, "samples": len(self.ns)}
 
@@ -110,11 +119,11 @@ def speedup(row: Latency, compared: Latency, confidence: float = CONFIDENCE) -> 
 
 @dataclass(frozen=True)
 class Sustained:
-    """A row alone, run back to back until the device is as warm as it gets.
+    """The times of a row that runs alone for minutes, while the device warms up.
 
     Attributes:
-        slices: the samples in the order taken, in the slices they were asked for.
-        states: what the system told of clocks, temperature and power after each slice.
+        slices: the samples; each slice of about 10 seconds is a round.
+        states: clocks, temperatures and power after each slice, as `u2export.benchmarks.sensors.pulse` gives them.
     """
 
     slices: Latency = field(default_factory=Latency)
@@ -122,12 +131,15 @@ class Sustained:
 
     @property
     def seconds(self) -> float:
-        """How long it ran."""
+        """The sum of all times, in seconds."""
         return sum(self.slices.ns) / 1e9
 
     @property
     def knee(self) -> float:
-        """Median of the last 30 s over that of the first 30 s (of the halves of a shorter run); nan without samples."""
+        """The median time of the last 30 seconds divided by the median time of the first 30 seconds.
+
+        A run shorter than a minute is compared by its halves. The value is nan without samples.
+        """
         if not self.slices.ns:
             return float("nan")
         times = np.asarray(self.slices.ns)

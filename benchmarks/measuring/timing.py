@@ -116,7 +116,7 @@ class Timing:
             sleep(PAUSE)
 
     def _run_sustained(self, live: dict[str, WorkerProcess]) -> None:
-        """Run each row alone for as long as the settings say. An interrupted run starts anew: the device cooled down."""
+        """Run each row alone for as long as the settings say. An interrupted run starts anew, on a cool device."""
         slices = math.ceil(self._settings.sustained / SLICE)
         for name in list(live):
             row = self._results.row(name)
