@@ -1,4 +1,4 @@
-"""The mean error that quantisation brings to every output channel, for biases that make up for it."""
+"""Bias correction: the mean error that quantisation adds to each output channel, for biases that subtract it."""
 
 from __future__ import annotations
 
@@ -21,59 +21,96 @@ if TYPE_CHECKING:
 def bias_errors(
     model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, inputs: Iterable[Floats]
 ) -> dict[str, NDArray[np.float64]]:
-    """Mean error that quantisation brings to each output channel of each convolution, by the convolution's name.
+    """Measure the mean error that quantisation adds to each output channel of each convolution.
 
-    Every convolution runs twice on the float network's activations, once as it is and once with weights and input
-    rounded; the difference is averaged over photos and pixels (Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means). One photo is held at a time.
+    Every convolution runs twice on the activations of the float network: as it is, and as a twin with rounded weights
+    and rounded input. The difference is averaged over photos and pixels. Only one photo is in memory at a time.
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
+    4.2; here the means are measured.
+
+    Args:
+        model: the fp32 graph.
+        ranges: of its activations, from `observe`.
+        spec: how the graph will be quantised.
+        inputs: network inputs (1, C, H, W).
+
+    Returns:
+        Errors (output channels,) by the name of the convolution's node.
+
+    Raises:
+        UserError: there are no photos, or a tensor has no usable range.
     """
     view = GraphView(model)
     plan = Plan(view, spec, float_nodes(model, spec))
-    scales = Scales(view, plan, ranges, spec)
     convs = [n for n in conv_nodes(model) if plan.quantised(n) and len(n.input) > 2 and n.input[2] in view.constants]
-    probe, names = _probe(model, view, convs, scales, spec)
+    twins = _Twins(view, Scales(view, plan, ranges, spec), spec, opset_of(model))
+    names = [twins.add(i, conv) for i, conv in enumerate(convs)]
     total, photos = [np.zeros(1) for _ in convs], 0
-    for errors in run(probe, inputs, names):
+    for errors in run(twins.beside(model, names), inputs, names):
         total = [t + e.ravel() for t, e in zip(total, errors, strict=True)]
         photos += 1
     return {conv.name: t / photos for conv, t in zip(convs, total, strict=True)}
 
 
-def _probe(
-    model: onnx.ModelProto, view: GraphView, convs: Sequence[onnx.NodeProto], scales: Scales, spec: QuantSpec
-) -> tuple[onnx.ModelProto, list[str]]:
-    """The float graph with, for every convolution, the mean difference of its rounded twin for each channel."""
-    import onnx
-    from onnx import helper, numpy_helper
+class _Twins:
+    """Nodes and constants of the rounded twins of convolutions, each followed by the mean of its difference."""
 
-    axes = np.array([0, 2, 3], np.int64)
-    opset = opset_of(model)
-    nodes: list[onnx.NodeProto] = []
-    constants: dict[str, NDArray[Any]] = {"probe_axes": axes}
-    rounded: dict[str, str] = {}
-    names = []
-    for i, conv in enumerate(convs):
-        entry, grid = conv.input[0], scales.of(conv.input[0])
-        if grid and entry not in rounded:
-            rounded[entry] = f"probe_{len(rounded)}_input"
-            constants[f"{rounded[entry]}_scale"] = np.array(grid[0], np.float32)
-            constants[f"{rounded[entry]}_zero"] = np.array(grid[1], np.int8 if spec.signed else np.uint8)
-            by = [f"{rounded[entry]}_scale", f"{rounded[entry]}_zero"]
-            nodes.append(helper.make_node("QuantizeLinear", [entry, *by], [f"{rounded[entry]}_q"]))
-            nodes.append(helper.make_node("DequantizeLinear", [f"{rounded[entry]}_q", *by], [rounded[entry]]))
-        weight = view.constant(conv.input[1])
-        scale = weight_scale(weight, bits=spec.weight_bits)
-        constants[f"probe_weight_{i}"] = round_weight(weight, scale, spec.weight_bits) * scale.reshape(-1, 1, 1, 1)
+    def __init__(self, view: GraphView, scales: Scales, spec: QuantSpec, opset: int) -> None:
+        self.view, self.scales, self.spec, self.opset = view, scales, spec, opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {"probe_axes": np.array([0, 2, 3], np.int64)}
+        self.rounded: dict[str, str] = {}  # by the name of a tensor: the name of the same tensor after its Q/DQ pair
+
+    def beside(self, model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+        """The float graph with the twins, and the named tensors as its outputs."""
+        from onnx import numpy_helper
+
+        probe = with_outputs(model, self.nodes, names)
+        probe.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in self.constants.items())
+        return probe
+
+    def add(self, index: int, conv: onnx.NodeProto) -> str:
+        """Add the twin of a convolution; returns the name of its mean error, a tensor (1, output channels, 1, 1)."""
+        import onnx
+        from onnx import helper
+
+        name = f"probe_{index}"
         twin = onnx.NodeProto()
         twin.CopyFrom(conv)
-        twin.name = f"probe_{i}"
-        twin.input[0], twin.input[1], twin.output[0] = rounded.get(entry, entry), f"probe_weight_{i}", f"probe_{i}"
-        names.append(f"probe_{i}_error")
-        nodes += [twin, helper.make_node("Sub", [f"probe_{i}", conv.output[0]], [f"probe_{i}_difference"])]
-        if opset >= 18:
-            nodes.append(helper.make_node("ReduceMean", [f"probe_{i}_difference", "probe_axes"], names[-1:]))
-        else:
-            nodes.append(helper.make_node("ReduceMean", [f"probe_{i}_difference"], names[-1:], axes=axes.tolist()))
-    probe = with_outputs(model, nodes, names)
-    probe.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in constants.items())
-    return probe, names
+        twin.name = name
+        twin.input[0] = self._entry(conv.input[0])
+        twin.input[1] = self._weight(index, conv)
+        twin.output[0] = name
+        self.nodes += [twin, helper.make_node("Sub", [name, conv.output[0]], [f"{name}_difference"])]
+        self.nodes.append(self._mean(f"{name}_difference", f"{name}_error"))
+        return f"{name}_error"
+
+    def _entry(self, tensor: str) -> str:
+        """The input of a twin: the tensor after its Q/DQ pair, or the tensor itself where the plan has no pair."""
+        from onnx import helper
+
+        grid = self.scales.of(tensor)
+        if grid and tensor not in self.rounded:
+            made = f"probe_{len(self.rounded)}_input"
+            self.constants[f"{made}_scale"] = np.array(grid[0], np.float32)
+            self.constants[f"{made}_zero"] = np.array(grid[1], np.int8 if self.spec.signed else np.uint8)
+            by = [f"{made}_scale", f"{made}_zero"]
+            self.nodes.append(helper.make_node("QuantizeLinear", [tensor, *by], [f"{made}_q"]))
+            self.nodes.append(helper.make_node("DequantizeLinear", [f"{made}_q", *by], [made]))
+            self.rounded[tensor] = made
+        return self.rounded.get(tensor, tensor)
+
+    def _weight(self, index: int, conv: onnx.NodeProto) -> str:
+        """The weight of a twin: rounded to its grid, stored in float."""
+        weight, bits = self.view.constant(conv.input[1]), self.spec.weight_bits
+        scale = weight_scale(weight, bits=bits)
+        self.constants[f"probe_weight_{index}"] = round_weight(weight, scale, bits) * scale.reshape(-1, 1, 1, 1)
+        return f"probe_weight_{index}"
+
+    def _mean(self, tensor: str, name: str) -> onnx.NodeProto:
+        """Mean over photos and pixels; from opset 18 on, the axes are an input."""
+        from onnx import helper
+
+        if self.opset >= 18:
+            return helper.make_node("ReduceMean", [tensor, "probe_axes"], [name])
+        return helper.make_node("ReduceMean", [tensor], [name], axes=self.constants["probe_axes"].tolist())

@@ -224,7 +224,7 @@ def from_onnx(model: onnx.ModelProto) -> Network:
     Raises:
         UserError: a convolution's weights are not float32 constants (a quantised or fp16 model).
     """
-    constants = onnx_constants(model)
+    constants = _constants(model)
     convs: dict[str, Conv] = {}
     ops = {f":{i.name}": Op("input", f":{i.name}") for i in model.graph.input}
     made = {i.name: f":{i.name}" for i in model.graph.input}
@@ -248,7 +248,7 @@ def conv_name(node: onnx.NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
-def onnx_constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Tensors of a graph that are given: initializers and Constant nodes."""
     found = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:

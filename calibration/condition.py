@@ -1,54 +1,43 @@
-"""Exact re-parametrisation before any quantiser: channels that hardly vary are shifted towards zero.
+"""Exact re-parametrisation before quantising: channels that hardly vary are shifted towards zero.
 
-In the published U²-Net-small one channel stays between 226 and 228 on every picture, and the next convolution
-subtracts it again with a bias of 1361. Rounding either of the two to 8 bit, or to fp16 or bf16, leaves a difference
-that is mostly rounding error. Here such a channel y is replaced, for a constant mu just below its smallest value, by
+In the published U²-Net-small, one channel stays between 226 and 228 on every picture. The next convolution subtracts
+this value again with a bias of 1361. Where one of the two is rounded to 8 bit, fp16 or bf16, the difference is mostly
+rounding error. Conditioning replaces such a channel y. For a constant mu just below the channel's smallest value,
 
-    relu(y) = mu + relu(y - mu) - relu(mu - y) + relu(-y)        for every y,
+    relu(y) = mu + relu(y - mu) - relu(mu - y) + relu(-y)        for every y.
 
-so a producer writes relu(y - mu) in the channel's place, and two guard channels, which are zero wherever y >= mu:
-always, on pictures like those it was calibrated with; elsewhere they keep the network right. mu itself goes to the
-readers' biases, except for the taps that can fall on zero padding: these read one more channel, which is constant.
-Resizing and concatenation pass sums and constants through; max pooling and additions do not, and a channel that
-reaches one is left alone. The network keeps its operators; two or three convolutions get a few channels more.
+The producer writes relu(y - mu) in the channel's place, and it writes two guard channels. The guards are zero wherever
+y >= mu. On pictures like the calibration photos they are always zero; on other pictures they keep the network right.
+The biases of the readers take mu, except at taps that can fall on zero padding: these taps read one more channel,
+which is constant. Resizing and concatenation pass sums and constants through. Max pooling and additions do not, so a
+channel that reaches one of these stays as it is. The network keeps its operators; two or three convolutions get a few
+more channels.
 
-Forms compared on the published U²-Net-small in simulated 8 bit, 8 photos, as mask error relative to this one: without
-the rescaling 4.0, with every tap's share in the bias 2.7, with a constant four times as large or small 1.2, with
-cross-layer equalisation on top 1.2, shifting channels that vary more as well 1.0.
+Other forms were compared on the published U²-Net-small in simulated 8 bit on 8 photos. Their mask errors, relative to
+this form: without the rescaling 4.0; with every tap's share in the bias 2.7; with a constant four times as large or as
+small 1.2; with cross-layer equalisation on top 1.2; with a shift of channels that vary more 1.0.
 
 The idea is the bias absorption of Nagel et al., "Data-Free Quantization through Weight Equalization and Bias
-Correction", ICCV 2019, section 4.1.3, here without its approximation: exact for every input and at the border.
+Correction", ICCV 2019, section 4.1.3. This form needs no approximation: it is exact for every input and at the border.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from u2export.calibration.channel_routes import (
-    Conv,
-    Doubles,
-    Network,
-    Route,
-    conv_name,
-    from_module,
-    from_onnx,
-    module_conv,
-    onnx_constants,
-)
+from u2export.calibration.channel_routes import Conv, Doubles, Network, Route, from_module, module_conv
 from u2export.calibration.condition_report import Change, ConditionReport, Criteria, Refused
-from u2export.calibration.probes import ChannelStatistics, Probe, measure, module_probe, onnx_probe
+from u2export.calibration.probes import ChannelStatistics, channel_statistics, module_probe
 from u2export.errors import UserError
 from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
 
     from u2export.reference.model import U2Net
@@ -57,72 +46,44 @@ if TYPE_CHECKING:
 def condition(
     model: U2Net, how: ConditionReport | Iterable[Floats], criteria: Criteria = Criteria()
 ) -> tuple[U2Net, ConditionReport]:
-    """A copy with batch norms folded and near-constant channels shifted: the same maps from any input of any size.
+    """Copy a network, fold its batch norms and shift its near-constant channels: its maps stay the same.
+
+    The copy gives the maps of the original for any input of any size.
 
     Args:
-        model: the reference network.
-        how: calibration inputs (N, C, H, W) as `Contract.tensor` makes them, read once, one at a time, 16 photos do;
-            or the report of conditioning the same network before.
-        criteria: when a channel is shifted; without meaning where a report says it.
+        model: the reference network; it is not changed.
+        how: calibration inputs, each (N, C, H, W) as `Contract.tensor` makes them; they are read once, one at a time,
+            and 16 photos are enough. Or the report of an earlier conditioning of the same network.
+        criteria: when a channel is shifted. With a report, the criteria have no effect.
 
     Returns:
-        The copy, in evaluation mode, its modules named as before (some convolutions have more channels), and what
-        was changed.
+        The copy in evaluation mode, and what was changed. The modules keep their names; some convolutions have more
+        channels.
 
     Raises:
-        UserError: no inputs, or the report is of another network.
+        UserError: there are no inputs, or the report belongs to another network.
     """
     folded = fold_batch_norm(model)
     network = from_module(folded)
     routes = network.routes()
-    report = _decided(network, routes, partial(module_probe, folded), how, criteria)
+    if isinstance(how, ConditionReport):
+        _check_fit(how, network, routes)
+        report = how
+    else:
+        needed = dict.fromkeys(name for r in routes for name in (r.producer, *(reader.conv for reader in r.readers)))
+        statistics, inputs, digest = channel_statistics(module_probe(folded, list(needed)), how)
+        changes, refused = choose(network, routes, statistics, criteria)
+        report = ConditionReport(changes, refused, inputs, digest, criteria)
     changes = rewrite(network, routes, report.changes)
     for conv in network.convs.values():
         _write_module(folded, conv)
     return folded, replace(report, changes=changes)
 
 
-def condition_onnx(
-    model: onnx.ModelProto, how: ConditionReport | Iterable[Floats], criteria: Criteria = Criteria()
-) -> tuple[onnx.ModelProto, ConditionReport]:
-    """`condition` of an fp32 ONNX graph, batch norms folded already, as every exporter leaves it.
-
-    Args:
-        model: not modified.
-        how: calibration inputs as for `condition`, or the report of conditioning the same network in another form.
-        criteria: when a channel is shifted; without meaning where a report says it.
-
-    Raises:
-        UserError: the report is of another network, the model is not fp32, or there are no inputs.
-    """
-    result = copy.deepcopy(model)
-    network = from_onnx(result)
-    routes = network.routes()
-    report = _decided(network, routes, partial(onnx_probe, model), how, criteria)
-    changes = rewrite(network, routes, report.changes)
-    _write_onnx(result, network, changes)
-    return result, replace(report, changes=changes)
-
-
-def _decided(
-    network: Network,
-    routes: Sequence[Route],
-    probe: Callable[[Sequence[str]], Probe],
-    how: ConditionReport | Iterable[Floats],
-    criteria: Criteria,
-) -> ConditionReport:
-    """What is to be changed, as a report says or as inputs show."""
-    if isinstance(how, ConditionReport):
-        return replace(how, changes=_translated(how, network, routes))
-    ranges, inputs, digest = measure(probe(_needed(routes)), how)
-    changes, refused = choose(network, routes, ranges, criteria)
-    return ConditionReport(changes, refused, inputs, digest, criteria)
-
-
 def fold_batch_norm(model: U2Net) -> U2Net:
-    """A copy in evaluation mode whose batch norms are folded into the convolutions, computed in float64.
+    """Copy a network in evaluation mode and fold its batch norms into the convolutions, computed in float64.
 
-    Modules keep their names; where a batch norm was, an `nn.Identity` is.
+    Modules keep their names. An `nn.Identity` takes the place of each batch norm.
     """
     import torch
     from torch import nn
@@ -138,101 +99,144 @@ def fold_batch_norm(model: U2Net) -> U2Net:
             bias = (torch.from_numpy(raw.bias) - norm.running_mean) * scale + norm.bias
             weight = raw.weight * scale.detach().numpy()[:, None, None, None]
             _write_module(folded, replace(raw, weight=weight, bias=bias.detach().numpy()))
-            setattr(unit, "bn_s1", nn.Identity())  # noqa: B010 - a type checker takes it for a BatchNorm2d
+            setattr(unit, "bn_s1", nn.Identity())  # noqa: B010 - a type checker takes the name for a BatchNorm2d
     return folded
 
 
-def _needed(routes: Sequence[Route]) -> list[str]:
-    """Convolutions whose outputs decide what is shifted."""
-    return list(dict.fromkeys(name for r in routes for name in (r.producer, *(reader.conv for reader in r.readers))))
+# --- choosing channels -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _NearConstant:
+    """A channel that is worth shifting: its range over the inputs, the shift, and its worst reader's dB."""
+
+    channel: int
+    low: float
+    high: float
+    shift: float
+    sqnr: float
 
 
 def choose(
-    network: Network, routes: Sequence[Route], ranges: Mapping[str, ChannelStatistics], criteria: Criteria
+    network: Network, routes: Sequence[Route], statistics: Mapping[str, ChannelStatistics], criteria: Criteria
 ) -> tuple[tuple[Change, ...], tuple[Refused, ...]]:
-    """Near-constant channels that can be shifted and that `criteria` find worth it, and those that cannot."""
+    """Find the near-constant channels that are worth a shift: those that can be shifted, and those that cannot.
+
+    Args:
+        network: weights and operators, batch norms folded.
+        routes: of the network.
+        statistics: of every producer and reader of the routes, by name.
+        criteria: when a shift is worth it.
+
+    Returns:
+        The changes to make in execution order, and the refused channels with the reason.
+    """
     changes: list[Change] = []
     refused: list[Refused] = []
     order = {name: index for index, name in enumerate(network.convs)}
     for route in routes:
-        seen = ranges[route.producer]
-        chosen: list[Change] = []
-        for channel in np.flatnonzero(seen.low > 0).tolist():
-            low, high = float(seen.low[channel]), float(seen.high[channel])
-            shift = shift_below(low, high, criteria.margin)
-            sqnr = min((_sqnr(network, route, i, channel, ranges) for i in range(len(route.readers))), default=math.inf)
-            if high < criteria.gain * (high - shift) or sqnr > criteria.sqnr:
-                continue
-            if route.blocked:
-                refused.append(Refused(route.producer, channel, low, high, sqnr, route.blocked))
-                continue
-            names = tuple(reader.conv for reader in route.readers)
-            chosen.append(
-                Change(
-                    route.producer, order[route.producer], channel, shift, 1.0, 0.0, low, high, low - shift, sqnr, names
-                )
-            )
-        changes += _scaled(chosen, seen, network, criteria)
+        found = _near_constant(network, route, statistics, criteria)
+        if route.blocked:
+            refused += [Refused(route.producer, c.channel, c.low, c.high, c.sqnr, route.blocked) for c in found]
+        elif found:
+            seen = statistics[route.producer]
+            changes += _changes(found, route, order[route.producer], seen, network, criteria)
     return tuple(changes), tuple(refused)
 
 
+def _near_constant(
+    network: Network, route: Route, statistics: Mapping[str, ChannelStatistics], criteria: Criteria
+) -> list[_NearConstant]:
+    """The channels of one producer that never reach zero and that the criteria find worth a shift."""
+    seen = statistics[route.producer]
+    found = []
+    for channel in np.flatnonzero(seen.low > 0).tolist():
+        low, high = float(seen.low[channel]), float(seen.high[channel])
+        shift = shift_below(low, high, criteria.margin)
+        readers = range(len(route.readers))
+        sqnr = min((_sqnr(network, route, i, channel, statistics) for i in readers), default=math.inf)
+        if high >= criteria.gain * (high - shift) and sqnr <= criteria.sqnr:
+            found.append(_NearConstant(channel, low, high, shift, sqnr))
+    return found
+
+
+def _changes(
+    found: Sequence[_NearConstant],
+    route: Route,
+    index: int,
+    seen: ChannelStatistics,
+    network: Network,
+    criteria: Criteria,
+) -> list[Change]:
+    """The changes of one producer, with their scales and the value of its constant channel."""
+    readers = tuple(reader.conv for reader in route.readers)
+    others = np.delete(seen.high, [c.channel for c in found])
+    room = max(float(others.max(initial=0.0)), *(c.high - c.shift for c in found))
+    bordered = any(network.convs[name].border == "same" for name in readers)
+    constant = 2.0 ** math.floor(math.log2(room)) if bordered else 0.0
+    changes = []
+    for c in found:
+        scale = 2.0 ** math.floor(math.log2(room / (c.high - c.shift))) if criteria.rescale else 1.0
+        changes.append(
+            Change(
+                route.producer, index, c.channel, c.shift, scale, constant, c.low, c.high, c.low - c.shift, c.sqnr,
+                readers,
+            )
+        )  # fmt: skip
+    return changes
+
+
 def shift_below(low: float, high: float, margin: float) -> float:
-    """A number with few binary digits below `low`, so that every float format holds it."""
+    """Return a number below `low` with few binary digits, so that every float format holds it exactly."""
     spread = max(high - low, low * 2.0**-10)
     grid = 2.0 ** (math.floor(math.log2(spread)) - 2)
     return max(math.floor((low - margin * spread) / grid) * grid, 0.0)
 
 
-def _sqnr(network: Network, route: Route, which: int, channel: int, ranges: Mapping[str, ChannelStatistics]) -> float:
-    """Of a reader, in dB: its variance over what rounding the channel's 8-bit weights makes of the channel's mean."""
+def _sqnr(network: Network, route: Route, which: int, channel: int, seen: Mapping[str, ChannelStatistics]) -> float:
+    """A reader's signal to noise in dB.
+
+    The signal is the variance of the reader's output. The noise is what 8-bit weights make of the channel's mean.
+    """
     reader = network.convs[route.readers[which].conv]
-    live = ranges[reader.name].high > 0
+    live = seen[reader.name].high > 0
     step = np.abs(reader.weight).max((1, 2, 3))[live] / 127
     taps = reader.weight[0, 0].size
-    noise = (step**2 / 12).sum() * taps * ranges[route.producer].mean[channel] ** 2
-    signal = ranges[reader.name].variance[live].sum()
+    noise = (step**2 / 12).sum() * taps * seen[route.producer].mean[channel] ** 2
+    signal = seen[reader.name].variance[live].sum()
     return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else math.inf
 
 
-def _scaled(changes: Sequence[Change], seen: ChannelStatistics, network: Network, criteria: Criteria) -> list[Change]:
-    """One producer's changes with their scales and its constant."""
-    if not changes:
-        return []
-    others = np.delete(seen.high, [c.channel for c in changes])
-    room = max(float(others.max(initial=0.0)), *(c.high - c.shift for c in changes))
-    bordered = any(network.convs[name].border == "same" for c in changes for name in c.readers)
-    constant = 2.0 ** math.floor(math.log2(room)) if bordered else 0.0
-    scales = [2.0 ** math.floor(math.log2(room / (c.high - c.shift))) if criteria.rescale else 1.0 for c in changes]
-    return [replace(c, scale=scale, constant=constant) for c, scale in zip(changes, scales, strict=True)]
-
-
-def _translated(report: ConditionReport, network: Network, routes: Sequence[Route]) -> tuple[Change, ...]:
-    """A report's changes under the names of another form of the same network."""
-    names = list(network.convs)
+def _check_fit(report: ConditionReport, network: Network, routes: Sequence[Route]) -> None:
+    """Refuse a report whose changes this network cannot take."""
     by_name = {route.producer: route for route in routes}
-    changes = []
     for change in report.changes:
-        name = names[change.index] if change.index < len(names) else ""
-        route = by_name.get(name)
-        if (
-            route is None
-            or route.blocked
-            or len(route.readers) != len(change.readers)
-            or change.channel >= len(network.convs[name].bias)
-        ):
+        route = by_name.get(change.producer)
+        fits = (
+            route is not None
+            and not route.blocked
+            and tuple(reader.conv for reader in route.readers) == change.readers
+            and change.channel < len(network.convs[change.producer].bias)
+        )
+        if not fits:
             raise UserError(
-                f"the conditioning report does not fit: no channel {change.channel} to shift at convolution "
-                f"{change.index} ({change.producer})",
+                "the conditioning report does not fit the network: it cannot shift channel "
+                f"{change.channel} of the convolution {change.producer}",
                 "condition this model with calibration inputs instead",
             )
-        changes.append(replace(change, producer=name, readers=tuple(reader.conv for reader in route.readers)))
-    return tuple(changes)
+
+
+# --- rewriting weights -------------------------------------------------------------------------------------------
 
 
 def rewrite(network: Network, routes: Sequence[Route], changes: Sequence[Change]) -> tuple[Change, ...]:
-    """Rewrite the network's weights, producers in execution order; the changes with the biases they led to."""
+    """Rewrite the weights of a network, producers in execution order.
+
+    Returns:
+        The changes, with the largest bias of their readers before and after.
+    """
     before = {name: _peak(conv) for name, conv in network.convs.items()}
-    inserted: dict[str, list[tuple[int, int]]] = {}  # into each reader: original input channel, how many before it
+    inserted: dict[str, list[tuple[int, int]]] = {}  # by reader: original input channel, channels inserted there
     for route in routes:
         group = [c for c in changes if c.producer == route.producer]
         if not group:
@@ -259,7 +263,7 @@ def _peak(conv: Conv) -> float:
 
 
 def _produce(conv: Conv, changes: Sequence[Change]) -> None:
-    """Shift the changed outputs; append two guards for each, then the constant."""
+    """Shift the changed outputs of a producer; append two guards for each, then the constant channel."""
     weights, biases = [], []
     for c in changes:
         w, b = conv.weight[c.channel] * c.scale, conv.bias[c.channel] * c.scale
@@ -277,7 +281,11 @@ def _produce(conv: Conv, changes: Sequence[Change]) -> None:
 
 
 def _read(conv: Conv, offset: int, width: int, changes: Sequence[Change]) -> int:
-    """Let a convolution read the changed channels from `offset` on; how many input channels it got more."""
+    """Let a convolution read the changed channels, which begin at its input channel `offset`.
+
+    Returns:
+        How many input channels were inserted.
+    """
     weight, extra = conv.weight.copy(), []
     border = np.zeros_like(weight[:, 0])
     for c in changes:
@@ -294,7 +302,7 @@ def _read(conv: Conv, offset: int, width: int, changes: Sequence[Change]) -> int
 
 
 def _inside(taps: Doubles) -> Doubles:
-    """The centre tap, the only one that never falls on padding; zero elsewhere."""
+    """The centre taps alone, zero elsewhere: only the centre tap never falls on padding."""
     centre = np.zeros_like(taps)
     row, column = taps.shape[1] // 2, taps.shape[2] // 2
     centre[:, row, column] = taps[:, row, column]
@@ -311,51 +319,3 @@ def _write_module(model: nn.Module, conv: Conv) -> None:
     dtype = module.weight.dtype
     module.weight = nn.Parameter(torch.from_numpy(conv.weight).to(dtype))
     module.bias = nn.Parameter(torch.from_numpy(conv.bias).to(dtype))
-
-
-def _write_onnx(model: onnx.ModelProto, network: Network, changes: Sequence[Change]) -> None:
-    from onnx import numpy_helper
-
-    touched = {name for c in changes for name in (c.producer, *c.readers)}
-    graph = model.graph
-    for node in graph.node:
-        if node.op_type == "Conv" and conv_name(node) in touched:
-            conv = network.convs[conv_name(node)]
-            old = [*node.input[1:], f"{conv.name}.bias"][:2]
-            del node.input[1:]
-            for name, array in zip(old, (conv.weight, conv.bias), strict=True):
-                # A name of its own: exporters share equal tensors.
-                tensor = numpy_helper.from_array(array.astype(np.float32), f"{name}.conditioned")
-                graph.initializer.append(tensor)
-                node.input.append(tensor.name)
-    _write_sizes(model, network)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    del graph.value_info[:]  # shapes of widened tensors are no longer true
-
-
-def _write_sizes(model: onnx.ModelProto, network: Network) -> None:
-    """Resizes to sizes written down whole name the number of channels too."""
-    from onnx import numpy_helper
-
-    constants = onnx_constants(model)
-    makers = {name: node for node in model.graph.node for name in node.output}
-    for node in model.graph.node:
-        if node.op_type != "Resize" or len(node.input) < 4 or not node.input[3]:
-            continue
-        # Sizes, or what they are joined of: (N, C) and then (H, W).
-        reader, slot = node, 3
-        if (maker := makers.get(node.input[3])) is not None and maker.op_type == "Concat":
-            reader, slot = maker, 0
-        sizes = constants.get(reader.input[slot])
-        channels = network.channels(f":{node.output[0]}")
-        if sizes is None or sizes.dims[0] not in (2, 4) or not channels:
-            continue
-        values = numpy_helper.to_array(sizes).copy()
-        if (slot == 3 and len(values) == 2) or values[1] == channels:
-            continue  # sizes of 2 are height and width
-        values[1] = channels
-        tensor = numpy_helper.from_array(values, f"{node.output[0]}.sizes.conditioned")
-        model.graph.initializer.append(tensor)
-        reader.input[slot] = tensor.name

@@ -1,4 +1,4 @@
-"""What conditioning changed, as plain data: when a channel is shifted, which channels were, and which could not be."""
+"""What conditioning changed, as plain data: the criteria, the shifted channels, and the channels it had to refuse."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Criteria:
     """When a channel is shifted, and how far.
 
     Attributes:
-        sqnr: a reader's signal to noise in dB, the noise being what 8-bit weights (per output channel) make of this
-            channel's mean alone; channels that leave more are not worth the extra channels.
-        gain: least ratio of the channel's largest value before to after.
-        margin: distance kept below the smallest value seen, as a share of the spread seen.
-        rescale: multiply the shifted channel by the power of two that brings it to its neighbours' range.
+        sqnr: highest signal to noise of a reader, in dB, at which a shift is worth the extra channels. The noise is
+            what 8-bit weights (one scale per output channel) make of this channel's mean alone.
+        gain: smallest ratio of the channel's largest value before the shift to the largest value after the shift.
+        margin: distance between the shift and the smallest value seen, as a share of the range seen.
+        rescale: multiply the shifted channel by the power of two that brings it to the range of its neighbours.
     """
 
     sqnr: float = 30.0
@@ -34,15 +34,15 @@ class Change:
     """One shifted channel.
 
     Attributes:
-        producer, index: the convolution that writes it; its place in execution order.
-        channel: which of its outputs.
-        shift: mu, subtracted.
-        scale: power of two multiplied afterwards.
-        constant: value of the producer's constant channel, 0 where it needs none.
-        low, high: smallest and largest value over the calibration inputs, before.
+        producer, index: the convolution that writes the channel, and its place in execution order.
+        channel: the output channel of the producer.
+        shift: mu, which is subtracted.
+        scale: power of two by which the shifted channel is multiplied.
+        constant: value of the producer's constant channel; 0 where the producer needs none.
+        low, high: smallest and largest value over the calibration inputs, before the shift.
         margin: low - shift.
-        sqnr: the worst reader's signal to noise in dB before (see `Criteria`).
-        readers: convolutions that read it.
+        sqnr: the worst reader's signal to noise in dB before the shift (see `Criteria`).
+        readers: names of the convolutions that read the channel.
         bias_before, bias_after: largest |bias| among the readers.
     """
 
@@ -63,7 +63,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Refused:
-    """A channel worth shifting that was not, and what stands in the way."""
+    """A channel that is worth a shift but cannot be shifted, and the reason."""
 
     producer: str
     channel: int
@@ -78,10 +78,10 @@ class ConditionReport:
     """What conditioning changed.
 
     Attributes:
-        changes: shifted channels in execution order; empty when the network has none worth it.
-        refused: channels that would have been.
-        inputs: how many calibration inputs there were.
-        digest: sha256 over theirs, in order.
+        changes: shifted channels in execution order; empty where no channel is worth a shift.
+        refused: channels that are worth a shift but cannot be shifted.
+        inputs: the number of calibration inputs.
+        digest: sha256 over the digests of the inputs, in order.
         criteria: when a channel is shifted.
     """
 
@@ -93,7 +93,7 @@ class ConditionReport:
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data for JSON."""
         data = asdict(self)
         data["changes"] = [{**c, "readers": list(c["readers"])} for c in data["changes"]]
         data["refused"] = list(data["refused"])
@@ -101,14 +101,14 @@ class ConditionReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ConditionReport:
-        """The report that `to_json` wrote.
+        """Read a report that `to_json` wrote.
 
         Raises:
-            UserError: of another schema, or damaged.
+            UserError: the report has another schema, or it is damaged.
         """
         if data.get("schema") != SCHEMA:
             raise UserError(
-                f"the conditioning report has schema {data.get('schema')}, this u2export reads {SCHEMA}",
+                f"the conditioning report has schema {data.get('schema')}; this u2export reads schema {SCHEMA}",
                 "condition the model again",
             )
         try:
@@ -118,4 +118,4 @@ class ConditionReport:
             fields["criteria"] = Criteria(**fields["criteria"])
             return cls(**fields)
         except (KeyError, TypeError) as error:
-            raise UserError(f"damaged conditioning report ({error})", "condition the model again") from None
+            raise UserError(f"the conditioning report is damaged ({error})", "condition the model again") from None

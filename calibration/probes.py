@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# Runs the network on one input (N, C, H, W); returns arrays (N, C, H, W) by name.
 Probe = Callable[[Floats], Mapping[str, Any]]
 
 
 @dataclass
 class ChannelStatistics:
-    """What a convolution wrote over the calibration inputs, before its ReLU; each array (channels,)."""
+    """What a convolution wrote over the calibration inputs, before its ReLU; each array has the shape (channels,).
+
+    Attributes:
+        low, high: smallest and largest value.
+        total, squares: sum of the values, and sum of their squares.
+        pixels: the number of values that were summed.
+    """
 
     low: Doubles
     high: Doubles
@@ -34,11 +41,11 @@ class ChannelStatistics:
 
     @classmethod
     def of(cls, values: Any) -> ChannelStatistics:
-        """Of one array (N, C, H, W)."""
+        """Statistics of one array (N, C, H, W)."""
         values = np.asarray(values)
         axes, pixels = (0, 2, 3), values.size // values.shape[1]
         mean = values.mean(axes, dtype=np.float64)
-        # Two passes: in one, the squares of a channel near 228 would drown its variance.
+        # Two passes: in a single pass the squares of a channel near 228 would drown its variance.
         variance = values.var(axes).astype(np.float64)
         low, high = (f(axes).astype(np.float64) for f in (values.min, values.max))
         return cls(low, high, mean * pixels, (variance + mean**2) * pixels, pixels)
@@ -54,38 +61,44 @@ class ChannelStatistics:
 
     @property
     def mean(self) -> Doubles:
-        """Per channel, over pixels and inputs."""
+        """Mean of each channel over pixels and inputs."""
         return self.total / self.pixels
 
     @property
     def variance(self) -> Doubles:
-        """Per channel, over pixels and inputs."""
+        """Variance of each channel over pixels and inputs."""
         return np.maximum(self.squares / self.pixels - self.mean**2, 0)
 
 
-def measure(probe: Probe, inputs: Iterable[Floats]) -> tuple[dict[str, ChannelStatistics], int, str]:
-    """Return statistics of what a probe gives back, by name; the number of inputs; sha256 over theirs, in order.
+def channel_statistics(probe: Probe, inputs: Iterable[Floats]) -> tuple[dict[str, ChannelStatistics], int, str]:
+    """Collect statistics of what a probe gives back.
+
+    Returns:
+        Statistics by the probe's names; the number of inputs; sha256 over the digests of the inputs, in order.
 
     Raises:
-        UserError: no inputs.
+        UserError: there are no inputs.
     """
-    ranges: dict[str, ChannelStatistics] = {}
+    found: dict[str, ChannelStatistics] = {}
     total, count = hashlib.sha256(), 0
     for batch in inputs:
         total.update(digest(batch).encode())
         count += 1
         for name, values in probe(batch).items():
-            ranges[name] = (
-                ranges[name] + ChannelStatistics.of(values) if name in ranges else ChannelStatistics.of(values)
-            )
+            new = ChannelStatistics.of(values)
+            found[name] = found[name] + new if name in found else new
     if not count:
         raise UserError("no calibration inputs to find near-constant channels with", "give a folder with photos")
-    return ranges, count, total.hexdigest()
+    return found, count, total.hexdigest()
 
 
 def module_probe(model: nn.Module, names: Sequence[str], sources: bool = False) -> Probe:
-    """Runs a module and gives back what its named convolutions wrote, before the ReLU; with `sources` also what they
-    read, as `source(name)`.
+    """Make a probe that runs a module and returns what its named convolutions write, before the ReLU.
+
+    Args:
+        model: a PyTorch network.
+        names: dotted names of convolutions.
+        sources: return what the convolutions read too, under `source(name)`.
     """
     import torch
 
@@ -113,7 +126,7 @@ def module_probe(model: nn.Module, names: Sequence[str], sources: bool = False) 
 
 
 def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = False) -> Probe:
-    """`module_probe` of an ONNX graph, run by ONNX Runtime."""
+    """Make a probe as `module_probe` does, of an ONNX graph that ONNX Runtime runs; names are those of its nodes."""
     import onnx
 
     from u2export.reference.onnx_session import open_graph
@@ -137,5 +150,5 @@ def onnx_probe(model: onnx.ModelProto, names: Sequence[str], sources: bool = Fal
 
 
 def source(name: str) -> str:
-    """What a probe calls the tensor that a convolution reads."""
+    """Name under which a probe returns the tensor that a convolution reads."""
     return f"{name} reads"

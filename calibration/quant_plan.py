@@ -22,19 +22,21 @@ PLACEMENTS = ("everywhere", "producer", "conv-input")
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How a graph is quantised. Weights are always int8, symmetric, one scale for each output channel.
+    """How a graph is quantised. Weights are always int8, symmetric, with one scale for each output channel.
 
     Attributes:
-        signed: int8 activations with zero point 0 (all TensorRT accepts) or uint8 with a zero point (what ONNX
-            Runtime's and OpenVINO's CPU kernels are fast in; s8 runs 3.5 times slower than u8 in the former).
-        placement: "everywhere": at every tensor, so that concatenation, pooling and resizing stay in 8 bit;
-            "producer": at the outputs of computing layers, pooling and concatenation on shared scales without pairs
-            of their own (least memory traffic in TensorRT); "conv-input": at the convolutions' inputs only.
-        heads: quantise the side outputs, their fusion and what follows as well.
-        keep_float: names of nodes, or regular expressions that match whole names, to compute in float.
-        raw_entry: layers kept in float read what quantised neighbours computed before it is rounded, through
-            concatenation, pooling and resizing. Without it a neighbour's rounding still reaches them, and an
-            unconditioned network gets worse, not better.
+        signed: True for int8 activations with zero point 0, the only form that TensorRT accepts. False for uint8 with a
+            zero point, in which the CPU kernels of ONNX Runtime and OpenVINO are fast: ONNX Runtime runs int8
+            3.5 times slower than uint8.
+        placement: where the pairs stand. "everywhere": at every tensor, so that concatenation, pooling and resizing
+            stay in 8 bit. "producer": at the outputs of computing layers; pooling and concatenation use shared scales
+            and have no pairs of their own, which gives the least memory traffic in TensorRT. "conv-input": at the
+            inputs of convolutions only.
+        heads: quantise the side outputs, their fusion and what follows too.
+        keep_float: float layers: names of nodes, or regular expressions that match whole names.
+        raw_entry: float layers read the values of quantised neighbours before these are rounded, through
+            concatenation, pooling and resizing. Without it, the rounding of a neighbour still reaches float layers, and
+            an unconditioned network gets worse.
         bias: store biases as int32 in the scale of the accumulator (ONNX Runtime's form; TensorRT refuses it).
         weight_bits: 8, or 7 for x86 processors without VNNI, whose 16-bit sums of products saturate.
     """
@@ -54,13 +56,13 @@ class QuantSpec:
             raise UserError(f"{self.weight_bits}-bit weights are not supported", "choose 7 or 8")
 
 
-# Recipes by measurement on real photos; the accuracy table is in the benchmarks.
+# The schemes that measured best on real photos; the accuracy table lies in benchmarks/.
 TENSORRT = QuantSpec(signed=True, placement="producer")
 ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True)
 
 
 def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
-    """Names of the nodes that stay in float: those asked for, the heads unless quantised, and what lies between.
+    """Names of the nodes that stay in float: those of `keep_float`, the heads unless quantised, and nodes in between.
 
     Raises:
         UserError: a name in `keep_float` matches no node.
@@ -73,7 +75,10 @@ def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
 
 
 def _between(view: GraphView, kept: set[str], raw_entry: bool) -> set[str]:
-    """Moving nodes that feed a float layer: all with raw entry, else those that also carry a float layer's output."""
+    """Moving nodes that feed a float layer.
+
+    With raw entry these are all such nodes; without it, only those that also carry the output of a float layer.
+    """
     down: set[str] = set()
     for node in reversed(view.nodes):
         if node.op_type in MOVING and any(r.name in kept | down for o in node.output for r in view.readers[o]):
@@ -88,14 +93,20 @@ def _between(view: GraphView, kept: set[str], raw_entry: bool) -> set[str]:
 
 
 class Plan:
-    """Which tensors get a Q/DQ pair, and which reads go through it."""
+    """Which tensors get a Q/DQ pair, and which reads go through it.
+
+    Attributes:
+        kept: names of the nodes in float.
+        reads: (node, tensor) by name, for each input that a node reads through the tensor's pair.
+        tensors: names of the tensors with a pair, in the order in which they are read.
+    """
 
     def __init__(self, view: GraphView, spec: QuantSpec, kept: set[str]) -> None:
         self.view, self.spec, self.kept = view, spec, kept
         self.reads: set[tuple[str, str]] = set()
         for node in view.nodes:
             for tensor in self._candidates(node):
-                if not view.fused(tensor) and self._rounded(node, tensor):
+                if not view.fused(tensor) and self._reads_rounded(node, tensor):
                     self.reads.add((node.name, tensor))
         self.tensors = list(dict.fromkeys(t for n in view.nodes for t in n.input if (n.name, t) in self.reads))
 
@@ -111,24 +122,32 @@ class Plan:
         names = self.view.inputs_of(node)
         return names if node.op_type in QUANTISED else [n for n in names if n in self.view.data]
 
-    def _rounded(self, node: onnx.NodeProto, tensor: str) -> bool:
-        source = self.view.maker.get(tensor)
-        if not self.quantised(node):
-            # A float layer may still have to read what an integer kernel left in 8 bit.
-            inside = source is None or not (self.quantised(source) or self._fused_in(source))
-            return not self.spec.raw_entry and node.name in self.kept and not inside
-        if self.spec.placement == "producer" and source is not None:
-            # Already on the shared grid: rounding again would change nothing.
-            return not (source.op_type in ("MaxPool", "Concat") and self.quantised(source))
-        return True
+    def _reads_rounded(self, node: onnx.NodeProto, tensor: str) -> bool:
+        """Whether a node reads a tensor through its Q/DQ pair."""
+        if self.quantised(node):
+            return not self._on_shared_grid(tensor)
+        if self.spec.raw_entry or node.name not in self.kept:
+            return False
+        return self._left_in_8_bit(tensor)
 
-    def _fused_in(self, node: onnx.NodeProto) -> bool:
-        """Whether an activation closes a quantised Conv."""
-        return node.op_type in ACTIVATING and any(self.quantised(s) for s in self.view.sources(node))
+    def _on_shared_grid(self, tensor: str) -> bool:
+        """Whether pooling or concatenation of rounded values made a tensor: a further pair would change nothing."""
+        source = self.view.maker.get(tensor)
+        if self.spec.placement != "producer" or source is None:
+            return False
+        return source.op_type in ("MaxPool", "Concat") and self.quantised(source)
+
+    def _left_in_8_bit(self, tensor: str) -> bool:
+        """Whether an integer kernel stores a tensor: that of a quantised node, or of the activation fused into one."""
+        source = self.view.maker.get(tensor)
+        if source is None:
+            return False
+        fused = source.op_type in ACTIVATING and any(self.quantised(s) for s in self.view.sources(source))
+        return fused or self.quantised(source)
 
 
 class Scales:
-    """Scale and zero point of every planned tensor; tensors on one grid share them."""
+    """Scale and zero point of every planned tensor; tensors on one grid share both."""
 
     def __init__(self, view: GraphView, plan: Plan, ranges: Ranges, spec: QuantSpec) -> None:
         self.spec = spec
@@ -142,7 +161,7 @@ class Scales:
         self.grids = {root: self._scale(root, found) for root, found in pooled.items()}
 
     def of(self, tensor: str) -> tuple[np.float32, int] | None:
-        """Scale and zero point of a tensor's values; None where it is not rounded."""
+        """Scale and zero point of a tensor's values; None for a tensor without a pair."""
         return self.grids.get(self.shared.get(tensor, tensor))
 
     def _scale(self, tensor: str, found: ActivationRange) -> tuple[np.float32, int]:
@@ -150,7 +169,7 @@ class Scales:
         if not (np.isfinite(low) and np.isfinite(high)) or high - low < np.finfo(np.float32).tiny:
             raise UserError(
                 f"the activation {tensor} has the range {found.low:g} to {found.high:g} on the calibration photos",
-                "its scale would be 0; give more and more varied photos, or check the weights",
+                "such a range gives no usable scale; give more varied photos, or check the weights",
             )
         if self.spec.signed:
             return np.float32(found.peak / 127), 0
@@ -167,10 +186,13 @@ def _range_of(tensor: str, ranges: Ranges) -> ActivationRange:
 
 
 def _groups(view: GraphView, plan: Plan, spec: QuantSpec) -> dict[str, str]:
-    """Tensors that must share a scale, by their group's representative.
+    """Group tensors that must share a scale.
 
-    Pooling and resizing give values between their input's, so they keep its scale. In "producer" placement the
-    inputs of a concatenation share one too, or it would have to round again.
+    Pooling and resizing give values between those of their input, so their output keeps its scale. In "producer"
+    placement, the inputs of a concatenation share one scale too; otherwise the concatenation would round again.
+
+    Returns:
+        The representative of each tensor's group, by the tensor's name.
     """
     root: dict[str, str] = {}
 
@@ -191,18 +213,22 @@ def _groups(view: GraphView, plan: Plan, spec: QuantSpec) -> dict[str, str]:
 def weight_scale(
     weight: Floats, bias: NDArray[np.float64] | None = None, entry: np.float32 | None = None, bits: int = 8
 ) -> NDArray[np.float32]:
-    """Per-channel scales of a weight (O, I, kH, kW).
+    """Return the scale of each output channel of a weight (O, I, kH, kW).
 
-    With `entry`, the scale of the convolution's input, they are also large enough for the bias to fit into int32.
+    Args:
+        weight: of a convolution.
+        bias: its bias (O,), or None.
+        entry: scale of the convolution's input. With it, the scales are large enough for the bias to fit into int32.
+        bits: 7 or 8.
     """
     peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64) / (2 ** (bits - 1) - 1)
     if bias is not None and entry is not None:
         peak = np.maximum(peak, np.abs(bias) / (float(entry) * 2.0**30))
-    peak[peak < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros is exact in any scale
+    peak[peak < np.finfo(np.float32).tiny] = 1.0  # any scale holds a channel of zeros exactly
     return np.asarray(peak, np.float32)
 
 
 def round_weight(weight: Floats, scale: NDArray[np.float32], bits: int = 8) -> NDArray[np.int8]:
-    """A weight (O, I, kH, kW) on its grid, as int8."""
+    """Round a weight (O, I, kH, kW) to its grid, as int8; `scale` has the shape (O,)."""
     limit = 2 ** (bits - 1) - 1
     return np.asarray(np.clip(np.rint(weight / scale.reshape(-1, 1, 1, 1)), -limit, limit), np.int8)

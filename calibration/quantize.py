@@ -1,7 +1,7 @@
-"""Backend-neutral 8-bit graphs: an fp32 ONNX graph and activation ranges give one with Q/DQ pairs.
+"""8-bit graphs for any runtime: an fp32 ONNX graph and the ranges of its activations give a graph with Q/DQ pairs.
 
-ONNX Runtime's `quantize_static` keeps every tensor of every photo and knows neither regions nor shared scales; NNCF
-writes unsigned zero-point-free pairs that TensorRT misreads. Inserting pairs is little code, so it is done here.
+Two tools could do this, and neither fits. ONNX Runtime's `quantize_static` holds every tensor of every photo and knows
+neither float layers nor shared scales. NNCF writes unsigned pairs without zero points, which TensorRT misreads.
 Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 CVPR 2018; per-channel weights: Wu et al., "Integer Quantization for Deep Learning Inference", 2020.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
 SCHEMA_OPSET = 13
-# Of a calibration set. More only bring outliers, which widen the ranges: on small objects 100 measured worse.
+# Photos used for calibration. More photos add outliers that widen the ranges: 100 photos were worse on small objects.
 PHOTOS = 32
 
 
@@ -36,17 +36,17 @@ def quantize(
     spec: QuantSpec = TENSORRT,
     errors: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs; the float graph is left as it is.
+    """Return a copy of a graph with Q/DQ pairs.
 
     Args:
-        model: fp32, opset 13 or later.
+        model: fp32, opset 13 or later; it is not changed.
         ranges: of the activations, from `observe`.
         spec: the scheme.
-        errors: from `bias_errors`; the biases of quantised convolutions then make up for them.
+        errors: from `bias_errors`; the biases of quantised convolutions subtract them.
 
     Raises:
-        UserError: opset below 13, already quantised, a name in `keep_float` that matches no node, no range for a
-            tensor that needs one, or a range that is empty or not finite.
+        UserError: the opset is below 13, the graph is quantised already, a name in `keep_float` matches no node, a
+            tensor has no range, or its range is empty or not finite.
     """
     _check_model(model)
     view = GraphView(model)
@@ -54,7 +54,7 @@ def quantize(
     plan = Plan(view, spec, kept)
     scales = Scales(view, plan, ranges, spec)
     made = _Rewriter(model, view, plan, scales, spec, errors or {}).model()
-    check(made)
+    check_qdq(made)
     return made
 
 
@@ -72,7 +72,7 @@ def _check_model(model: onnx.ModelProto) -> None:
 
 
 class _Rewriter:
-    """Writes the quantised graph."""
+    """Writes the quantised graph: nodes in their order, each pair before the first node that reads it."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class _Rewriter:
         self.rounded: dict[str, str] = {}
 
     def model(self) -> onnx.ModelProto:
-        """The result."""
+        """The quantised graph with inferred shapes."""
         import onnx
         from onnx import numpy_helper
 
@@ -115,7 +115,7 @@ class _Rewriter:
         return onnx.shape_inference.infer_shapes(made)
 
     def _activation(self, name: str) -> str:
-        """The tensor after its pair, which is written on first use."""
+        """Name of a tensor after its pair; the pair is written on first use."""
         from onnx import helper
 
         if name not in self.rounded:
@@ -150,7 +150,7 @@ class _Rewriter:
             copy.input[2] = f"{node.input[2]}_corrected"
 
     def _bias(self, node: onnx.NodeProto) -> NDArray[np.float64] | None:
-        """The bias that is to be stored, corrected if an error is known."""
+        """The bias to store, corrected where an error is known; None where the node has no constant bias."""
         if len(node.input) < 3 or node.input[2] not in self.view.constants:
             return None
         return np.asarray(self.view.constant(node.input[2]) - self.errors.get(node.name, 0.0), np.float64)
@@ -167,12 +167,12 @@ class _Rewriter:
         return f"{name}_dequantized"
 
 
-def check(model: onnx.ModelProto) -> None:
-    """What every runtime needs of a Q/DQ graph.
+def check_qdq(model: onnx.ModelProto) -> None:
+    """Check what every runtime needs of a Q/DQ graph.
 
     Raises:
-        UserError: onnx.checker refuses it, a scale is not finite and positive, or a per-channel scale has another
-            length than its tensor.
+        UserError: onnx.checker refuses the graph, a scale is not finite and positive, or the scales of channels and the
+            channels differ in number.
     """
     check_onnx(model, "the quantised graph", "report it")
     view = GraphView(model)
@@ -181,20 +181,20 @@ def check(model: onnx.ModelProto) -> None:
             continue
         scale, channels = view.constant(node.input[1]), view.constants.get(node.input[0])
         if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise UserError(f"{node.name}: a scale is not finite and positive", "give more and more varied photos")
+            raise UserError(f"{node.name}: a scale is not finite and positive", "give more varied photos")
         if scale.ndim and (channels is None or len(scale) != channels.dims[0]):
             raise UserError(f"{node.name}: {len(scale)} scales do not fit its tensor", "report it")
 
 
 def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = "") -> onnx.ModelProto:
-    """The 8-bit graph by the best recipe measured: ranges, and biases corrected for the mean error.
+    """Return the 8-bit graph by the recipe that measured best: ranges, then biases corrected for the mean error.
 
     Args:
         model: fp32, conditioned.
-        photos: network inputs, iterated over twice; some 16 to 32 varied ones.
+        photos: network inputs (1, C, H, W), read twice; 16 to 32 varied photos are enough.
         spec: where and how to quantise.
-        method: of `observe`; by default min-max, or the least squared error where activations are signed: behind a
-            ReLU only 7 bits are left then, and clipping outliers pays.
+        method: of `observe`. The default is "minmax", and "mse" where activations are signed: behind a ReLU, signed
+            activations have only 7 bits, so clipping outliers helps.
     """
     method = method or ("mse" if spec.signed else "minmax")
     ranges = observe(model, photos, method=method, signed=spec.signed)

@@ -1,13 +1,13 @@
-"""Which layers will break under 8 bit or fp16, said before anything is exported: from the weights alone, or better
-with calibration inputs.
+"""Which layers 8 bit or fp16 will break, before anything is exported: from the weights alone, or with photos.
 
-The measure is what rounding weights to 8 bit (symmetric, one scale per output channel) does to a convolution's output.
-With inputs at hand the error is predicted from their means and variances and set against the output's variance; on the
-published U²-Net-small at 320x320 this is 1 dB (rms over layers) off what rounding one layer really does, and further
-off, on the safe side, on maps of a few pixels, where taps read padding. Without inputs one thing is still known:
-something has to cancel the bias, or the output would be all bias. The smallest input with w.x = -b has the length
-|b| / |w|, and rounding w (variance step^2 / 12 each) makes step / sqrt(12) * |b| / |w| of it. A bias large against its
-weights therefore names what breaks.
+The prediction is the error of a convolution's output when its weights are rounded to 8 bit (symmetric, one scale per
+output channel). With calibration inputs, the error is computed from their means and variances and is compared with the
+variance of the output. On the published U²-Net-small at 320x320, this prediction differs by 1 dB (rms over layers) from
+the error of really rounding one layer. On maps of a few pixels, where taps read padding, it overestimates the error.
+
+Without inputs, one fact remains: something has to cancel the bias, or the output would be all bias. The smallest input
+with w.x = -b has the length |b| / |w|. Rounding w (variance step^2 / 12 for each weight) turns this input into an error
+of step / sqrt(12) * |b| / |w|. A bias that is large compared with its weights therefore names the layer that breaks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from u2export.calibration.channel_routes import Conv, Doubles, Network, from_module, from_onnx
 from u2export.calibration.condition import choose, fold_batch_norm
 from u2export.calibration.condition_report import Criteria
-from u2export.calibration.probes import ChannelStatistics, Probe, measure, module_probe, onnx_probe, source
+from u2export.calibration.probes import ChannelStatistics, Probe, channel_statistics, module_probe, onnx_probe, source
 from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
     from u2export.reference.model import U2Net
 
-STEPS = 127  # of a symmetric 8-bit weight on each side of zero
-LEVELS = 255  # of an 8-bit activation
+STEPS = 127  # steps of a symmetric 8-bit weight on each side of zero
+LEVELS = 255  # steps of an 8-bit activation
 FP16_MAX, FP16_NORMAL, FP16_ROUNDING = 65504.0, 2.0**-14, 2.0**-12
-DEAD = 1e-6  # length of an output channel's weights below which it says nothing
-# Where numbers become problems. On the published U²-Net-small the layer that breaks 8 bit alone stands at an error of
-# 3.1 and 9 dB below its own output; one at .21 and 20 dB costs visibly; the median layer has .001 and 40 dB.
+DEAD = 1e-6  # an output channel whose weights are shorter than this is ignored
+# Limits at which numbers become problems. On the published U²-Net-small, the layer that alone breaks 8 bit has an error
+# of 3.1 and -9 dB; a layer with 0.21 and 20 dB has a visible cost; the median layer has 0.001 and 40 dB.
 ERROR8, ERROR16, SQNR = 0.1, 0.05, 25.0
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One convolution; decibels are of signal over rounding error.
+class LayerDamage:
+    """What 8 bit and fp16 do to one convolution. Decibels are those of signal over rounding error.
 
     Attributes:
-        name, index: its place in execution order.
+        name, index: its name, and its place in execution order.
         bias, weight: largest magnitudes.
-        error8, error16: largest error over outputs that 8-bit weights, and fp16, make of what cancels the bias.
-        channel_sqnr, tensor_sqnr: of the weights themselves, in dB, with one scale per output channel (the worst
-            channel), and with one scale for all.
-        subnormal: share of weights that fp16 holds with fewer digits or not at all.
-        overflow: weights and biases fp16 cannot hold.
-        dead: output channels that are zero after the ReLU whatever comes in.
-        weights_sqnr, inputs_sqnr: with calibration inputs: of the output, in dB, with 8-bit weights, and with 8-bit
-            inputs (one scale for the tensor).
-        low, high: with calibration inputs: range of the output before the ReLU.
-        silent: with calibration inputs: output channels that never were above zero.
+        error8, error16: largest error over the outputs where 8-bit weights, or fp16, round what cancels the bias.
+        channel_sqnr, tensor_sqnr: dB of the weights themselves: with one scale per output channel (the worst channel),
+            and with one scale for all channels.
+        subnormal: share of the weights that fp16 holds with fewer digits or not at all.
+        overflow: the number of weights and biases that fp16 cannot hold.
+        dead: the number of output channels that are zero after the ReLU for every input.
+        weights_sqnr, inputs_sqnr: dB of the output with 8-bit weights, and with 8-bit inputs (one scale for the
+            tensor); None without calibration inputs.
+        low, high: range of the output before the ReLU; None without calibration inputs.
+        silent: the number of output channels that never were above zero; None without calibration inputs.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Layer:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with it, in words."""
+        """The problems of the layer, in words."""
         found = []
         if self.weights_sqnr is not None and self.weights_sqnr < SQNR:
             found.append(f"8-bit weights leave {self.weights_sqnr:.0f} dB of its output")
@@ -97,7 +97,7 @@ class Layer:
 
     @property
     def damage(self) -> float:
-        """What layers are ordered by: predicted error over signal where measured, else the predicted error."""
+        """The number that orders layers: predicted error over signal with inputs, else the predicted error."""
         if self.weights_sqnr is None or self.inputs_sqnr is None:
             return self.error8
         return 10 ** (-self.weights_sqnr / 10) + 10 ** (-self.inputs_sqnr / 10)
@@ -105,7 +105,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class NearConstant:
-    """A channel that hardly varies over the calibration inputs, and whether conditioning can shift it."""
+    """A channel that hardly varies over the calibration inputs; `obstacle` says why conditioning cannot shift it."""
 
     producer: str
     channel: int
@@ -116,15 +116,21 @@ class NearConstant:
 
 
 @dataclass(frozen=True)
-class Lint:
-    """Layers in the order of damage, near-constant channels the worst first, and on how many inputs that rests."""
+class WeakLayers:
+    """The layers of a network by their damage, the worst first.
 
-    layers: tuple[Layer, ...]
+    Attributes:
+        layers: all convolutions, the worst first.
+        near_constant: channels that hardly vary over the inputs, the worst first.
+        inputs: the number of calibration inputs; 0 where the weights alone were judged.
+    """
+
+    layers: tuple[LayerDamage, ...]
     near_constant: tuple[NearConstant, ...] = ()
     inputs: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; what is without bound becomes null."""
+        """Return plain data for JSON; infinite values become null."""
         layers = [{**_finite(asdict(layer)), "problems": list(layer.problems)} for layer in self.layers]
         return {
             "inputs": self.inputs,
@@ -137,40 +143,46 @@ def _finite(data: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
 
 
-def lint(model: U2Net, inputs: Iterable[Floats] | None = None) -> Lint:
-    """Lint the reference network; with inputs (N, C, H, W), which are read once, also its activations."""
+def weak_layers(model: U2Net, inputs: Iterable[Floats] | None = None) -> WeakLayers:
+    """Predict how 8 bit and fp16 damage each layer of the reference network.
+
+    Args:
+        model: the network; it is not changed.
+        inputs: calibration inputs (N, C, H, W), read once; without them, the weights alone are judged.
+    """
     folded = fold_batch_norm(model)
     network = from_module(folded)
-    return _lint(network, module_probe(folded, list(network.convs), sources=True), inputs)
+    return _weak_layers(network, module_probe(folded, list(network.convs), sources=True), inputs)
 
 
-def lint_onnx(model: onnx.ModelProto, inputs: Iterable[Floats] | None = None) -> Lint:
-    """Lint an fp32 ONNX graph.
+def weak_layers_of_graph(model: onnx.ModelProto, inputs: Iterable[Floats] | None = None) -> WeakLayers:
+    """Predict the damage as `weak_layers` does, for an fp32 ONNX graph.
 
     Raises:
-        UserError: its convolutions' weights are not float32 constants.
+        UserError: the weights of a convolution are not float32 constants.
     """
     network = from_onnx(model)
-    return _lint(network, onnx_probe(model, list(network.convs), sources=True) if inputs else None, inputs)
+    probe = onnx_probe(model, list(network.convs), sources=True) if inputs else None
+    return _weak_layers(network, probe, inputs)
 
 
-def _lint(network: Network, probe: Probe | None, inputs: Iterable[Floats] | None) -> Lint:
+def _weak_layers(network: Network, probe: Probe | None, inputs: Iterable[Floats] | None) -> WeakLayers:
     layers = [_weights(index, conv) for index, conv in enumerate(network.convs.values())]
     if inputs is None or probe is None:
-        return Lint(_ordered(layers))
-    ranges, count, _ = measure(probe, inputs)
-    layers = [_activations(layer, network.convs[layer.name], ranges) for layer in layers]
-    changes, refused = choose(network, network.routes(), ranges, Criteria(sqnr=math.inf))
+        return WeakLayers(_ordered(layers))
+    statistics, count, _ = channel_statistics(probe, inputs)
+    layers = [_activations(layer, network.convs[layer.name], statistics) for layer in layers]
+    changes, refused = choose(network, network.routes(), statistics, Criteria(sqnr=math.inf))
     found = [NearConstant(c.producer, c.channel, c.low, c.high, c.sqnr) for c in changes]
     found += [NearConstant(r.producer, r.channel, r.low, r.high, r.sqnr, r.reason) for r in refused]
-    return Lint(_ordered(layers), tuple(sorted(found, key=lambda c: c.sqnr)), count)
+    return WeakLayers(_ordered(layers), tuple(sorted(found, key=lambda c: c.sqnr)), count)
 
 
-def _ordered(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def _ordered(layers: Sequence[LayerDamage]) -> tuple[LayerDamage, ...]:
     return tuple(sorted(layers, key=lambda layer: layer.damage, reverse=True))
 
 
-def _weights(index: int, conv: Conv) -> Layer:
+def _weights(index: int, conv: Conv) -> LayerDamage:
     rows = conv.weight.reshape(len(conv.weight), -1)
     length = np.linalg.norm(rows, axis=1)
     live = length > DEAD
@@ -178,13 +190,13 @@ def _weights(index: int, conv: Conv) -> Layer:
     cancelled = np.abs(conv.bias[live]) / length[live]
     squares = (rows**2).mean(1)[live]
     values = np.append(rows, conv.bias)
-    return Layer(
+    return LayerDamage(
         name=conv.name,
         index=index,
         bias=float(np.abs(conv.bias).max()),
         weight=float(np.abs(rows).max()),
         error8=float((step[live] / math.sqrt(12) * cancelled).max(initial=0)),
-        # The bias's own rounding; what cancels it, and their sum in fp16, are rounded alike.
+        # The rounding of the bias itself; what cancels the bias, and their sum, are rounded in the same way.
         error16=float(np.abs(conv.bias[live]).max(initial=0) * FP16_ROUNDING),
         channel_sqnr=min(
             (_decibels(s, d) for s, d in zip(squares, step[live] ** 2 / 12, strict=True)), default=math.inf
@@ -196,16 +208,16 @@ def _weights(index: int, conv: Conv) -> Layer:
     )
 
 
-def _activations(layer: Layer, conv: Conv, ranges: Mapping[str, ChannelStatistics]) -> Layer:
-    read, written = ranges[source(conv.name)], ranges[conv.name]
+def _activations(layer: LayerDamage, conv: Conv, statistics: Mapping[str, ChannelStatistics]) -> LayerDamage:
+    read, written = statistics[source(conv.name)], statistics[conv.name]
     live = written.high > 0
     signal = float(written.variance[live].sum())
     error = conv.weight - rounded(conv.weight)
-    # Inputs behind a ReLU have means, on which a kernel's errors add up; about them they are taken as independent.
+    # Inputs behind a ReLU have means, on which the errors of a kernel add up. Deviations count as independent.
     steady = (error.sum((2, 3)) @ read.mean) ** 2
     of_weights = float((steady + (error**2).sum((2, 3)) @ read.variance)[live].sum())
     of_inputs = float(_step(read) ** 2 / 12 * (conv.weight[live] ** 2).sum())
-    return Layer(
+    return LayerDamage(
         **{
             **asdict(layer),
             "weights_sqnr": _decibels(signal, of_weights),
@@ -218,13 +230,13 @@ def _activations(layer: Layer, conv: Conv, ranges: Mapping[str, ChannelStatistic
 
 
 def rounded(weight: Doubles) -> Doubles:
-    """To 8 bit, symmetric, one scale per output channel."""
+    """Round a weight (O, I, kH, kW) to 8 bit, symmetric, one scale per output channel."""
     step = np.maximum(np.abs(weight).max((1, 2, 3), keepdims=True), np.finfo(np.float32).tiny) / STEPS
     return np.asarray(np.round(weight / step) * step, np.float64)
 
 
 def _step(values: ChannelStatistics) -> float:
-    """Of one asymmetric 8-bit scale for the whole tensor."""
+    """Step of one asymmetric 8-bit scale for the whole tensor."""
     return (max(float(values.high.max()), 0.0) - min(float(values.low.min()), 0.0)) / LEVELS
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("onnxsim")
 
 from u2export.calibration.condition import condition, fold_batch_norm  # noqa: E402
 from u2export.calibration.dataset import Calibration  # noqa: E402
-from u2export.calibration.weak_layers import Layer, lint, lint_onnx, rounded  # noqa: E402
+from u2export.calibration.weak_layers import LayerDamage, rounded, weak_layers, weak_layers_of_graph  # noqa: E402
 from u2export.reference import weights  # noqa: E402
 from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
 
@@ -35,12 +35,12 @@ def photos() -> list[Any]:
     return list(Calibration.bundled(SMALL).subset(4))
 
 
-def by_name(found: Any) -> dict[str, Layer]:
+def by_name(found: Any) -> dict[str, LayerDamage]:
     return {layer.name: layer for layer in found.layers}
 
 
 def test_weights_alone_name_the_layer_that_breaks_u2netp(published: Any) -> None:
-    found = lint(published)
+    found = weak_layers(published)
     assert len(found.layers) == 119 and found.inputs == 0 and not found.near_constant
     first, second = found.layers[:2]
     assert (first.name, first.index) == (WORST, 97) and first.bias == pytest.approx(1361.25, abs=0.1)
@@ -50,25 +50,25 @@ def test_weights_alone_name_the_layer_that_breaks_u2netp(published: Any) -> None
 
 
 def test_onnx_says_the_same(u2netp: Path, published: Any) -> None:
-    a, b = lint(published), lint_onnx(onnx.load(u2netp))
+    a, b = weak_layers(published), weak_layers_of_graph(onnx.load(u2netp))
     assert [layer.index for layer in a.layers[:10]] == [layer.index for layer in b.layers[:10]]
     assert a.layers[0].error8 == pytest.approx(b.layers[0].error8, rel=1e-4)
 
 
 def test_photos_show_the_same_layer_and_its_channel(published: Any, photos: list[Any]) -> None:
-    found = lint(published, photos)
+    found = weak_layers(published, photos)
     assert found.inputs == len(photos) and found.layers[0].name == WORST
     worst = found.layers[0]
     assert worst.weights_sqnr is not None and worst.weights_sqnr < 0
     channel = found.near_constant[0]
     assert (channel.producer, channel.channel, channel.obstacle) == ("stage2d.rebnconv2d.conv_s1", 14, "")
-    graph = lint_onnx(to_onnx(fold_batch_norm(published), SMALL, Graph(), {}), photos)
+    graph = weak_layers_of_graph(to_onnx(fold_batch_norm(published), SMALL, Graph(), {}), photos)
     assert [layer.index for layer in graph.layers[:5]] == [layer.index for layer in found.layers[:5]]
 
 
-def test_conditioning_cures_what_lint_names(published: Any, photos: list[Any]) -> None:
+def test_conditioning_cures_the_weak_layers(published: Any, photos: list[Any]) -> None:
     made, _ = condition(published, photos)
-    before, after = by_name(lint(published, photos))[WORST], by_name(lint(made, photos))[WORST]
+    before, after = by_name(weak_layers(published, photos))[WORST], by_name(weak_layers(made, photos))[WORST]
     assert before.weights_sqnr is not None and after.weights_sqnr is not None
     assert after.weights_sqnr > before.weights_sqnr + 15
     assert after.bias < before.bias / 10 and after.error16 < before.error16 / 10
@@ -76,7 +76,7 @@ def test_conditioning_cures_what_lint_names(published: Any, photos: list[Any]) -
 
 def test_predicted_error_is_the_one_measured(published: Any, photos: list[Any]) -> None:
     """On every layer whose map is 24 pixels or more; on smaller ones many taps read padding, which is not modelled."""
-    found, model = by_name(lint(published, photos)), fold_batch_norm(published)
+    found, model = by_name(weak_layers(published, photos)), fold_batch_norm(published)
     noise: dict[str, list[Any]] = {}
     signal: dict[str, list[Any]] = {}
 
@@ -111,13 +111,13 @@ def test_predicted_error_is_the_one_measured(published: Any, photos: list[Any]) 
 def test_fp16_and_dead_channels_are_counted() -> None:
     model = fold_batch_norm(weights.load("random-u2netp")[1])
     name = "stage3.rebnconv2.conv_s1"
-    assert not by_name(lint(model))[name].problems
+    assert not by_name(weak_layers(model))[name].problems
     conv = model.get_submodule(name)
     with torch.no_grad():
         conv.weight[0, 0, 0, 0] = 1e5
         conv.weight[1], conv.bias[1] = 0, -1
         conv.weight[2] = 1e-6
-    layer = by_name(lint(model))[name]
+    layer = by_name(weak_layers(model))[name]
     assert (layer.overflow, layer.dead) == (1, 1) and layer.subnormal >= 1 / 16
     assert any("overflow" in problem for problem in layer.problems)
 

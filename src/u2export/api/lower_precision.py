@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from u2export.api.exporting import Size, read_contract
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.sensitivity import Point, Sensitivity
-from u2export.calibration.weak_layers import Layer, Lint
+from u2export.calibration.weak_layers import LayerDamage, WeakLayers
 from u2export.errors import UserError
 from u2export.exporters.open import read_artifact
 from u2export.files import make_folder, staged
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     pass
 
 __all__ = [
-    "SCHEMES", "Calibration", "Layer", "Lint", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes",
+    "SCHEMES", "Calibration", "LayerDamage", "WeakLayers", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes",
     "pull_photos", "sensitivity", "weak_layers",
 ]  # fmt: skip
 
@@ -168,7 +168,7 @@ def _save(photo: object, target: Path) -> None:
         Image.fromarray(photo).save(temporary, "JPEG", quality=90)  # type: ignore[arg-type]
 
 
-def weak_layers(model: str | Path, *, calib: str | Path | None = None, photos: int = 16) -> Lint:
+def weak_layers(model: str | Path, *, calib: str | Path | None = None, photos: int = 16) -> WeakLayers:
     """Return the layers of a network that 8 bit or fp16 will break, the worst first.
 
     Args:
@@ -185,16 +185,16 @@ def weak_layers(model: str | Path, *, calib: str | Path | None = None, photos: i
         119
     """
     if str(model).endswith(".onnx"):
-        from u2export.calibration.weak_layers import lint_onnx
+        from u2export.calibration.weak_layers import weak_layers_of_graph
 
         graph = read_onnx(Path(model))
-        return lint_onnx(graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None)
+        return weak_layers_of_graph(graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None)
     from u2export.reference.source import Source
 
     source = Source.open(str(model))  # where PyTorch is not installed, this error says so before anything imports it
-    from u2export.calibration.weak_layers import lint
+    from u2export.calibration.weak_layers import weak_layers as find_weak_layers
 
-    return lint(source.model, _photos(calib, source.contract, photos) if calib else None)
+    return find_weak_layers(source.model, _photos(calib, source.contract, photos) if calib else None)
 
 
 def _photos(calib: str | Path, contract: Contract, count: int) -> Calibration:

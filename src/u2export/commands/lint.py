@@ -11,7 +11,7 @@ from u2export.commands.console import stderr, stdout
 from u2export.commands.options import AsJson, Calib, shown
 
 if TYPE_CHECKING:
-    from u2export.api.lower_precision import Layer, Lint
+    from u2export.api.lower_precision import LayerDamage, WeakLayers
 
 
 def lint(
@@ -32,7 +32,7 @@ def lint(
         _show(found, top)
 
 
-def _show(found: Lint, top: int) -> None:
+def _show(found: WeakLayers, top: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -53,7 +53,7 @@ def _show(found: Lint, top: int) -> None:
     console.print(f"{bad} of {len(found.layers)} layers with problems, {dead} silent channels, {based}")
 
 
-def _worst(layer: Layer) -> str:
+def _worst(layer: LayerDamage) -> str:
     if layer.weights_sqnr is None or layer.inputs_sqnr is None:
         return f"{layer.error8:.2g}"
     return f"{min(layer.weights_sqnr, layer.inputs_sqnr):.0f}"
