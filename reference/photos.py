@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats, Picture, Pixels
@@ -307,13 +307,15 @@ def _deep(image: Image.Image, layout: str, path: Path) -> Floats | None:
 
 def _layout(image: Image.Image) -> str:
     """How the file lays out its samples, in Pillow's words, such as "RGB;16B"; empty where Pillow does not tell."""
-    args = image.tile[0].args if getattr(image, "tile", None) else ""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    args: Any = tiles[0].args if tiles else ""
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def _again(path: Path, rename: Any) -> Image.Image:
     """The picture decoded once more, its samples laid out another way."""
     with _opened(path) as image:
+        assert isinstance(image, ImageFile.ImageFile)
         image.tile = [
             tile._replace(
                 args=rename(tile.args) if isinstance(tile.args, str) else (rename(tile.args[0]), *tile.args[1:])

@@ -25,7 +25,7 @@ from u2export.files import publish, read_json, staging, write_json
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.golden import picture
 from u2export.reference.image import Floats, Pixels, mask_for
-from u2export.reference.photos import read_photo, write_mask
+from u2export.reference.photos import eight_bit, read_photo, write_mask
 from u2export.reference.source import Source
 from u2export.reference.verification import verification_photos
 
@@ -116,7 +116,7 @@ def _pictures(artifact: Artifact) -> Iterator[tuple[str, Pixels]]:
     channels = artifact.contract.channels
     yield GOLDEN, picture(channels)
     if channels in (1, 3):
-        yield from ((path.stem, read_photo(path, channels)) for path in verification_photos())
+        yield from ((path.stem, eight_bit(read_photo(path, channels))) for path in verification_photos())
 
 
 def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, platform: Platform, made: Path) -> str:

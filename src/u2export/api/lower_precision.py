@@ -22,8 +22,18 @@ if TYPE_CHECKING:
     pass
 
 __all__ = [
-    "SCHEMES", "Calibration", "LayerDamage", "WeakLayers", "Point", "PulledPhoto", "Sensitivity", "check_photos", "make_scenes",
-    "pull_photos", "sensitivity", "weak_layers",
+    "SCHEMES",
+    "Calibration",
+    "LayerDamage",
+    "Point",
+    "PulledPhoto",
+    "Sensitivity",
+    "WeakLayers",
+    "check_photos",
+    "make_scenes",
+    "pull_photos",
+    "sensitivity",
+    "weak_layers",
 ]  # fmt: skip
 
 SCHEMES = ("ort", "trt")
@@ -188,7 +198,9 @@ def weak_layers(model: str | Path, *, calib: str | Path | None = None, photos: i
         from u2export.calibration.weak_layers import weak_layers_of_graph
 
         graph = read_onnx(Path(model))
-        return weak_layers_of_graph(graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None)
+        return weak_layers_of_graph(
+            graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None
+        )
     from u2export.reference.source import Source
 
     source = Source.open(str(model))  # where PyTorch is not installed, this error says so before anything imports it
