@@ -9,7 +9,6 @@ import pytest
 from conftest import Cli, two_lines
 
 from u2export.benchmarks.roofline import (
-    BYTES,
     RATE,
     Chip,
     LayerWork,
@@ -110,12 +109,6 @@ def test_estimates_of_one_all_and_no_devices(tmp_path: Path) -> None:
     assert nothing.bounds == nothing.reached == () and nothing.to_json()["macs"] == count(path).macs
     with pytest.raises(UserError, match="no device 'abacus'"):
         estimate(path, "abacus")
-
-
-def test_the_command_offers_every_precision() -> None:
-    from u2export.commands.roofline import PRECISIONS
-
-    assert set(PRECISIONS) == BYTES.keys()
 
 
 @pytest.mark.slow
