@@ -318,7 +318,7 @@ def _again(path: Path, rename: Any) -> Image.Image:
         assert isinstance(image, ImageFile.ImageFile)
         image.tile = [
             tile._replace(
-                args=rename(tile.args) if isinstance(tile.args, str) else (rename(tile.args[0]), *tile.args[1:])
+                args=(rename(tile.args[0]), *tile.args[1:]) if isinstance(tile.args, tuple) else rename(str(tile.args))
             )
             for tile in image.tile
         ]

@@ -27,7 +27,7 @@ from u2export.errors import UserError
 from u2export.exporters.runtime import versions
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_file import read_onnx
-from u2export.reference.photos import find_photos
+from u2export.reference.photos import read_input, find_photos
 
 if TYPE_CHECKING:
     import onnx
@@ -59,9 +59,13 @@ class Task:
     photos: Sequence[Path]
     contract: Contract
 
+    def read(self, path: Path) -> Floats:
+        """The network input of one photo."""
+        return read_input(self.contract, path)
+
     def inputs(self) -> Iterator[Floats]:
         """Yield the network inputs; a photo is read when it is needed."""
-        return map(self.contract.read, self.photos)
+        return map(self.read, self.photos)
 
 
 def ours(task: Task, method: str) -> None:
@@ -113,7 +117,7 @@ def by_nncf(task: Task) -> None:
     import openvino
 
     nncf.quantize(
-        openvino.convert_model(task.model), nncf.Dataset(list(task.photos), task.contract.read),
+        openvino.convert_model(task.model), nncf.Dataset(list(task.photos), task.read),
         preset=nncf.QuantizationPreset.MIXED, subset_size=len(task.photos),
         advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
     )  # fmt: skip
