@@ -27,7 +27,7 @@ from u2export.errors import UserError
 from u2export.exporters.runtime import versions
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_file import read_onnx
-from u2export.reference.photos import read_input, find_photos
+from u2export.reference.photos import find_photos, read_input
 
 if TYPE_CHECKING:
     import onnx

@@ -26,7 +26,8 @@ from u2export.benchmarks.device import environment
 from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.judging import LOSSES, judge
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
-from u2export.benchmarks.measuring.bench import Plan, measure
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.plan import Plan
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.studies.faults import Mutant, catalogue
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, progress

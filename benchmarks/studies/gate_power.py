@@ -29,7 +29,8 @@ from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.verdicts import Finding
 from u2export.benchmarks.latency import Latency
-from u2export.benchmarks.measuring.bench import Plan, measure, settings
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.plan import Plan, settings
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.studies.slowed import SLOWED, WORKER
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, progress

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.device import environment, this_device
-from u2export.benchmarks.measuring.worker_process import Child
+from u2export.benchmarks.measuring.worker_process import WorkerProcess
 from u2export.benchmarks.sensors import state
 from u2export.benchmarks.statistics import time_ratio
 from u2export.benchmarks.studies.study import Pages, Study, listed, progress
@@ -42,7 +42,7 @@ Turn = Callable[[Artifact, Path, int, float], float]
 
 def harness(artifact: Artifact, photo: Path, threads: int, seconds: float) -> float:
     """Return the median ns of a turn of `u2export bench`."""
-    with tempfile.TemporaryDirectory() as folder, Child(Path(folder) / "log", 120) as child:
+    with tempfile.TemporaryDirectory() as folder, WorkerProcess(Path(folder) / "log", 120) as child:
         child.ask("open", artifact=str(artifact.path), mode="", threads=threads)
         child.ask("warm", photo=str(photo), limit=5)
         return float(median(child.ask("time", samples=1, seconds=seconds)["ns"]))

@@ -28,8 +28,8 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 from u2export.exporters.runtime import versions
-from u2export.exporters.trt.build import devices, installed
 from u2export.exporters.trt.exporter import TensorRT
+from u2export.exporters.trt.installed import devices, installed
 from u2export.reference.fidelity import Fidelity, ImageFidelity
 from u2export.reference.photos import find_photos
 from u2export.reference.source import Source
