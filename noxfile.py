@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import nox
@@ -13,8 +16,10 @@ nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.4"
 
 CONSTRAINTS = ("-c", "constraints.txt")
-TESTS = ("pytest", "pytest-cov", "pytest-xdist", "hypothesis", "opencv-python-headless")
-EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "eval")
+TESTS = (
+    "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "pysodmetrics",
+)  # fmt: skip
+EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports")
 
 
 def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
@@ -75,6 +80,22 @@ def accuracy(session: nox.Session) -> None:
         session.run("u2export", "check", results, "--baseline", baseline, "--policy", policy)
 
 
+# What a study needs; every extra if it is not listed here.
+STUDIES: dict[str, tuple[str, ...]] = {
+    "gate_coverage": (), "gate_mutants": ("onnx",), "gate_power": ("onnx",), "gate_false_alarms": ("onnx", "openvino"),
+    "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),
+    "coreml_fidelity": ("onnx", "coreml"), "trt_fidelity": ("onnx", "trt-rtx"),
+}  # fmt: skip
+
+
+@nox.session
+def study(session: nox.Session) -> None:
+    """One study of the toolkit itself: `nox -s study -- NAME …`. Without a name it lists the studies."""
+    name = session.posargs[0] if session.posargs else "gate_coverage"
+    install(session, STUDIES.get(name, EXTRAS))
+    session.run("python", "-m", "u2export.benchmarks.studies", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's rules and its format."""
@@ -84,19 +105,58 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
-def build(session: nox.Session) -> None:
-    """Source distribution and wheel into dist/, the wheel made from the source distribution."""
-    for folder in ("build", "dist"):
-        shutil.rmtree(folder, ignore_errors=True)
+def release(session: nox.Session) -> None:
+    """All of a release but the upload: dist/, built twice and compared, checked, installed and run.
+
+    `nox -s release -- v0.2.0` also compares the version with a tag. Both builds take the last commit, not the folder.
+    """
     session.install(*CONSTRAINTS, "build", "twine")
-    session.run("python", "-m", "build")
-    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    epoch = str(session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)).strip()
+    os.umask(0o022)  # wheels hold the modes of files
+    builds = []
+    for name in ("first", "second"):
+        checkout, made = Path(session.create_tmp(), name), Path(session.create_tmp(), f"{name}-dist")
+        for folder in (checkout, made):
+            shutil.rmtree(folder, ignore_errors=True)
+        session.run("git", "clone", "--quiet", ".", str(checkout), external=True)
+        command = ("python", "-m", "build", "--outdir", str(made), str(checkout))
+        session.run(*command, env={"SOURCE_DATE_EPOCH": epoch}, silent=True)
+        for path in made.glob("*.tar.gz"):
+            normalise(path, int(epoch))
+        builds.append({path.name: path.read_bytes() for path in made.iterdir()})
+    if builds[0] != builds[1]:
+        session.error(f"two builds differ: {[n for n in builds[0] if builds[0][n] != builds[1].get(n)]}")
+    shutil.rmtree("dist", ignore_errors=True)
+    shutil.copytree(made, "dist")
+    files = sorted(map(str, Path("dist").iterdir()))
+    session.run("twine", "check", "--strict", *files)
+    fresh = Path(session.create_tmp(), "fresh")
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    python = str(fresh / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", *(f for f in files if f.endswith(".whl")), external=True)
+    session.run(python, "-m", "u2export", "--help", external=True, silent=True)
+    version = str(session.run(python, "-m", "u2export", "--version", external=True, silent=True)).split()[-1]
+    if session.posargs and session.posargs[0] != f"v{version}":
+        session.error(f"the tag is {session.posargs[0]}, the package says {version}")
+    session.log("ready to upload: %s", ", ".join(files))
+
+
+def normalise(path: Path, epoch: int) -> None:
+    """Write a .tar.gz anew without what depends on the machine: times, owners, modes; setuptools keeps them."""
+    packed = io.BytesIO()
+    with tarfile.open(path) as old, tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new:
+        for member in sorted(old, key=lambda m: m.name):
+            member.mtime, member.uid, member.gid, member.uname, member.gname = epoch, 0, 0, "", ""
+            member.mode = 0o755 if member.isdir() else 0o644
+            member.pax_headers = {}
+            new.addfile(member, old.extractfile(member) if member.isfile() else None)
+    path.write_bytes(gzip.compress(packed.getvalue(), mtime=epoch))
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Real weights, real photos: export, check, measure, print the table. Everything lands in artifacts/."""
-    install(session, ("onnx", "openvino", "eval"))
+    install(session, ("onnx", "openvino"))
     out = Path("artifacts")
     shutil.rmtree(out, ignore_errors=True)
     calib = ("--calib", "calibration/")

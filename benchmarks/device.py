@@ -1,7 +1,7 @@
-"""Which machine this is: enough to tell devices apart, nothing that tells whose it is.
+"""What a machine is: enough to tell devices apart, and nothing that tells whose machine it is.
 
-No serial numbers, host, user or file names. Everything is read from the system's own text files where they exist;
-what a system does not tell is left out.
+There are no serial numbers and no names of hosts, users or files. The values come from text files of the system, where
+these exist. A value that the system does not tell is left out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.sensors import ROOT, output, text, told
-from u2export.exporters.exporter import processors, versions
+from u2export.exporters.runtime import processors, versions
 
-# Instruction sets that decide how fast a convolution runs; the kernel's names on x86 and on Arm.
+# Instruction sets that decide how fast a convolution runs, by the kernel's names on x86 and on Arm.
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 AMX = ("amx_tile", "amx_int8", "amx_bf16")
 ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
@@ -29,15 +29,19 @@ PACKAGES = ("numpy", "pillow", *RUNTIMES)
 
 @dataclass(frozen=True)
 class Device:
-    """What does not change from run to run.
+    """What does not change on a machine from run to run.
 
     Attributes:
-        model: board or machine, as the firmware names it. cpu: processor. arch: machine architecture.
-        cores: processors this process may use. features: instruction sets that matter here.
-        memory: GiB, rounded to one decimal. os: distribution or system with its version.
-        accelerators: GPUs with driver, JetPack's L4T release and the like, by kind.
-        virtual: a hypervisor runs it, so neighbours may disturb it.
-        soc: the chip, as the kernel names it; empty where that is the processor's own name.
+        model: name of the board or machine, from the firmware.
+        cpu: name of the processor.
+        arch: architecture, such as "x86_64".
+        cores: number of processors that this process may use.
+        features: instruction sets of X86, AMX and ARM that the processor has.
+        memory: main memory in GiB, rounded to one decimal.
+        os: distribution or system, with its version.
+        accelerators: "gpu" (name, driver, memory), "jetson" (L4T release) and "jetpack", where they exist.
+        virtual: whether a hypervisor runs the machine, so that other machines may disturb it.
+        soc: the kernel's name of the chip; empty where the kernel names none.
     """
 
     model: str
@@ -53,12 +57,12 @@ class Device:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits; equal where all of the above is equal."""
+        """Twelve hex digits, which are equal for devices of equal attributes."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:
-        """One line for people."""
+        """One line that describes the device to people."""
         name = self.cpu if self.model in ("", self.cpu) else f"{self.model}, {self.cpu}"
         cores = f"{self.cores} core" + "s" * (self.cores != 1)
         parts = [name, cores, f"{self.memory:g} GiB", self.os, *self.accelerators.values()]
@@ -66,12 +70,16 @@ class Device:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Device:
-        """The device in plain data; raises TypeError or KeyError where it is none."""
+        """Return the device in plain data.
+
+        Raises:
+            TypeError, KeyError: the data holds no device.
+        """
         return cls(**{**data, "features": tuple(data["features"])})
 
 
 def this_device(root: Path = ROOT) -> Device:
-    """The machine this runs on; `root` is where its file system begins."""
+    """Return what this machine is; `root` is the root of its file system."""
     cpuinfo = _cpuinfo(text(root / "proc/cpuinfo"))
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     board = text(root / "proc/device-tree/model") or text(root / "sys/devices/virtual/dmi/id/product_name")
@@ -91,13 +99,13 @@ def this_device(root: Path = ROOT) -> Device:
 
 
 def environment() -> dict[str, Any]:
-    """What may change between runs: versions of Python and of the packages that take part, processors allowed."""
+    """Return what may change between runs: versions of Python, the kernel and packages, and the allowed processors."""
     allowed = {"affinity": sorted(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else {}
     return {"python": platform.python_version(), "kernel": platform.release(), **allowed, **versions(*PACKAGES)}
 
 
 def _cpuinfo(text: str) -> dict[str, str]:
-    """Fields of the first processor, then those of the board that Arm kernels append."""
+    """Return the fields of the first processor, and those of the board, which Arm kernels append."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -106,7 +114,7 @@ def _cpuinfo(text: str) -> dict[str, str]:
 
 
 def _memory(meminfo: str) -> float:
-    """GiB."""
+    """Return the main memory in GiB; 0 where the system does not tell."""
     if total := re.search(r"MemTotal:\s+(\d+) kB", meminfo):
         return round(int(total[1]) / 2**20, 1)
     size = _sysctl("hw.memsize")
@@ -121,13 +129,13 @@ def _os(release: str) -> str:
 
 
 def _l4t(root: Path) -> str:
-    """`R36 (release), REVISION: 4.3, …` as `L4T 36.4.3`; empty away from Jetson."""
+    """Return `R36 (release), REVISION: 4.3, …` as `L4T 36.4.3`; empty where the machine is no Jetson."""
     found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text(root / "etc/nv_tegra_release"))
     return f"L4T {found[1]}.{found[2]}" if found else ""
 
 
 def _soc(root: Path) -> str:
-    """The chip: the last name in the device tree's list from board to chip ("nvidia,tegra234"), or the kernel's."""
+    """Return the chip: the last name in the device tree's list from board to chip, or the kernel's name of it."""
     names = text(root / "proc/device-tree/compatible").split("\0")
     return names[-1] or text(root / "sys/devices/soc0/machine")
 

@@ -1,6 +1,6 @@
-"""What a bench found, on disk as JSON: raw samples and per-image values; every statistic is derived from them.
+"""The results of a bench, stored as JSON: raw samples and values of each photo. Statistics are derived from these.
 
-A report is of one device. Tables of several devices are made of several reports.
+A report is about one device. A table of several devices is made from several reports.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from u2export.benchmarks.device import RUNTIMES, Device
+from u2export.benchmarks.latency import Latency, Sustained, speedup
+from u2export.benchmarks.statistics import Interval
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.reference.weights import Identity
 from u2export.version import __version__
@@ -26,9 +28,10 @@ from u2export.version import __version__
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# 2 adds to 1: opening_ns, inference_ns, scenario, batch, streams, spans_ns, energy_uj, sustained, states, device.soc.
+# Schema 2 adds to schema 1: opening_ns, inference_ns, scenario, batch, streams, spans_ns, energy_uj, sustained,
+# states, device.soc.
 SCHEMA, READABLE = 2, (1, 2)
-# Why a cell is empty. Every row without a number carries one of these and a sentence.
+# Why a row has no numbers. Such a row has one of these codes, and a sentence.
 REASONS = {
     "unavailable": "this machine cannot run it",
     "refused": "the runtime refused it",
@@ -37,13 +40,8 @@ REASONS = {
     "timeout": "no answer in time",
     "not-measured": "interrupted before, or left out on request",
 }
-# Fewer samples or less time than the quick tier: good for a first look only.
-INDICATIVE_SAMPLES, INDICATIVE_SECONDS = 64, 6.0
-RESAMPLES = 2000
-# One picture at a time and how long each takes; or as many as go, and how many that is.
+# "latency": the time of one picture at a time. "throughput": the pictures per second in batches and streams.
 SCENARIOS = ("latency", "throughput")
-# The knee compares so many seconds at the end of a sustained run with as many at its start.
-KNEE_SECONDS = 30.0
 KINDS: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "Mapping": dict
 }  # fmt: skip
@@ -51,171 +49,52 @@ Made = TypeVar("Made", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Wall-clock times of single inferences in nanoseconds, by round; every sample counts, none is clipped.
-
-    Attributes:
-        rounds: the samples. spans: wall-clock ns of each round, where requests overlapped; else empty.
-        batch: pictures in one inference.
-    """
-
-    rounds: tuple[tuple[int, ...], ...] = ()
-    spans: tuple[int, ...] = ()
-    batch: int = 1
-
-    @cached_property
-    def ns(self) -> tuple[int, ...]:
-        """All samples in the order taken."""
-        return tuple(sample for turn in self.rounds for sample in turn)
-
-    def percentile(self, percent: float) -> float:
-        """Milliseconds, linear interpolation between samples."""
-        return float(np.percentile(self.ns, percent)) / 1e6
-
-    @property
-    def p50(self) -> float:
-        """Median in ms."""
-        return self.percentile(50)
-
-    @property
-    def p90(self) -> float:
-        """90th percentile in ms."""
-        return self.percentile(90)
-
-    @property
-    def least(self) -> float:
-        """Fastest sample in ms."""
-        return min(self.ns) / 1e6
-
-    @property
-    def mad(self) -> float:
-        """Median absolute deviation from the median in ms."""
-        return float(np.median(np.abs(np.asarray(self.ns) - np.median(self.ns)))) / 1e6
-
-    @property
-    def unstable(self) -> bool:
-        """pyperf's rule: the deviation is 10 % of the mean or more, or an extreme is 50 % off the mean."""
-        mean = float(np.mean(self.ns))
-        return bool(
-            np.std(self.ns) >= 0.1 * mean or max(self.ns) >= 1.5 * mean or min(self.ns) <= 0.5 * mean,
-        )
-
-    @property
-    def indicative(self) -> bool:
-        """Fewer samples or less time than the quick tier asks for."""
-        return len(self.ns) < INDICATIVE_SAMPLES or sum(self.spans or self.ns) < INDICATIVE_SECONDS * 1e9
-
-    @property
-    def throughput(self) -> float:
-        """Pictures per second over all rounds, pauses between rounds left out."""
-        total = sum(self.spans or self.ns)
-        return len(self.ns) * self.batch / (total / 1e9) if total else float("nan")
-
-    @property
-    def paces(self) -> tuple[float, ...]:
-        """What speed-ups compare, by round: ns per picture of overlapping requests, else the median; nan if empty."""
-        if self.spans:
-            return tuple(
-                span / (len(turn) * self.batch) if turn else float("nan")
-                for turn, span in zip(self.rounds, self.spans, strict=True)
-            )
-        return tuple(float(np.median(turn)) if turn else float("nan") for turn in self.rounds)
-
-    def summary(self) -> dict[str, float]:
-        """The derived statistics by name, in ms, and the number of samples."""
-        tails = {f"p{p}": self.percentile(p) for p in (50, 90, 95, 99)}
-        return {**tails, "min": self.least, "mad": self.mad, "samples": len(self.ns)}
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster than the baseline, with a 95 % interval (nan where there were too few rounds)."""
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
-
-
-def speedup(row: Latency, baseline: Latency, resamples: int = RESAMPLES) -> Ratio | None:
-    """The baseline's time over the row's: median over rounds of the ratio of the two paces of that round.
-
-    The turns of one round lie next to each other in time, so a slow spell of the machine falls on both. The interval
-    is the percentile bootstrap over rounds (Efron and Tibshirani, 1993, chapter 13), with a fixed seed; it wants five
-    rounds. None where no round has samples of both.
-    """
-    ratios = np.array([b / a for a, b in zip(row.paces, baseline.paces, strict=False)])
-    ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
-        return None
-    value = float(np.median(ratios))
-    if len(ratios) < 5:
-        return Ratio(value)
-    draws = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
-    return Ratio(value, float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Sustained:
-    """A row alone, run back to back until the device is as warm as it gets.
-
-    Attributes:
-        slices: the samples in the order taken, in the slices they were asked for.
-        states: what the system told of clocks, temperature and power after each slice.
-    """
-
-    slices: Latency = field(default_factory=Latency)
-    states: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """How long it ran."""
-        return sum(self.slices.ns) / 1e9
-
-    @property
-    def knee(self) -> float:
-        """Median of the last 30 s over that of the first 30 s (of the halves of a shorter run); nan without samples."""
-        if not self.slices.ns:
-            return float("nan")
-        times = np.asarray(self.slices.ns)
-        ends = np.cumsum(times) / 1e9
-        window = min(KNEE_SECONDS, ends[-1] / 2)
-        first, last = times[ends <= max(window, ends[0])], times[ends > min(ends[-1] - window, ends[-1] - 1e-9)]
-        return float(np.median(last) / np.median(first))
-
-
-@dataclass(frozen=True)
 class Row:
     """One artifact in one arithmetic on one device.
 
+    Times whose names end in `_ns` are wall-clock nanoseconds. Collections are empty where a value was not measured.
+
     Attributes:
-        name: the row: the artifact's name, and the arithmetic where it is not the one the precision means.
-        exporter, precision, variant: as in the artifact's record; arithmetic: the one asked of the runtime.
-        weights, contract: what the masks are masks of; only rows that agree in both are compared.
-        digest: sha256 over the artifact's files, size: their bytes.
-        reference: what the masks were compared with; empty where there was nothing, or this row is it.
-        images: fidelity by photo, in the order of `Report.photos`.
-        accuracy: maxf, mae, s, images: against ground truth, where masks were given.
-        load_ns: from a fresh process to a ready model, the runtime's import included; one for each opening.
-        opening_ns: parts of load_ns as far as the runtime tells: "import" of the runtime, "read" the file, "compile"
-            (optimise, choose kernels, build); as many of each as load_ns.
-        first_ns: the first inference. warmup_ns: those after it until the times were steady, `steady` whether so.
-        scenario: one of SCENARIOS; batch: pictures in one inference; streams: inferences at the same time.
-        latency: steady state; network input to d0, both in numpy, nothing else running.
-        sustained: the row alone for minutes, where that was asked for.
-        preprocess_ns, inference_ns, postprocess_ns: file to network input, network input to d0, d0 to 8-bit mask at the
-            photo's size; once per photo, one after the other, as an application does it.
-        memory: bytes: "start" resident in the child before the model was opened, "peak" at most, "device" in the
-            accelerator's own memory at the end.
-        energy_uj: microjoules the system's counters advanced by in each round, where they can be read; of the
-            whole processor package, whatever else it did.
-        runtime: what really ran, read back from the runtime.
-        reason, problem: a code of REASONS and a sentence, where something is missing; empty otherwise.
-        notes: from the artifact's record.
-        provenance: "measured" here, "imported" from a tool's file, or "published" by others.
-        stated: statistics in ms by name ("p50", "p90", "p95", "p99", "min", "max", "mean", "single"), where a source
-            tells those and not the samples.
-        source: of imported and published rows: "file", "sha256", "tool", "version", "timed", "url", as far as known.
+        name: the artifact's name, followed by the arithmetic where that is not the default one, and by the scenario
+            where that is throughput.
+        exporter: target of the artifact, such as "openvino"; "pytorch" for the PyTorch reference.
+        precision: what the file stores: "fp32", "fp16", "bf16" or "int8".
+        arithmetic: the arithmetic that the runtime was asked for.
+        variant: "u2net", "u2netp" and so on, from the artifact's record; "unknown" without a record.
+        weights: name and sha256 of the weights.
+        contract: the image contract, from the artifact's record. Only rows of equal weights and contract are compared.
+        digest: sha256 over the artifact's files.
+        size: bytes of the artifact's files.
+        reference: name of what the masks were compared with; empty for the reference itself, or without a reference.
+        images: fidelity of each photo's mask, by the photo's name, in the order of `Report.photos`.
+        accuracy: "maxf", "mae", "s" (each in [0, 1]) and "images" (a number) against ground truth.
+        load_ns: time from a fresh process to an open model, with the import of the runtime; one for each opening.
+        first_ns: time of the first inference.
+        warmup_ns: times of the inferences between the first one and the steady state.
+        steady: whether the times became steady during the warm-up.
+        latency: times of the steady state, from the network's input to the map d0, both in numpy.
+        preprocess_ns: time from the photo's file to the network's input, one for each photo.
+        postprocess_ns: time from d0 to the 8-bit mask at the photo's size, one for each photo.
+        memory: bytes: "start" is the worker's resident memory before it opened the model, "peak" its most resident
+            memory, "device" its memory on a GPU with memory of its own.
+        runtime: what really ran, as the runtime tells: "runtime" (name and version), "arithmetic", "threads", "device".
+        reason: a code of REASONS where something is missing; empty otherwise.
+        problem: the sentence that belongs to `reason`.
+        notes: notes from the artifact's record.
+        provenance: "measured" by a bench, "imported" from the file of a tool, or "published" by others.
+        opening_ns: the parts of load_ns that the runtime tells: "import" of the runtime, "read" of the file, "compile"
+            (optimise, choose kernels, build); each has as many values as load_ns.
+        inference_ns: time from the network's input to d0, one for each photo. The photos of `preprocess_ns`,
+            `inference_ns` and `postprocess_ns` follow one another, as in an application.
+        scenario: "latency" or "throughput".
+        batch: pictures in one inference.
+        streams: inferences at the same time.
+        sustained: times of the row alone for minutes.
+        energy_uj: microjoules by which the system's energy counters advanced, one for each round. They count the whole
+            processor package, other programs included.
+        stated: statistics that a source states in place of samples, in milliseconds: "p50", "p90", "p95", "p99", "min",
+            "max", "mean", "single".
+        source: of imported and published rows: "file", "sha256", "tool", "version", "timed", "url".
     """
 
     name: str
@@ -255,17 +134,17 @@ class Row:
 
     @property
     def fidelity(self) -> Fidelity | None:
-        """Over all photos; None where nothing was compared."""
+        """The fidelity over all photos; None where the masks were not compared."""
         return Fidelity(tuple(self.images.values())) if self.images else None
 
     @property
     def title(self) -> str:
-        """The row's name, random weights marked as such."""
+        """The row's name, with a mark where the weights are random."""
         return f"{self.name} (random weights)" if self.weights.random else self.name
 
     @property
     def ran_as(self) -> str:
-        """Runtime and arithmetic that really ran; what was asked for where it never opened."""
+        """The runtime and the arithmetic that really ran; what was asked for where the artifact did not open."""
         runtime, arithmetic = (
             self.runtime.get("runtime", self.exporter),
             self.runtime.get("arithmetic", self.arithmetic),
@@ -274,19 +153,19 @@ class Row:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Median ms of "import", "read", "compile", "preprocess", "inference", "postprocess"; those that are known."""
+        """The known medians of import, read, compile, preprocess, inference and postprocess, in milliseconds."""
         around = {name: getattr(self, f"{name}_ns") for name in ("preprocess", "inference", "postprocess")}
         return {name: float(np.median(ns)) / 1e6 for name, ns in {**self.opening_ns, **around}.items() if ns}
 
     @property
     def joules(self) -> float | None:
-        """Energy of one picture over all rounds; None where the system does not tell."""
+        """The energy of one picture over all rounds, in joules; None where the system does not tell."""
         pictures = len(self.latency.ns) * self.batch
         complete = len(self.energy_uj) == len(self.latency.rounds)
         return sum(self.energy_uj) / 1e6 / pictures if complete and pictures else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the row as plain data for JSON."""
         data = asdict(self)
         data["images"] = {photo: image_json(image) for photo, image in self.images.items()}
         latency = data.pop("latency")
@@ -296,10 +175,15 @@ class Row:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
-        """The row in plain data; raises TypeError, KeyError, ValueError or AttributeError where it is none."""
+        """Return the row in plain data.
+
+        Raises:
+            TypeError, KeyError, ValueError, AttributeError: the data holds no row.
+        """
         values = dict(data)
         if "mode" in values:  # the name that results of u2export before 0.2 have
             values["arithmetic"] = values.pop("mode")
+        values["arithmetic"] = arithmetic_name(values["arithmetic"])
         values["weights"] = checked(Identity(**values["weights"]))
         values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
         rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
@@ -317,6 +201,8 @@ class Row:
         values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
         values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
         values["runtime"] = {str(k): str(v) for k, v in values["runtime"].items()}
+        if "arithmetic" in values["runtime"]:
+            values["runtime"]["arithmetic"] = arithmetic_name(values["runtime"]["arithmetic"])
         values["stated"] = {str(k): float(v) for k, v in values.get("stated", {}).items()}
         values["source"] = {str(k): str(v) for k, v in values.get("source", {}).items()}
         return checked(cls(**values))
@@ -342,7 +228,11 @@ def _image(data: Mapping[str, Any]) -> ImageFidelity:
 
 
 def checked(made: Made) -> Made:
-    """A dataclass read from JSON, its plain fields of the types they are declared with; else TypeError."""
+    """Return a dataclass that was read from JSON, after a check of the types of its plain fields.
+
+    Raises:
+        TypeError: a field has another type than its declaration.
+    """
     for f in fields(made):
         kind = KINDS.get(str(f.type).partition("[")[0])
         if kind and not isinstance(getattr(made, f.name), kind):
@@ -352,16 +242,20 @@ def checked(made: Made) -> Made:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it was measured.
+    """How a bench measured.
 
     Attributes:
-        tier: "quick", "normal", "official", or "custom".
-        samples, seconds: at least so many samples and so long for each row, both.
-        rounds: turns each row gets, in random order within a round.
-        threads: processors asked for; 0 for all.
-        seed: of that order.
-        scenario, batch, streams: as in `Row`.
-        sustained: seconds each row runs alone after the rounds; cooldown: seconds of rest before it.
+        tier: "quick", "normal", "official" or "custom".
+        samples: least number of samples of each row.
+        seconds: least time of each row, in seconds. A row is timed until it has both.
+        rounds: number of turns of each row. The order of the rows within a round is random.
+        threads: threads of each runtime; 0 for one on each processor.
+        seed: seed of the random order.
+        scenario: "latency" for one picture at a time, "throughput" for pictures in batches and streams.
+        batch: pictures in one inference.
+        streams: inferences at the same time.
+        sustained: seconds that each row runs alone after the rounds; 0 for no such run.
+        cooldown: seconds of rest before each sustained run.
     """
 
     tier: str = "quick"
@@ -379,20 +273,24 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of one bench.
+    """The results of one bench: what was measured, where and how.
 
     Attributes:
-        device: where.
-        settings: how.
-        environment: package versions, and what the system told of clocks, load and temperature before and after.
-        states: the same in short after each round.
-        photos: names of the photos, relative to the folder given. photos_digest: sha256 over the photo files.
-        broken: photos that could not be read, and why.
-        without_mask: photos that had no ground-truth mask, where masks were given.
-        baseline: the row that speed-ups are relative to.
-        rows: the measurements.
-        complete: False while running, and after an interruption.
-        created: UTC time, ISO 8601.
+        device: the machine that was measured.
+        settings: how it was measured.
+        environment: versions of Python, the kernel and packages; "before" and "after" hold the machine's state (clocks,
+            temperatures, power mode) before and after the bench; "reference" tells what a reference outside the report
+            ran in.
+        photos: names of the photos, relative to their folder.
+        photos_digest: sha256 over the photo files.
+        broken: why a photo could not be read, by the photo's name.
+        without_mask: photos without a ground-truth mask, where masks were given.
+        baseline: name of the compared row: speed-ups are relative to it.
+        rows: the rows, one for each artifact and arithmetic.
+        complete: whether the bench reached its end; False while it runs, and after an interruption.
+        created: UTC time of the start, ISO 8601.
+        schema: version of the JSON format.
+        states: load, clocks, temperatures and power after each round.
     """
 
     device: Device
@@ -411,36 +309,39 @@ class Report:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits of the device and the runtimes on it: what rows of one table or baseline must share."""
+        """Twelve hex digits for the device and its runtimes. Rows of one table or baseline must share them."""
         runtimes = {name: v for name, v in self.environment.items() if name in RUNTIMES}
         return hashlib.sha256(f"{self.device.fingerprint} {sorted(runtimes.items())}".encode()).hexdigest()[:12]
 
     def row(self, name: str) -> Row | None:
-        """The row of that name."""
+        """Return the row of that name; None where there is none."""
         return next((r for r in self.rows if r.name == name), None)
 
-    def speedup(self, row: Row) -> Ratio | None:
-        """The row against the baseline row; None for the baseline itself and where one of them was not timed so."""
+    def speedup(self, row: Row) -> Interval | None:
+        """Return how many times faster a row is than the compared row (`baseline`), with its interval.
+
+        None for the compared row itself, and where the two rows have other scenarios or no common round.
+        """
         base = self.row(self.baseline)
         if base is None or base.name == row.name or base.scenario != row.scenario:
             return None
         return speedup(row.latency, base.latency)
 
     def with_row(self, row: Row) -> Report:
-        """The report with this row in place of the one of the same name, or at the end."""
+        """Return the report with this row in place of the row of the same name, or at the end."""
         names = [r.name for r in self.rows]
         if row.name not in names:
             return replace(self, rows=(*self.rows, row))
         return replace(self, rows=tuple(row if r.name == row.name else r for r in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the report as plain data for JSON."""
         data = {f: getattr(self, f) for f in self.__dataclass_fields__}
         data.update(device=asdict(self.device), settings=asdict(self.settings), rows=[r.to_json() for r in self.rows])
         return {"schema": data.pop("schema"), "u2export": __version__, **data}
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all.
+        """Write the report as JSON. The file appears whole or not at all.
 
         Raises:
             UserError: the file cannot be written.
@@ -448,14 +349,14 @@ class Report:
         try:
             write_text(compact(self.to_json()), path)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}", "choose another --json file") from None
+            raise UserError(f"cannot write {path}: {error.strerror}", "choose another file") from None
 
     @classmethod
     def load(cls, path: Path) -> Report:
-        """The report in a file.
+        """Read the report in a file.
 
         Raises:
-            UserError: missing, not JSON, no report, of another schema, or damaged.
+            UserError: the file is missing, holds no JSON or no report, has another schema, or is damaged.
         """
         what, hint = "results that `u2export bench --json` wrote", "measure again with `u2export bench --json FILE`"
         data = read_json(path, what)
@@ -478,7 +379,7 @@ class Report:
 
 
 def compact(data: Any) -> str:
-    """JSON in which lists of numbers take one line, so that raw samples do not bury the rest."""
+    """Return JSON in which each list of numbers takes one line, so that samples do not hide the other values."""
     text = json.dumps(data, indent=1, ensure_ascii=False)
     numbers = r"\[\n\s+([-+\w.,\s]+?)\n\s*\]"  # a raw line break is never inside a JSON string
     return re.sub(numbers, lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"

@@ -1,7 +1,7 @@
-"""How long a network takes at least: operations over peak, bytes over bandwidth (Williams, Waterman, Patterson,
-"Roofline: an insightful visual performance model for multicore architectures", CACM 52, 2009).
+"""A lower bound of the time that a network takes on a device: operations at its peak, bytes at its bandwidth.
 
-Estimates only: they never enter a table of results.
+Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model for multicore architectures",
+CACM 52, 2009. These are estimates. They never enter a table of results.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +18,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2export.benchmarks.report import Report, Row
-from u2export.errors import Unavailable, UserError
+from u2export.errors import UserError
+from u2export.exporters.open import read_artifact
+from u2export.reference.onnx_file import read_onnx
 
 if TYPE_CHECKING:
     import onnx
 
     from u2export.exporters.artifact import Artifact
 
-# Bytes of a value, and how much faster than int8 the same unit computes: fp16 half as fast, fp32 a quarter.
+SCHEMA = 1
+# Bytes of a value in each precision.
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+# Speed of a unit in each precision, relative to int8.
 RATE = {"fp32": 0.25, "fp16": 0.5, "int8": 1.0, "fp4": 2.0}
-# Runtimes compute these with the operation before them; they neither read nor write memory of their own.
+# Runtimes compute these operations together with the one before them, so they cause no traffic of their own.
 FUSED = frozenset({"Relu", "Clip", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 WEIGHTED = frozenset({"Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "Gemm", "MatMul"})
 
 
+# What a network does
+
+
 @dataclass(frozen=True)
-class Layer:
-    """One operation: multiply-accumulates, values read and written of activations, values of weights."""
+class LayerWork:
+    """The work of one operation.
+
+    Attributes:
+        name: the name of its node.
+        kind: its ONNX operator.
+        macs: multiply-accumulates.
+        activations: values that the operation reads and writes, without weights.
+        weights: values of its weights.
+    """
 
     name: str
     kind: str
@@ -43,27 +58,31 @@ class Layer:
     activations: int
     weights: int
 
+    @property
+    def values(self) -> int:
+        """All values that the operation reads and writes."""
+        return self.activations + self.weights
+
     def intensity(self, size: int) -> float:
-        """Operations per byte, two per multiply-accumulate, at `size` bytes per value."""
-        values = (self.activations + self.weights) * size
-        return 2 * self.macs / values if values else 0.0
+        """Return operations per byte: two for each multiply-accumulate, and `size` bytes for each value."""
+        return 2 * self.macs / (self.values * size) if self.values else 0.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a network does.
+    """The work of one inference of a network.
 
     Attributes:
-        layers: in order, without those that are computed together with the one before.
-        ends: values of the network's input and output.
+        layers: the operations in execution order, without those that run together with the operation before.
+        ends: the number of values of the network's input and output.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerWork, ...]
     ends: int
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one inference."""
+        """Multiply-accumulates of all layers."""
         return sum(layer.macs for layer in self.layers)
 
     @property
@@ -72,50 +91,46 @@ class Work:
         return sum(layer.weights for layer in self.layers)
 
     def least_bytes(self, size: int) -> int:
-        """Weights, input and output once: what has to move however well layers are fused."""
+        """Return the bytes of weights, input and output: this much has to move, however layers are fused."""
         return (self.weights + self.ends) * size
 
     def layer_bytes(self, size: int) -> int:
-        """Every layer's activations and weights: what moves when nothing is kept on the chip between layers."""
-        return sum(layer.activations + layer.weights for layer in self.layers) * size
+        """Return the bytes of all layers: this much moves if nothing stays on the chip between layers."""
+        return sum(layer.values for layer in self.layers) * size
+
+    def heaviest(self, most: int) -> list[LayerWork]:
+        """Return up to `most` layers, those with most multiply-accumulates first."""
+        return sorted(self.layers, key=lambda layer: -layer.macs)[:most]
 
 
 def count(path: Path) -> Work:
-    """The work of an ONNX file of static shapes.
+    """Return the work of the network in an ONNX file.
 
     Raises:
-        Unavailable: onnx is not installed. UserError: no ONNX, or its shapes are not fixed.
+        UserError: the file is not an ONNX file, or a shape in it is not fixed.
+        Unavailable: onnx is not installed.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise Unavailable("counting operations needs onnx", "pip install 'u2export[onnx]'") from None
-    try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", "give an .onnx file") from None
-    except Exception as error:  # protobuf's decode errors have no common base
-        raise UserError(f"{path} is not an ONNX file: {str(error).splitlines()[0]}", "give an .onnx file") from None
-    sizes, constants = _sizes(model), {t.name: _size(t.dims) for t in model.graph.initializer}
+    model = read_onnx(path, "give an .onnx file", shapes=True)
+    sizes, constants = _sizes(model), {t.name: math.prod(t.dims) for t in model.graph.initializer}
     constants |= _dequantized(model, constants)
     layers = [
         _layer(node, sizes, constants, path)
         for node in model.graph.node
         if node.op_type not in FUSED and node.op_type != "Constant" and not _is_constant(node, constants)
     ]
-    given = [v.name for v in (*model.graph.input, *model.graph.output) if v.name not in constants]
-    return Work(tuple(layers), sum(_known(name, sizes, path) for name in given))
+    ends = [v.name for v in (*model.graph.input, *model.graph.output) if v.name not in constants]
+    return Work(tuple(layers), sum(_known(name, sizes, path) for name in ends))
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Static shapes by tensor name; others are left out."""
+    """Return the fixed shapes by the name of the tensor, without the shapes that are not fixed."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
     return {name: tuple(shape) for name, shape in shapes.items() if all(shape)}
 
 
 def _dequantized(model: onnx.ModelProto, constants: Mapping[str, int]) -> dict[str, int]:
-    """Weights behind a DequantizeLinear, by the name the layer reads."""
+    """Return the number of quantised weights by the name that the layer reads: the output of a DequantizeLinear."""
     nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
     return {n.output[0]: constants[n.input[0]] for n in nodes}
 
@@ -124,40 +139,42 @@ def _is_constant(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
     return bool(node.input) and all(name in constants for name in node.input if name)
 
 
-def _size(shape: Sequence[int]) -> int:
-    return math.prod(shape)
-
-
 def _known(name: str, sizes: Mapping[str, Sequence[int]], path: Path) -> int:
+    """Return the number of values of a tensor."""
     if name not in sizes:
         raise UserError(f"{path}: the shape of {name!r} is not fixed", "give a model of fixed size, without --dynamic")
-    return _size(sizes[name])
+    return math.prod(sizes[name])
 
 
-def _layer(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]], constants: Mapping[str, int], path: Path) -> Layer:
+def _layer(
+    node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]], constants: Mapping[str, int], path: Path
+) -> LayerWork:
     inputs = [name for name in node.input if name and name not in constants and name in sizes]
     written = sum(_known(name, sizes, path) for name in node.output if name)
-    read = sum(_size(sizes[name]) for name in inputs)
+    read = sum(math.prod(sizes[name]) for name in inputs)
     weighted = node.op_type in WEIGHTED
     weights = sum(constants[name] for name in node.input if name in constants) if weighted else 0
-    return Layer(
-        node.name or node.output[0], node.op_type, _macs(node, sizes, constants, path), read + written, weights
-    )
+    macs = _macs(node, sizes, constants, path) if weighted else 0
+    return LayerWork(node.name or node.output[0], node.op_type, macs, read + written, weights)
 
 
 def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]], constants: Mapping[str, int], path: Path) -> int:
-    """Every output value of a convolution takes its kernel times its input channels."""
-    if node.op_type not in WEIGHTED:
-        return 0
+    """Return the multiply-accumulates of a convolution or a matrix product."""
     kernel = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
-    _known(node.output[0], sizes, path)
-    out = sizes[node.output[0]]
-    if kernel not in constants:  # of two activations: the inner dimension
-        return _size(out) * _known(node.input[0], sizes, path) // max(1, _size(sizes[node.input[0]][:-1]))
-    channels = out[1] if node.op_type in ("Conv", "ConvInteger", "QLinearConv") else out[-1]
+    outputs, out = _known(node.output[0], sizes, path), sizes[node.output[0]]
+    if kernel not in constants:
+        # A product of two activations: each output value takes the inner dimension, which is the last of the input.
+        inputs, shape = _known(node.input[0], sizes, path), sizes[node.input[0]]
+        return outputs * inputs // max(1, math.prod(shape[:-1]))
     if node.op_type == "ConvTranspose":
+        # Each input value is multiplied by the part of the kernel that belongs to its channel.
         return _known(node.input[0], sizes, path) * constants[kernel] // sizes[node.input[0]][1]
-    return _size(out) * constants[kernel] // channels
+    # Each output value takes the part of the kernel that belongs to its channel.
+    channels = out[1] if node.op_type in ("Conv", "ConvInteger", "QLinearConv") else out[-1]
+    return outputs * constants[kernel] // channels
+
+
+# What a device can do
 
 
 @dataclass(frozen=True)
@@ -165,7 +182,9 @@ class Chip:
     """What a device can do at most.
 
     Attributes:
-        name: for people. peaks: operations per second by arithmetic. bandwidth: bytes per second, 0 for unknown.
+        name: the name for people.
+        peaks: operations per second, by precision.
+        bandwidth: bytes per second; 0 if it is not known.
         note, source, read: see devices.json.
     """
 
@@ -177,70 +196,39 @@ class Chip:
     read: Mapping[str, str] = field(default_factory=dict)
 
     def peak(self, precision: str) -> tuple[float, bool]:
-        """Operations per second, and whether that was derived from another arithmetic's peak."""
+        """Return operations per second, and whether they are derived from the peak of another precision."""
         if precision in self.peaks:
             return self.peaks[precision], False
         known, value = next(iter(self.peaks.items()))
         return value * min(1.0, RATE[precision] / RATE[known]), True
 
     @property
+    def figures(self) -> str:
+        """Where the figures come from: "measured" here, "read" in documents of the maker, or "unconfirmed"."""
+        if not self.source:
+            return "measured"
+        return "read" if self.confirmed else "unconfirmed"
+
+    @property
     def confirmed(self) -> bool:
-        """Whether all its figures were read somewhere."""
+        """Whether every figure was found in a document."""
         return bool(self.read) and "unconfirmed" not in self.read.values()
 
 
 def chips() -> dict[str, Chip]:
-    """The devices described in devices.json, by id."""
+    """Return the devices in devices.json, by id."""
     text = (resources.files("u2export.benchmarks") / "devices.json").read_text(encoding="utf-8")
     fields = ("name", "peaks", "bandwidth", "note", "source", "read")
     return {d["id"]: Chip(**{k: d[k] for k in fields if k in d}) for d in json.loads(text)["devices"]}
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Milliseconds one inference takes at least.
-
-    Attributes:
-        compute: all operations at the peak. memory: what has to move, at the full bandwidth; nan where it is unknown.
-        layers: the sum over layers of the larger of both, nothing kept on the chip between layers; nan likewise.
-        derived: the peak is another arithmetic's, scaled.
-    """
-
-    compute: float
-    memory: float
-    layers: float
-    derived: bool
-
-    @property
-    def least(self) -> float:
-        """The lower bound: nothing is faster than the slower of both."""
-        return self.compute if math.isnan(self.memory) else max(self.compute, self.memory)
-
-
-def bound(work: Work, chip: Chip, precision: str) -> Bound:
-    """The lower bound of a network's latency on a device.
-
-    Args:
-        precision: one of BYTES; says how large values are, and which peak counts.
-    """
-    peak, derived = chip.peak(precision)
-    size = BYTES[precision]
-    if not chip.bandwidth:
-        return Bound(2e3 * work.macs / peak, math.nan, math.nan, derived)
-    each = (
-        max(2 * layer.macs / peak, (layer.activations + layer.weights) * size / chip.bandwidth) for layer in work.layers
-    )
-    return Bound(2e3 * work.macs / peak, 1e3 * work.least_bytes(size) / chip.bandwidth, 1e3 * sum(each), derived)
-
-
-# This machine
-
-
 def this_machine(seconds: float = 1.0, side: int = 1536, mebibytes: int = 192) -> Chip:
-    """What numpy reaches here: float32 matrix product, and copying an array much larger than the caches.
+    """Measure this machine with numpy: an fp32 matrix product, and a copy of an array larger than the caches.
 
     Args:
-        seconds: for each of the two. side: of the matrices. mebibytes: of the array.
+        seconds: the time for each of the two measurements.
+        side: the number of rows and columns of the matrices.
+        mebibytes: the size of the array.
     """
     a, b = (np.random.default_rng(i).random((side, side), np.float32) for i in (0, 1))
     source = np.ones(mebibytes * 2**20 // 4, np.float32)
@@ -251,8 +239,8 @@ def this_machine(seconds: float = 1.0, side: int = 1536, mebibytes: int = 192) -
     return Chip("this machine, measured", {"fp32": flops}, moved, "numpy: float32 matrix product, array copy")
 
 
-def _fastest(work: Any, seconds: float) -> float:
-    """Seconds of the fastest of as many calls as fit, at least three."""
+def _fastest(work: Callable[[], object], seconds: float) -> float:
+    """Return the seconds of the fastest call of `work`. The calls go on until the time is over, at least three."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
@@ -262,11 +250,83 @@ def _fastest(work: Any, seconds: float) -> float:
     return min(times)
 
 
+# How long the network takes there at least
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How long one inference takes at least, in ms.
+
+    Attributes:
+        chip: the device.
+        precision: the precision of the values and of the peak.
+        compute: the time of all operations at the peak.
+        memory: the time to move weights, input and output once at the full bandwidth; nan if it is not known.
+        layers: the sum over all layers, each as slow as its operations or its bytes; nan likewise. Nothing stays on
+            the chip between layers.
+        derived: whether the peak is derived from the peak of another precision.
+    """
+
+    chip: Chip
+    precision: str
+    compute: float
+    memory: float
+    layers: float
+    derived: bool
+
+    @property
+    def least(self) -> float:
+        """The lower bound: the slower of `compute` and `memory`."""
+        return self.compute if math.isnan(self.memory) else max(self.compute, self.memory)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; null stands for nan."""
+        times = {"least": self.least, "compute": self.compute, "memory": self.memory, "layers": self.layers}
+        return {
+            "device": self.chip.name, "precision": self.precision, "source": self.chip.source,
+            "confirmed": self.chip.confirmed, "derived": self.derived,
+            **{f"{name}_ms": None if math.isnan(ms) else ms for name, ms in times.items()},
+        }  # fmt: skip
+
+
+def bound(work: Work, chip: Chip, precision: str) -> Bound:
+    """Return the lower bound of a network's latency on a device.
+
+    Args:
+        work: what the network does.
+        chip: the device.
+        precision: one of BYTES; it decides the size of values and which peak counts.
+    """
+    peak, derived = chip.peak(precision)
+    size = BYTES[precision]
+    compute = 2e3 * work.macs / peak
+    if not chip.bandwidth:
+        return Bound(chip, precision, compute, math.nan, math.nan, derived)
+    layers = sum(max(2 * layer.macs / peak, layer.values * size / chip.bandwidth) for layer in work.layers)
+    return Bound(chip, precision, compute, 1e3 * work.least_bytes(size) / chip.bandwidth, 1e3 * layers, derived)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a measured row reaches.
+
+    Attributes:
+        row: the row.
+        rate: operations per second at its median latency.
+        share: `rate` over the measured fp32 peak of this machine. Units for int8 and bf16 are faster than those for
+            fp32, so such rows may exceed 1.
+    """
+
+    row: Row
+    rate: float
+    share: float
+
+
 def of_network(report: Report, artifact: Artifact) -> list[Row]:
-    """The timed rows of the artifact's weights and image contract, whatever their precision.
+    """Return the timed rows that have the weights and the image contract of an artifact, in any precision.
 
     Raises:
-        UserError: the results hold none.
+        UserError: the report has no such row.
     """
     contract = artifact.contract.to_json()
     rows = [
@@ -279,10 +339,66 @@ def of_network(report: Report, artifact: Artifact) -> list[Row]:
     return rows
 
 
-def reached(work: Work, chip: Chip, rows: Sequence[Row]) -> list[tuple[Row, float, float]]:
-    """Of each row: operations per second at its median, and their share of the measured float32 peak.
-
-    8-bit and bfloat16 units are faster than float32 ones, so such rows may exceed 1.
-    """
+def reached(work: Work, chip: Chip, rows: Sequence[Row]) -> list[Reached]:
+    """Return what each row reaches; `chip` is this machine, as `this_machine` measured it."""
     rates = [(row, 2 * work.macs / (row.latency.p50 / 1e3)) for row in rows]
-    return [(row, rate, rate / chip.peaks["fp32"]) for row, rate in rates]
+    return [Reached(row, rate, rate / chip.peaks["fp32"]) for row, rate in rates]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Lower bounds of a network on several devices.
+
+    Attributes:
+        work: what the network does.
+        precision: the precision on the devices.
+        bounds: one for each device; this machine is the last one.
+        reached: what measured rows reach on this machine.
+    """
+
+    work: Work
+    precision: str
+    bounds: tuple[Bound, ...]
+    reached: tuple[Reached, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "schema": SCHEMA,
+            "estimate": "lower bounds from advertised peaks; not results",
+            "macs": self.work.macs,
+            "weights": self.work.weights,
+            "precision": self.precision,
+            "bounds": [b.to_json() for b in self.bounds],
+            "layers": [asdict(layer) for layer in self.work.layers],
+        }
+
+
+def estimate(
+    model: Path, device: str = "all", precision: str = "fp16", local: bool = True, results: Path | None = None
+) -> Estimate:
+    """Estimate the least latency of a network on devices.
+
+    Args:
+        model: an .onnx file of fixed size.
+        device: the id of a device in devices.json, "all" or "none".
+        precision: the precision on the devices, one of BYTES.
+        local: measure this machine (about 2 s), and add its bound in fp32.
+        results: the results of a bench of this network on this machine. This machine is then measured as well.
+
+    Raises:
+        UserError: there is no such device; the model is not an ONNX file of fixed size; or the results hold no times
+            of this network.
+        Unavailable: onnx is not installed.
+    """
+    known = chips()
+    if device not in (*known, "all", "none"):
+        raise UserError(f"no device {device!r}", f"choose among all, none, {', '.join(known)}")
+    wanted = [chip for name, chip in known.items() if device in (name, "all")]
+    work = count(model)
+    timed = of_network(Report.load(results), read_artifact(model)) if results else []
+    bounds = tuple(bound(work, chip, precision) for chip in wanted)
+    if not (local or timed):
+        return Estimate(work, precision, bounds)
+    here = this_machine()
+    return Estimate(work, precision, (*bounds, bound(work, here, "fp32")), tuple(reached(work, here, timed)))

@@ -1,7 +1,8 @@
-"""What state a machine is in: clocks, temperatures, power mode, power, energy; each only where the system tells.
+"""The state of a machine: clocks, temperatures, power mode, power and energy, where the system tells them.
 
-`pulse` reads the kernel's own text files, a matter of milliseconds. `state` also asks the makers' tools, which may take
-seconds. Nothing here needs more rights than the caller has: what may not be read is left out, as what is not there.
+`pulse` reads text files of the kernel, which takes milliseconds. `state` also asks the tools of the makers, which may
+take seconds. Nothing here needs more rights than the caller has. A value that is missing, or that the caller may not
+read, is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("/")
-# Bits of the Raspberry Pi firmware's get_throttled: now, and (16 higher) at some time since it started.
+# Bits of get_throttled of the Raspberry Pi firmware: now. The bits 16 places higher: at some time since the start.
 THROTTLED = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 GPU_QUERY = {"pstate": "pstate", "mhz": "clocks.sm", "memory_mhz": "clocks.mem", "celsius": "temperature.gpu",
              "watts": "power.draw"}  # fmt: skip
@@ -22,7 +23,7 @@ GPU_QUESTION = f"--query-gpu={','.join(GPU_QUERY.values())}"
 
 
 def pulse(root: Path = ROOT) -> dict[str, Any]:
-    """Load, clocks in MHz, temperatures in °C and power in W, read from the kernel's files."""
+    """Return load, clocks in MHz, temperatures in °C and power in W, from files of the kernel."""
     cpus = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     clocks = [f for f in sorted((root / "sys/class/devfreq").glob("*/cur_freq")) if "gpu" in str(f.resolve())]
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
@@ -36,7 +37,7 @@ def pulse(root: Path = ROOT) -> dict[str, Any]:
 
 
 def state(root: Path = ROOT) -> dict[str, Any]:
-    """`pulse`, governor and power mode, and what tegrastats, nvpmodel, nvidia-smi and vcgencmd say where they exist."""
+    """Return `pulse`, governor, power mode, and what tegrastats, nvpmodel, nvidia-smi and vcgencmd tell."""
     system = root / "sys/devices/system/cpu"
     cpus = sorted(system.glob("cpu[0-9]*/cpufreq"))
     limits = {number(cpu / f"scaling_{end}_freq", 1e3) for cpu in cpus for end in ("min", "max")} - {None}
@@ -57,9 +58,10 @@ def state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def energy(root: Path = ROOT) -> dict[str, tuple[int, int]]:
-    """Microjoules on each processor package's counter and where the counter wraps (Linux powercap, RAPL).
+    """Return the energy counter of each processor package, and the value at which it wraps, in microjoules.
 
-    Empty where there are none, or they are root's alone to read, as Linux has it since CVE-2020-8694.
+    The counters are those of Linux powercap (RAPL). The result is empty where there are none, or where only root may
+    read them, which is the default of Linux since CVE-2020-8694.
     """
     found = {}
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
@@ -70,25 +72,26 @@ def energy(root: Path = ROOT) -> dict[str, tuple[int, int]]:
 
 
 def spent(before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]) -> int | None:
-    """Microjoules between two readings of `energy`, at most one wrap in between; None without counters."""
+    """Return the microjoules between two results of `energy`, with one wrap at most; None without counters."""
     if not before or before.keys() != after.keys():
         return None
     return sum((after[zone][0] - before[zone][0]) % (before[zone][1] + 1) for zone in before)
 
 
 def device_memory(pid: int) -> int | None:
-    """Bytes a process holds on NVIDIA GPUs with memory of their own; None where the driver does not tell."""
+    """Return the bytes of a process on NVIDIA GPUs with memory of their own; None where the driver does not tell."""
     return compute_apps(output("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"), pid)
 
 
-# What the tools print
+# Parsers of what the tools print
 
 
 def tegrastats(printed: str) -> dict[str, Any]:
-    """The last whole line of NVIDIA's tegrastats.
+    """Parse the last whole line of NVIDIA's tegrastats.
 
-    Statistics as in the Jetson Linux Developer Guide, "tegrastats Utility": memory in MB, CPU load in percent and clock
-    in MHz by core (None: off), GPU load in percent, temperatures in °C, power in mW: now, not the tool's mean.
+    The values are those of the Jetson Linux Developer Guide, "tegrastats Utility": memory in MB, load in percent and
+    clock in MHz of each CPU core (None for a core that is off), GPU load in percent, temperatures in °C, and power in
+    mW. The power is the present value, not the mean that the tool prints beside it.
     """
     lines = [line for line in printed.splitlines() if "RAM " in line and "CPU [" in line]
     if not lines:
@@ -114,13 +117,13 @@ def _core(text: str) -> list[int] | None:
 
 
 def nvpmodel(printed: str) -> str:
-    """Name and number of the power mode `nvpmodel -q` prints, warnings before it skipped: "15W (0)"."""
+    """Return name and number of the power mode in the output of `nvpmodel -q`, such as "15W (0)"; empty without one."""
     found = re.search(r"NV Power Mode: *(\S+)\s*(\d*)", printed)
     return f"{found[1]} ({found[2]})" if found and found[2] else found[1] if found else ""
 
 
 def nvidia_smi(printed: str) -> list[dict[str, Any]]:
-    """Each GPU's answer to GPU_QUERY, values the driver does not know left out."""
+    """Return the answer of each GPU to GPU_QUERY, without values that the driver does not know."""
     return [gpu for line in printed.splitlines() if (gpu := _gpu(line))]
 
 
@@ -133,13 +136,13 @@ def _gpu(line: str) -> dict[str, Any]:
 
 
 def compute_apps(printed: str, pid: int) -> int | None:
-    """Bytes of a process in nvidia-smi's `pid, used_memory` lines ("4242, 310 MiB"); None if it is not there."""
+    """Return the bytes of a process in lines `pid, used_memory` of nvidia-smi ("4242, 310 MiB"); None without one."""
     sizes = [int(size) for of, size in re.findall(r"^(\d+), (\d+) MiB$", printed, re.MULTILINE) if int(of) == pid]
     return sum(sizes) * 2**20 if sizes else None
 
 
 def vcgencmd(printed: str) -> list[str] | None:
-    """What `vcgencmd get_throttled` means ("throttled=0x50000"), [] for nothing; None if it says something else."""
+    """Return what `vcgencmd get_throttled` ("throttled=0x50000") means; [] for no trouble, None for other output."""
     found = re.fullmatch(r"throttled=0x([0-9a-fA-F]+)", printed.strip())
     if not found:
         return None
@@ -149,7 +152,7 @@ def vcgencmd(printed: str) -> list[str] | None:
 
 
 def _rails(root: Path) -> Iterator[tuple[str, float]]:
-    """Power rails behind TI INA3221 monitors, as on Jetson boards: volts times amperes, by label."""
+    """Yield label and watts of the power rails behind TI INA3221 monitors, which Jetson boards have."""
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if text(monitor / "name") != "ina3221":
             continue
@@ -161,16 +164,16 @@ def _rails(root: Path) -> Iterator[tuple[str, float]]:
                 yield text(label), round(volts * amperes, 3)
 
 
-# Reading
+# Readers of files and commands
 
 
 def told(**values: Any) -> dict[str, Any]:
-    """The values that say something; 0 does, and so does the empty list of a Raspberry Pi's troubles."""
+    """Drop empty values; keep 0 and an empty `throttled` list, which tell that there is no trouble."""
     return {k: v for k, v in values.items() if v not in ("", None, {}) and (v != [] or k == "throttled")}
 
 
 def text(path: Path) -> str:
-    """Content of a system file; empty where it cannot be read."""
+    """Return the content of a system file; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
     except OSError:
@@ -178,16 +181,16 @@ def text(path: Path) -> str:
 
 
 def number(path: Path, unit: float) -> float | None:
-    """The integer in a system file in `unit`s, None where there is none."""
+    """Return the integer in a system file, divided by `unit`; None where there is none."""
     found = text(path)
     return int(found) / unit if re.fullmatch(r"-?\d+", found) else None
 
 
 def output(*command: str, seconds: float = 10.0) -> str:
-    """What a command prints, within so many seconds; empty where it is not installed or fails."""
+    """Return what a command prints within some seconds; empty where it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True).stdout.strip()
-    except subprocess.TimeoutExpired as stopped:  # tools that print until they are stopped
+    except subprocess.TimeoutExpired as stopped:  # some tools print until they are stopped
         printed = stopped.stdout or b""
         return printed.decode(errors="replace") if isinstance(printed, bytes) else printed
     except (OSError, subprocess.SubprocessError):

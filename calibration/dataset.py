@@ -30,7 +30,8 @@ from u2export.calibration.photo_checks import (
 )
 from u2export.errors import UserError
 from u2export.files import read_json, write_json
-from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.image import Contract, Floats
+from u2export.reference.photos import find_photos
 from u2export.reference.spread import evenly_spread
 from u2export.reference.weights import file_digest
 
@@ -167,11 +168,6 @@ def _find(path: Path, contract: Contract) -> _Listing:
         path = _package()
     if path.suffix == ".npy" and path.is_file():
         return path.name, _rows(path, contract), ()
-    if contract.channels not in (1, 3):
-        raise UserError(
-            f"{path}: photos have 1 or 3 channels, the model takes {contract.channels}",
-            f"give a .npy file of network inputs (N, {contract.channels}, {contract.height}, {contract.width}) float32",
-        )
     if path.suffix == ".json":
         return path.parent.name, _listed(path), ()
     if not path.is_dir():
@@ -182,7 +178,7 @@ def _find(path: Path, contract: Contract) -> _Listing:
         raise UserError(f"{path}: permission denied", "check the folder's permissions")
     if (path / MANIFEST).is_file() and (path / "images").is_dir():
         return "bundled" if _same(path, _package()) else path.resolve().name, _listed(path / MANIFEST), ()
-    return _in_folder(path)
+    return _in_folder(path, contract)
 
 
 def _exists(path: Path) -> bool:
@@ -200,12 +196,12 @@ def _same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a / MANIFEST).read_bytes() == (b / MANIFEST).read_bytes()
 
 
-def _in_folder(path: Path) -> _Listing:
+def _in_folder(path: Path, contract: Contract) -> _Listing:
     closed: list[OSError] = []
     for _ in os.walk(path, onerror=closed.append):
         pass
     unread = tuple((_relative(Path(e.filename), path), "permission denied") for e in closed)
-    photos = find_photos([path])
+    photos = find_photos([path], arrays=contract.channels not in (1, 3))
     return path.resolve().name, [Candidate(_relative(p, path), p) for p in photos], unread
 
 
@@ -274,7 +270,7 @@ def _rows(path: Path, contract: Contract) -> list[Candidate]:
 
 def _input(path: Path, row: int | None, contract: Contract) -> Floats:
     array = read_pixels(path, row, contract)
-    return contract.tensor(array) if array.dtype == np.uint8 else array[None]
+    return contract.tensor(array) if row is None or array.dtype == np.uint8 else array[None]
 
 
 def _overlap(kept: Sequence[Checked], avoid: Sequence[Path], contract: Contract) -> list[str]:

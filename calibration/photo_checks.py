@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2export.errors import UserError
-from u2export.reference.image import Contract, Floats, digest, read_photo
+from u2export.reference.image import Contract, Floats, digest
+from u2export.reference.photos import eight_bit, read_picture
 from u2export.reference.verification import verification_photos
 
 T = TypeVar("T")
@@ -80,23 +81,21 @@ def check_photo(candidate: Candidate, contract: Contract) -> Checked:
         return Checked(photo, error.problem.removeprefix(f"{candidate.path}: "))
     if array.dtype == np.float32 and not np.isfinite(array).all():
         return Checked(photo, "holds NaN or infinite values")
-    grey = _grey(array, contract)
+    stored = candidate.row is not None and array.dtype == np.float32  # a network input, not a picture
+    shown = array if stored else eight_bit(array)
+    grey = _grey(shown, contract)
     thumb = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX))
-    reason, noise = _not_a_photo(grey, thumb, array)
-    span = (float(array.min()), float(array.max())) if array.dtype == np.float32 else None
+    reason, noise = _not_a_photo(grey, thumb, shown)
+    span = (float(array.min()), float(array.max())) if stored else None
     centred = thumb - thumb.mean()
     unit = np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32).ravel()
     return Checked(replace(photo, sha256=digest(array)), reason, noise, unit, span)
 
 
 def read_pixels(path: Path, row: int | None, contract: Contract) -> NDArray[Any]:
-    """Read pixels (H, W, C) uint8, or a stored network input (C, H, W) float32.
-
-    Raises:
-        UserError: the picture or the array cannot be read.
-    """
+    """Read pixels (H, W, C) of a picture, uint8 or float32, or a stored network input (C, H, W) float32."""
     if row is None:
-        return read_photo(path, contract.channels)
+        return read_picture(path, contract.channels)
     # A copy, because torch warns about arrays that are mapped read-only and runtimes need contiguous rows.
     stored: NDArray[Any] = np.array(stored_array(path)[row], order="C")
     return stored

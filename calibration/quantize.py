@@ -20,7 +20,7 @@ from u2export.calibration.quant_plan import TENSORRT, Plan, QuantSpec, Scales, f
 from u2export.errors import UserError
 from u2export.reference.image import Floats
 from u2export.reference.onnx_file import check_onnx
-from u2export.reference.onnx_graph import GraphView
+from u2export.reference.onnx_graph import GraphView, opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +59,7 @@ def quantize(
 
 
 def _check_model(model: onnx.ModelProto) -> None:
-    opset = {o.domain: o.version for o in model.opset_import}.get("", 0)
+    opset = opset_of(model)
     if opset < SCHEMA_OPSET:
         raise UserError(
             f"per-channel Q/DQ needs opset {SCHEMA_OPSET}, the graph has {opset}", "export it with --opset 17"

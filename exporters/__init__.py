@@ -1,11 +1,12 @@
-"""One module per target runtime; a new target is one module and one line in the table here."""
+"""The table of target runtimes. A new target is one module, and one line here."""
 
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
-from u2export.exporters.exporter import Exporter, Runner
+from u2export.exporters.exporter import Exporter
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
+from u2export.exporters.runtime import Runner
 from u2export.exporters.trt.exporter import TensorRT
 
 EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), TensorRT(), CoreML())}

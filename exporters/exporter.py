@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact, hashes
-from u2export.exporters.runtime import Runner, Runtime, missing_modules, processors, versions
+from u2export.exporters.runtime import Runtime, missing_modules, processors
 from u2export.files import make_folder, publish, staging, write_json
 from u2export.version import __version__
 
@@ -185,7 +185,3 @@ class Exporter(Runtime):
             publish(scratch / name, folder / name)
         write_json(final.to_json(), final.record)
         return final
-
-
-# Old place, until all callers take these names from `exporters.runtime`.
-__all__ = ["Exporter", "Made", "Request", "Runner", "missing_modules", "processors", "versions"]

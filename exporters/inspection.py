@@ -15,6 +15,7 @@ import numpy as np
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.model_file import ModelFile, Port, StoredConvolution
+from u2export.install import how_to_install
 from u2export.reference.dtypes import FLOATS, stored_name
 from u2export.reference.onnx_file import read_onnx
 from u2export.reference.onnx_graph import GraphView, opset_of
@@ -22,8 +23,7 @@ from u2export.reference.onnx_session import open_session
 from u2export.reference.stamp import PREFIX, prefixed, read
 
 if TYPE_CHECKING:
-    from u2export.exporters.trt.layer_table import Layer as TableLayer
-    from u2export.exporters.trt.layer_table import Table, Tensor
+    from u2export.exporters.trt.layer_table import EngineLayer, EngineTensor, LayerTable
 
 
 def inspect(path: Path) -> ModelFile:
@@ -43,7 +43,7 @@ def inspect(path: Path) -> ModelFile:
 
 def _need(module: str, extra: str) -> None:
     if find_spec(module) is None:
-        raise Unavailable(f"inspecting this file needs {module}", f"pip install 'u2export[{extra}]'")
+        raise Unavailable(f"inspecting this file needs {module}", how_to_install(extra, [module]))
 
 
 def _metadata(pairs: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _layer_table(path: Path) -> ModelFile:
     return _table(path, read_table(path))
 
 
-def _table(path: Path, table: Table) -> ModelFile:
+def _table(path: Path, table: LayerTable) -> ModelFile:
     convs = table.convolutions
     known = {tensor.name for layer in table.layers for tensor in layer.outputs}
     taken = {t.name: t for layer in table.layers for t in layer.inputs}
@@ -255,11 +255,11 @@ def _table(path: Path, table: Table) -> ModelFile:
     )
 
 
-def _table_port(tensor: Tensor) -> Port:
+def _table_port(tensor: EngineTensor) -> Port:
     return Port(tensor.name, _type_name(tensor.type), tuple(str(n) for n in tensor.shape))
 
 
-def _table_layer(node: str, layer: TableLayer) -> StoredConvolution:
+def _table_layer(node: str, layer: EngineLayer) -> StoredConvolution:
     weight = next((t for t in layer.constants if len(t.shape) == 4), None)
     stored = weight.type if weight else layer.weights
     return StoredConvolution(

@@ -11,11 +11,11 @@ from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
-from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime, runner_of, to_pixels
+from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime
 from u2export.exporters.runtime import versions
 from u2export.reference.image import Contract
 from u2export.reference.onnx_export import Graph, to_onnx
-from u2export.reference.onnx_session import open_session, timed_session
+from u2export.reference.onnx_session import open_session
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source
@@ -85,11 +85,3 @@ def to_fp16(model: Any) -> Any:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return convert_float_to_float16(model, keep_io_types=True)
-
-
-# Old names, until the modules of TensorRT and Core ML, which are being split, take the new ones.
-class OnnxRuntimeRunner(OnnxRuntime, Exporter):
-    """Old name."""
-
-
-__all__ = ["TOOLS", "Onnx", "OnnxRuntimeRunner", "open_session", "runner_of", "timed_session", "to_fp16", "to_pixels"]

@@ -1,4 +1,4 @@
-"""From a path to an artifact: by its record, or by what the file itself tells."""
+"""From a path to an artifact: by its record, or without one by what the file itself tells."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from u2export.reference.weights import Identity, file_digest
 
 
 def read_artifact(path: Path) -> Artifact:
-    """The artifact of a model file, model folder, or record, its files' hashes checked.
+    """The artifact of a model file, a model folder or a record. The hashes of its files are checked.
 
     Raises:
-        UserError: missing, unreadable, of a newer schema, or a file changed since the record was written.
+        UserError: there is no such file, its record is unreadable or of another schema, or a file was changed since
+            the record was written.
+        Unavailable: there is no record, and the runtime that would open the file is not installed.
     """
     record = path if path.name.endswith(".json") else path.with_name(path.name + ".json")
     if not path.exists():
@@ -33,10 +35,11 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def adopt(path: Path) -> Artifact:
-    """A model file without a record (say, a published ONNX): run under the default contract, and said so.
+    """The artifact of a model file without a record, such as a published ONNX. A note says which contract is assumed.
 
     Raises:
         UserError: no target opens files of this kind.
+        Unavailable: the runtime that opens files of this kind is not installed.
     """
     owner = next((e for e in EXPORTERS.values() if e.adopts(path)), None)
     if owner is None:

@@ -19,7 +19,7 @@ from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.runtime import Runner, missing_modules, processors, versions
 from u2export.reference import stamp
-from u2export.reference.dtypes import precision_name
+from u2export.reference.dtypes import arithmetic_name, precision_name
 from u2export.reference.fidelity import compare
 from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
@@ -162,7 +162,8 @@ class OpenVINO(Exporter):
     @contextmanager
     def streams(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> Iterator[Sequence[Runner]]:
         """As `Runtime.streams`, from one compiled model; copies would all be pinned to the same processors."""
-        yield self._opened(artifact, arithmetic or self.arithmetics(artifact)[0], threads or processors(), count)
+        wanted = arithmetic_name(arithmetic) or self.arithmetics(artifact)[0]
+        yield self._opened(artifact, wanted, threads or processors(), count)
 
     def _opened(self, artifact: Artifact, arithmetic: str, threads: int, count: int) -> list[Runner]:
         import openvino

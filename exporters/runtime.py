@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
+from u2export.install import how_to_install
 from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.image import Contract, Floats
 
@@ -124,9 +125,7 @@ def missing_modules(title: str, needs: Sequence[str], extra: str) -> Unavailable
     lost = [module for module in needs if find_spec(module) is None]
     if not lost:
         return None
-    return Unavailable(
-        f"{title} is not available here: {', '.join(lost)} not installed", f"pip install 'u2export[{extra}]'"
-    )
+    return Unavailable(f"{title} is not available here: {', '.join(lost)} not installed", how_to_install(extra, lost))
 
 
 def processors() -> int:

@@ -23,6 +23,7 @@ _SPELLINGS = {
     "uint8": ("u8",),
     "uint4": ("u4",),
     "bool": ("boolean",),
+    "fp8": ("float8",),
 }
 _STORED = {other: name for name, others in _SPELLINGS.items() for other in (name, *others)}
 _PRECISIONS = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -48,6 +49,7 @@ def precision_name(name: str) -> str:
 def arithmetic_name(name: str) -> str:
     """The vocabulary's spelling of a row's arithmetic: "fp32" for the "f32" of older reports and of OpenVINO.
 
-    All other arithmetics ("int8", "fp16 cuda", "simulated fp16") are returned as they are.
+    All other arithmetics ("int8", "fp16 cuda", "simulated fp16") are returned as they are. So is "float": some tools
+    write it for whatever their device computes in, fp16 included.
     """
-    return precision_name(name) if name in _STORED else name
+    return precision_name(name) if name in ("f16", "f32") else name

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from u2export.files import publish, staging, write_json
-from u2export.reference.image import Contract, Floats, Pixels, digest, mask_for, saliency, write_mask
+from u2export.reference.image import Contract, Floats, Pixels, digest, mask_for, saliency
+from u2export.reference.photos import write_mask, write_png
 
 GRID = 8
 HEIGHT, WIDTH = 210, 280
@@ -71,7 +72,7 @@ def write(contract: Contract, d0: Floats, stamp: dict[str, Any], folder: Path) -
     with staging(folder.parent) as scratch:
         made = scratch / folder.name
         made.mkdir()
-        write_mask(pixels if contract.channels == 3 else pixels[..., 0], made / "picture.png")
+        write_png(pixels if contract.channels == 3 else pixels[..., 0], made / "picture.png")
         np.save(made / "input.npy", contract.tensor(pixels))
         np.save(made / "d0.npy", d0)
         np.save(made / "mask.npy", saliency(d0))

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from u2export.errors import UserError
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+# A picture: uint8, or float32 in a range of its own where the file is deeper than 8 bits.
+Picture = NDArray[np.uint8] | NDArray[np.float32]
 RESIZES = ("bilinear", "lanczos")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
 # A d0 with a smaller range is constant; a division by this range would only amplify rounding.
 FLAT = 1e-6
 
@@ -100,33 +99,34 @@ class Contract:
         except TypeError as error:
             raise UserError(f"unreadable image contract: {error}", "export the artifact again") from None
 
-    def tensor(self, pixels: Pixels) -> Floats:
-        """Return the network input (1, channels, height, width) float32 of a photo (H, W, channels) uint8.
-
-        Raises:
-            UserError: the photo has another number of channels.
-        """
+    def tensor(self, pixels: Picture) -> Floats:
+        """Return the network input (1, channels, height, width) of a picture (H, W, channels), uint8 or float32 from 0."""
         x = self._resized(pixels)
         x = x / np.maximum(x.max(), np.float32(FLAT))
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((x - mean) / std).transpose(2, 0, 1)[None], dtype=np.float32)
 
-    def _resized(self, pixels: Pixels) -> Floats:
+    def _resized(self, pixels: Picture) -> Floats:
         if pixels.ndim != 3 or pixels.shape[2] != self.channels:
             raise UserError(
                 f"the model takes {self.channels} channels, the picture has shape {pixels.shape}",
                 "give photos to models of 1 or 3 channels, and .npy arrays to others",
             )
-        if self.resize == "lanczos":
-            image = Image.fromarray(pixels if self.channels > 1 else pixels[..., 0])
-            resized = np.asarray(image.resize((self.width, self.height), Image.Resampling.LANCZOS), np.float32)
-            return resized.reshape(self.height, self.width, self.channels)
-        resized = bilinear(pixels, self.height, self.width)
+        if self.rounded and pixels.dtype != np.uint8:
+            # Artifacts that take 8-bit pictures: the largest value becomes 255, so rounding costs the least.
+            pixels = np.asarray(pixels * (255.0 / max(float(pixels.max()), FLAT)), np.float32)
+        resized = self._lanczos(pixels) if self.resize == "lanczos" else bilinear(pixels, self.height, self.width)
         return np.rint(resized) if self.rounded else resized
 
-    def read(self, path: Path) -> Floats:
-        """Return the network input of the picture in a file; see `tensor` and `read_photo`."""
-        return self.tensor(read_photo(path, self.channels))
+    def _lanczos(self, pixels: Picture) -> Floats:
+        """Pillow's filter; on 8-bit colours at once, on all others channel by channel in float."""
+        size, lanczos = (self.width, self.height), Image.Resampling.LANCZOS
+        if pixels.dtype == np.uint8 and self.channels in (1, 3):
+            image = Image.fromarray(pixels if self.channels > 1 else pixels[..., 0])
+            return np.asarray(image.resize(size, lanczos), np.float32).reshape(self.height, self.width, self.channels)
+        planes = [Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in pixels.transpose(2, 0, 1)]
+        # The filter overshoots at edges, where 8-bit pictures are cut at 0 and 255.
+        return np.stack([np.asarray(p.resize(size, lanczos), np.float32) for p in planes], -1).clip(0, pixels.max())
 
 
 def bilinear(array: NDArray[Any], height: int, width: int) -> Floats:
@@ -164,89 +164,7 @@ def mask_for(d0: Floats, height: int, width: int) -> Pixels:
     return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def read_photo(path: Path, channels: int = 3) -> Pixels:
-    """Read a picture as (H, W, channels) uint8: orientation applied, colours converted, alpha dropped.
-
-    Raises:
-        UserError: the file is missing, empty, truncated, too large or no picture, or `channels` is neither 1 nor 3.
-    """
-    if channels not in (1, 3):
-        raise UserError(
-            f"a photo has 1 or 3 channels, the model takes {channels}", "give .npy arrays of the network's input"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Harmless warnings about metadata (EXIF, palettes) must not stop a run in which warnings are errors.
-            warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(path) as image:
-                return _pixels(ImageOps.exif_transpose(image), channels)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", "check the path") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels", "scale the picture down first"
-        ) from None
-    except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise UserError(
-            f"{path}: {'the file is empty' if empty else 'not a picture Pillow can read'}",
-            "give a JPEG, PNG, WebP, TIFF or BMP",
-        ) from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder", "give a picture") from None
-    except PermissionError:
-        raise UserError(f"{path}: permission denied", "check the file's permissions") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        # The decoders of Pillow raise all of these for damaged files.
-        raise UserError(f"{path}: damaged picture ({error})", "export or download the picture again") from None
-
-
-def _pixels(image: Image.Image, channels: int) -> Pixels:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # 16-bit and float greys: convert() would clip them at 255, which turns the photo white.
-        grey = np.asarray(image, np.float64)
-        peak = 65535.0 if grey.max() > 255 else 255.0
-        image = Image.fromarray(np.uint8(np.clip(grey * (255.0 / peak), 0, 255).round()))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
-    return np.array(image, np.uint8).reshape(image.height, image.width, channels)
-
-
-def write_mask(mask: Pixels, path: Path) -> None:
-    """Write an array (H, W) or (H, W, C) uint8 as PNG."""
-    Image.fromarray(mask).save(path, "PNG")
-
-
 def digest(array: NDArray[Any]) -> str:
     """Return the sha256 over the shape, type and values of an array."""
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def find_photos(paths: list[Path]) -> list[Path]:
-    """Return the given files, and the pictures in folders and sub-folders in order of name; hidden files are left out.
-
-    Raises:
-        UserError: a path does not exist, or nothing was found.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(path.rglob("*"))
-            found += [
-                p
-                for p in inside
-                if p.suffix.lower() in SUFFIXES
-                and p.is_file()
-                and not any(part.startswith(".") for part in p.relative_to(path).parts)
-            ]
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"no such file or folder: {path}", "check the path")
-    if not found:
-        names = ", ".join(str(p) for p in paths)
-        raise UserError(f"no pictures in {names}", f"pictures end in {' '.join(sorted(SUFFIXES))}")
-    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +27,7 @@ def read_onnx(path: Path, hint: str = "export it again, or download it again", s
         Unavailable: onnx is not installed.
     """
     if find_spec("onnx") is None:
-        raise Unavailable(f"{path}: reading .onnx needs the onnx package", "pip install 'u2export[onnx]'")
+        raise Unavailable(f"{path}: reading .onnx needs the onnx package", how_to_install("onnx"))
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from u2export.reference.image import Contract, Floats, find_photos
+from u2export.reference.image import Contract, Floats
+from u2export.reference.photos import find_photos, read_input
 
 
 def verification_photos() -> list[Path]:
@@ -23,5 +24,5 @@ def verification_inputs(contract: Contract) -> Iterator[Floats]:
     """
     photo = contract.with_channels(3) if contract.channels not in (1, 3) else contract
     for path in verification_photos():
-        x = photo.read(path)
+        x = read_input(photo, path)
         yield np.ascontiguousarray(x[:, [i % x.shape[1] for i in range(contract.channels)]])

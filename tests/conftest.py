@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 settings.register_profile("shared-machine", deadline=None, derandomize=True)
 settings.load_profile("shared-machine")
@@ -21,7 +29,26 @@ settings.load_profile("shared-machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def tracked() -> list[str]:
+    """Names of the files that git tracks in this checkout, as far as they exist."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def git_checkout(folder: Path) -> Path:
+    """Copy the tracked files as they are now, and register them in a git repository of the copy's own."""
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    for words in (["init", "-q"], ["add", "--all"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +82,33 @@ def cli() -> Cli:
         return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, **more)  # type: ignore[call-overload,no-any-return]
 
     return run
+
+
+def _obey_file_modes() -> None:
+    """Make this process, and all it executes, obey the modes of files although it runs as root (Linux)."""
+    drop_from_bounding_set, overrides = 24, {"CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2}  # <linux/prctl.h>
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in overrides.values():
+        if libc.prctl(drop_from_bounding_set, number, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+@pytest.fixture(scope="session")
+def obeys_modes() -> Callable[[], None] | None:
+    """The `preexec_fn` of a child that may not read or write what a file's mode forbids; None for ordinary users.
+
+    Root ignores modes. The child stays root, so that it reaches the environment and the checkout wherever these lie,
+    but it loses root's two powers over files.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    if sys.platform != "linux":
+        pytest.skip("root ignores the modes of files, and only Linux can take this power away")
+    try:
+        subprocess.run([sys.executable, "-c", "import u2export.cli"], preexec_fn=_obey_file_modes, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        pytest.skip(f"root cannot run u2export without its powers over files here: {error}")
+    return _obey_file_modes
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from u2export.benchmarks.measuring import worker
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact, hashes
-from u2export.exporters.exporter import Exporter, Made, Request, Runner
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.runtime import Runner
 from u2export.files import write_json
 from u2export.reference.image import Floats
 from u2export.reference.source import Source

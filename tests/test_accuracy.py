@@ -7,16 +7,13 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
-from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
-from u2export.benchmarks.measuring.ground_truth import BETA2, Accuracy, find_masks, read_truth, require
-from u2export.errors import Unavailable, UserError
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.ground_truth import BETA2, Accuracy, find_masks, read_truth
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan
+from u2export.errors import UserError
 from u2export.exporters.open import read_artifact
 from u2export.reference.image import Floats, mask_for
-
-
-@pytest.fixture
-def sod() -> None:
-    pytest.importorskip("py_sod_metrics")
 
 
 def soft(seed: int) -> Floats:
@@ -31,7 +28,6 @@ def truth(seed: int, height: int = 60, width: int = 50) -> np.ndarray:
     return np.asarray((xx * 40 / width - 20) ** 2 + (yy * 40 / height - 18) ** 2 < 140 + seed)
 
 
-@pytest.mark.usefixtures("sod")
 def test_maxf_is_of_averaged_curves() -> None:
     """Against the definition, threshold by threshold; averaging F instead would give another number."""
     accuracy = Accuracy()
@@ -53,7 +49,6 @@ def test_maxf_is_of_averaged_curves() -> None:
     assert found["mae"] == pytest.approx(np.mean(difference), abs=1e-9) and 0.3 < found["s"] < 1
 
 
-@pytest.mark.usefixtures("sod")
 def test_perfect_useless_and_none() -> None:
     perfect, useless = Accuracy(), Accuracy()
     assert perfect.result() == {}
@@ -100,13 +95,6 @@ def test_masks_are_found_by_stem(tmp_path: Path) -> None:
         find_masks(masks, listed)
 
 
-def test_missing_package_is_said(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> None:
-    monkeypatch.setattr("u2export.benchmarks.measuring.ground_truth.find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match="pysodmetrics"):
-        require()
-
-
-@pytest.mark.usefixtures("sod")
 def test_photos_without_a_mask_are_reported(cli: Cli, photo: Path, u2netp: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     folder = tmp_path / "photos"
@@ -124,7 +112,6 @@ def test_photos_without_a_mask_are_reported(cli: Cli, photo: Path, u2netp: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("sod")
 @pytest.mark.parametrize(
     ("folder", "photos", "maxf", "mae", "s"),
     [("weizmann_horse", 55, 0.951, 0.038, 0.932), ("davis20", 60, 0.794, 0.036, 0.843)],

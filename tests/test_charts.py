@@ -11,7 +11,7 @@ from conftest import Cli, two_lines
 from PIL import Image
 from test_table import imported, report
 
-from u2export.benchmarks.report import Latency
+from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.tables.charts import FLOOR, KINDS, draw, drawable, front, name, short
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +122,12 @@ def test_a_full_disk_leaves_earlier_output_alone(artifact: Path, photo: Path, tm
     assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [("photo.png", b"earlier")]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_output(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
+def test_unwritable_output(
+    cli: Cli, artifact: Path, photo: Path, tmp_path: Path, obeys_modes: Callable[[], None] | None
+) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    two_lines(cli("predict", photo, "--model", artifact, "--out", tmp_path / "locked" / "m"), "cannot write")
+    words = ("predict", photo, "--model", artifact, "--out", tmp_path / "locked" / "m")
+    two_lines(cli(*words, preexec_fn=obeys_modes), "cannot write")
 
 
 def test_output_folder_that_is_a_file(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
 from u2export.reference.fidelity import Fidelity, compare
-from u2export.reference.image import Contract, Floats, find_photos, saliency
+from u2export.reference.image import Contract, Floats, saliency
+from u2export.reference.photos import find_photos, read_input
 from u2export.reference.weights import Identity
 
 torch = pytest.importorskip("torch")
@@ -218,7 +219,7 @@ def test_a_missed_budget_writes_nothing(small: Source, fp16: Artifact, tmp_path:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("u2export.exporters.exporter.find_spec", lambda name: None)
+    monkeypatch.setattr("u2export.exporters.runtime.find_spec", lambda name: None)
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
@@ -337,7 +338,7 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photos_without_an_object_are_counted_apart() -> None:
-    from u2export.benchmarks.studies.coreml_fidelity import summarise
+    from u2export.benchmarks.studies.photo_sets import spread, summarise
 
     object_, nothing = np.zeros((2, 8, 8), np.float32)
     object_[2:6, 2:6], nothing[0, 0] = 0.9, 0.01
@@ -346,6 +347,7 @@ def test_photos_without_an_object_are_counted_apart() -> None:
     assert (summary["photos"], summary["empty"]["photos"]) == (1, 1)
     assert summary["iou_worst"] == 1.0  # that of the empty one is 0
     assert summary["empty"]["raw_mae_worst"] == pytest.approx(0.02 / 64)
+    assert spread(list(range(10)), 3) == [0, 4, 9]
 
 
 # Slow: more conversions, real weights, real photos
@@ -410,7 +412,7 @@ def expected(trained: tuple[Source, Calibration], shared: Path) -> list[tuple[Fl
     source = Source.open("u2netp", trained[0].contract)
     folders = (shared / "weizmann_horse" / "images", shared / "u2net_official" / "images")
     photos = [p for folder in folders for p in find_photos([folder])[1::30][:4]]
-    inputs = [source.contract.read(p) for p in photos]
+    inputs = [read_input(source.contract, p) for p in photos]
     return [(x, source.predict(x)) for x in inputs]
 
 

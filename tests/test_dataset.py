@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from PIL import Image
 from u2export.calibration.dataset import Calibration, read_manifest
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Pixels
+from u2export.reference.photos import read_input
 from u2export.reference.verification import verification_photos
 
 SMALL = Contract(48, 64)
@@ -111,32 +111,31 @@ def test_the_command_line_says_so_too(kind: str, tmp_path: Path, cli: Cli) -> No
 
 
 @pytest.mark.parametrize("what", ["folder", "sub-folder", "all files", "array"])
-def test_no_permission(what: str) -> None:
-    """Run in a process that is not root, which may read everything."""
+def test_no_permission(what: str, tmp_path: Path, obeys_modes: Callable[[], None] | None) -> None:
+    """In a process of its own, since root may read everything."""
     code = (
-        "import os, sys; from pathlib import Path; from PIL import Image; Image.init()\n"
+        "import sys; from pathlib import Path\n"
         "from u2export.calibration.dataset import Calibration; from u2export.reference.image import Contract\n"
-        "from u2export.errors import UserError; Calibration.bundled(Contract(32, 32))  # loads what loads late\n"
-        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from u2export.errors import UserError\n"
         "try: print(Calibration.open(Path(sys.argv[1]), Contract(32, 32)).skipped)\n"
         "except UserError as error: print(error.problem); print(error.hint)"
     )
-    with tempfile.TemporaryDirectory() as home:
-        os.chmod(home, 0o755)  # noqa: PTH101
-        folder = fill(Path(home) / "set", 3)
-        np.save(folder / "a.npy", np.stack([picture(s) for s in range(3)]))
-        inner = fill(folder / "inner", 1, first=9)
-        closed = {
-            "folder": [folder], "sub-folder": [inner], "all files": [*folder.glob("*.png")], "array": [folder / "a.npy"]
-        }[what]  # fmt: skip
-        if what == "all files":
-            shutil.rmtree(inner)
+    folder = fill(tmp_path / "set", 3)
+    np.save(folder / "a.npy", np.stack([picture(s) for s in range(3)]))
+    inner = fill(folder / "inner", 1, first=9)
+    closed = {
+        "folder": [folder], "sub-folder": [inner], "all files": [*folder.glob("*.png")], "array": [folder / "a.npy"]
+    }[what]  # fmt: skip
+    if what == "all files":
+        shutil.rmtree(inner)
+    for path in closed:
+        path.chmod(0)
+    command = [sys.executable, "-c", code, str(folder / "a.npy" if what == "array" else folder)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, preexec_fn=obeys_modes)
+    finally:
         for path in closed:
-            path.chmod(0)
-        target = folder / "a.npy" if what == "array" else folder
-        run = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True)
-        for path in closed:
-            path.chmod(0o755)
+            path.chmod(0o755)  # pytest removes old folders
     assert run.returncode == 0, run.stderr
     assert "permission denied" in run.stdout
     if what == "sub-folder":
@@ -204,7 +203,7 @@ def test_iteration_gives_the_contracts_inputs_in_order_again_and_again(tmp_path:
     for _ in range(2):
         for x, path in zip(found, sorted(folder.iterdir()), strict=True):
             assert x.shape == (1, 3, 48, 64) and x.dtype == np.float32
-            assert np.array_equal(x, SMALL.read(path))
+            assert np.array_equal(x, read_input(SMALL, path))
     grey = Calibration.open(folder, SMALL.with_channels(1))
     assert next(iter(grey)).shape == (1, 1, 48, 64)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,14 @@ import pytest
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Exporter, Request, missing_modules
-from u2export.exporters.onnx import Onnx, to_pixels
+from u2export.exporters.exporter import Exporter, Request
+from u2export.exporters.onnx import Onnx
+from u2export.exporters.onnx_runtime import to_pixels
 from u2export.exporters.open import read_artifact
-from u2export.exporters.openvino import OpenVINO
+from u2export.exporters.openvino import HINTS, OpenVINO
 from u2export.exporters.ort import Ort
+from u2export.exporters.runtime import missing_modules
+from u2export.install import how_to_install
 from u2export.reference.golden import picture
 from u2export.reference.image import Contract
 from u2export.reference.onnx_export import Graph, lint, to_onnx
@@ -147,11 +149,11 @@ def test_export_record_load(small: Source, tmp_path: Path, exporter: Exporter) -
         assert again == replace(artifact, fidelity=again.fidelity, golden=again.golden, options=again.options)
         assert again.size == sum((tmp_path / f).stat().st_size for f in again.files)
     x = SMALL.tensor(picture())
-    for mode in exporter.arithmetics(artifact):
-        with exporter.load(artifact, mode) as runner:
+    for arithmetic in exporter.arithmetics(artifact):
+        with exporter.load(artifact, arithmetic) as runner:
             d0 = runner(x)
             assert d0.shape == (1, 1, 64, 64) and d0.dtype == np.float32
-            assert np.abs(d0 - small.predict(x)).max() < (1e-3 if mode in ("fp32", "f32") else 0.2)
+            assert np.abs(d0 - small.predict(x)).max() < (1e-3 if arithmetic == "fp32" else 0.2)
             assert {"runtime", "device", "arithmetic", "threads"} <= set(runner.info)
             kept = d0.copy()
             runner(x * 0.5)
@@ -160,14 +162,24 @@ def test_export_record_load(small: Source, tmp_path: Path, exporter: Exporter) -
         exporter.load(artifact, "f64")
 
 
-def test_openvino_says_what_ran(small: Source, tmp_path: Path) -> None:
+def test_openvino_says_what_ran(small: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if OpenVINO().missing():
         pytest.skip(str(OpenVINO().missing()))
     artifact = OpenVINO().export(small, tmp_path, Request("fp32"))
-    for mode in OpenVINO().arithmetics(artifact):
-        with OpenVINO().load(artifact, mode) as runner:
-            assert runner.info["arithmetic"] == mode
+    assert OpenVINO().arithmetics(artifact)[0] == "fp32"
+    for arithmetic in OpenVINO().arithmetics(artifact):
+        with OpenVINO().load(artifact, arithmetic) as runner:
+            assert runner.info["arithmetic"] == arithmetic
             assert sum(int(part.split()[0]) for part in runner.info["convolutions"].split(", ")) == 119
+    with OpenVINO().load(artifact, "f32") as runner:  # the name that older versions used
+        assert runner.info["arithmetic"] == "fp32"
+    with OpenVINO().streams(artifact, "f32", 2, 2) as runners:
+        assert [r.info["arithmetic"] for r in runners] == ["fp32", "fp32"]
+    with monkeypatch.context() as patched:
+        patched.setitem(HINTS, "fp16", "f32")
+        patched.setattr(OpenVINO, "arithmetics", lambda self, artifact: ("fp32", "fp16"))
+        with pytest.raises(Unavailable, match="asked for fp16, OpenVINO runs fp32"):
+            OpenVINO().load(artifact, "fp16").__enter__()
 
 
 def test_a_wrong_export_leaves_nothing_behind_and_the_old_file_alone(
@@ -230,7 +242,7 @@ def test_damaged_artifacts(small: Source, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match="no runtime here"):
         read_artifact(tmp_path / "notes.txt")
-    (tmp_path / "noise.onnx").write_bytes(os.urandom(1000))
+    (tmp_path / "noise.onnx").write_bytes(np.random.default_rng(0).bytes(1000))
     with pytest.raises(UserError, match="cannot open"):
         read_artifact(tmp_path / "noise.onnx")
 
@@ -243,10 +255,11 @@ def test_a_published_file_without_record_is_adopted(u2netp: Path) -> None:
 
 
 def test_missing_packages_are_named_with_the_cure() -> None:
-    problem = missing_modules("Thing", ("json", "no_such_module_at_all"), "thing")
+    problem = missing_modules("Thing", ("json", "no_such_module_at_all"), "ort")
     assert isinstance(problem, Unavailable)
-    assert "no_such_module_at_all" in problem.problem and "u2export[thing]" in problem.hint
-    assert missing_modules("Thing", ("json",), "thing") is None
+    assert "no_such_module_at_all" in problem.problem
+    assert problem.hint == how_to_install("ort", ["no_such_module_at_all"])
+    assert missing_modules("Thing", ("json",), "ort") is None
 
 
 def test_table_of_targets() -> None:

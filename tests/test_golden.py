@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from u2export.reference import golden
-from u2export.reference.image import Contract, digest, read_photo, saliency
+from u2export.reference.image import Contract, digest, saliency
+from u2export.reference.photos import read_photo
 
 # Committed on purpose: when one of these changes, masks of every port out there change with it.
 PICTURE = "45bbff653604e510231e4a444e9ef2daa96ec38e2624d2e863a9519cadfba0bd"

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.imports import tool_files as importers
-from u2export.benchmarks.imports.tool_files import FORMATS, Claim, reports
+from u2export.benchmarks.imports.rows import Claim, reports
+from u2export.benchmarks.imports.tool_files import FORMATS
+from u2export.benchmarks.imports.trtexec import from_log
 from u2export.benchmarks.report import Report
-from u2export.benchmarks.tables.columns import FORMATS as TABLES
-from u2export.benchmarks.tables.columns import render
+from u2export.benchmarks.tables.render import FORMATS as TABLES
+from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.files import write_json
@@ -94,7 +95,7 @@ def test_older_trtexec_keeps_the_warm_up_in_its_file(tmp_path: Path) -> None:
 def test_trtexec_versions() -> None:
     told = {"v8502": "8.5.2", "v8601": "8.6.1", "v100300": "10.3.0", "v101601": "10.16.1", "v110300": "11.3.0"}
     for tag, version in told.items():
-        assert importers._trtexec_log(f"&&&& RUNNING TensorRT.trtexec [TensorRT {tag}]").version == version
+        assert from_log(f"&&&& RUNNING TensorRT.trtexec [TensorRT {tag}]").version == version
 
 
 def test_trtexec_profile_is_not_a_latency(tmp_path: Path) -> None:

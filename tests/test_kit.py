@@ -12,8 +12,10 @@ from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
+from u2export.benchmarks.imports.device_json import KIT_FORMAT
 from u2export.benchmarks.imports.kit import PLATFORMS, artifact_of, judge, write
-from u2export.benchmarks.imports.tool_files import KIT_FORMAT, Claim, Found, reports
+from u2export.benchmarks.imports.rows import Claim, reports
+from u2export.benchmarks.imports.timed_model import TimedModel
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
@@ -137,7 +139,7 @@ def test_kits_want_the_right_artifact(source: Source, artifact: Artifact, tmp_pa
     with pytest.raises(UserError, match="is no artifact for a coreml kit"):
         write(artifact, source, PLATFORMS["coreml"], tmp_path)
     other = replace(source, weights=replace(source.weights, sha256="0" * 64))
-    with pytest.raises(UserError, match="was made of other weights"):
+    with pytest.raises(UserError, match="was made from other weights"):
         write(artifact, other, PLATFORMS["android"], tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -147,7 +149,8 @@ def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     from PIL import Image
 
-    from u2export.exporters.coreml.exporter import CoreML, picture
+    from u2export.exporters.coreml.exporter import CoreML
+    from u2export.exporters.coreml.ports import picture
     from u2export.reference.image import saliency
 
     source = Source.open("random-u2netp", TINY)
@@ -181,9 +184,9 @@ def test_a_folder_that_is_no_kit(cli: Cli, tmp_path: Path) -> None:
     file.write_text("{}")
     two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "no such file")
     (tmp_path / "kit.json").write_text("[]")
-    two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "is not a kit's")
+    two_lines(cli("import", file, "--as", "kit", "--kit", tmp_path), "is not of a kit")
     with pytest.raises(UserError):
-        judge(tmp_path, file)(Found("kit"))
+        judge(tmp_path, file)(TimedModel("kit"))
 
 
 MANIFEST = {"schema": 1, "pictures": ["golden"], "artifact": "m.ort", "artifact_sha256": "", "output": "d0"}
@@ -194,5 +197,5 @@ def test_damaged_kits_are_user_errors(tmp_path_factory: pytest.TempPathFactory, 
     folder = tmp_path_factory.getbasetemp()
     (folder / "kit.json").write_text(json.dumps({**MANIFEST, key: value}))
     with pytest.raises(UserError) as caught:
-        judge(folder, folder / "r.json")(Found("kit", masks={"golden": "golden.mask"}))
+        judge(folder, folder / "r.json")(TimedModel("kit", masks={"golden": "golden.mask"}))
     assert caught.value.problem and caught.value.hint

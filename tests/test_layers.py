@@ -54,6 +54,14 @@ def test_imports_point_downwards(module: str) -> None:
     assert not upward, f"{module} imports {', '.join(upward)} from a layer above it"
 
 
+@pytest.mark.parametrize("module", sorted(m for m in modules() if m.startswith("u2export.commands.")))
+def test_commands_call_the_api_and_nothing_else(module: str) -> None:
+    allowed = {f"u2export.{name}" for name in GROUND}
+    rooms = ("u2export.api", "u2export.commands")
+    other = sorted(name for name in imports(module) if name not in allowed and not name.startswith(rooms))
+    assert not other, f"{module} imports {', '.join(other)}; commands parse and print, the API does the work"
+
+
 def test_no_circles() -> None:
     done: set[str] = set()
 

@@ -7,25 +7,30 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PYPROJECT, ROOT, git_checkout, tracked
 
-ROOMS = {"exporters": "exporters", "benchmarks": "benchmarks", "calibration": "calibration", "reference": "reference"}
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+ROOMS: dict[str, str] = {folder: package for package, folder in SETUPTOOLS["package-dir"].items()}
+# Measured results stay in the repository.
+NOT_SHIPPED = ("u2export/benchmarks/results", "u2export/benchmarks/baselines", "u2export/benchmarks/published")
 
 
-def tracked() -> set[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    return set(listed.stdout.splitlines())
+def in_package(name: str) -> str | None:
+    """Where a file of the checkout lies in the installed package; None where it lies outside."""
+    for folder, package in ROOMS.items():
+        if name.startswith(f"{folder}/"):
+            return package.replace(".", "/") + name.removeprefix(folder)
+    return None
+
+
+def test_every_folder_of_python_files_is_a_package() -> None:
+    modules = [found for name in tracked() if (found := in_package(name)) and found.endswith(".py")]
+    assert sorted(SETUPTOOLS["packages"]) == sorted({m.rpartition("/")[0].replace("/", ".") for m in modules})
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for name in tracked():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source = git_checkout(tmp_path / "source")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(command, check=True, timeout=600)
     (wheel,) = tmp_path.glob("*.whl")
@@ -33,19 +38,11 @@ def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
     tops = {n.split("/")[0] for n in names}
     assert tops == {"u2export", f"u2export-{metadata.version('u2export')}.dist-info"}
 
-    expected = {f"u2export/{n.removeprefix('src/u2export/')}" for n in tracked() if n.startswith("src/u2export/")}
-    for folder, package in ROOMS.items():
-        expected |= {f"u2export/{package}/{n.partition('/')[2]}" for n in tracked() if n.startswith(f"{folder}/")}
+    expected = {found for name in tracked() if (found := in_package(name))}
     shipped = {n for n in names if n.startswith("u2export/")}
-    # Measured results, and notes for readers of the repository, stay there.
-    left_out = {
-        n
-        for n in expected - shipped
-        if not n.startswith(
-            ("u2export/benchmarks/results", "u2export/benchmarks/baselines", "u2export/benchmarks/published")
-        )
-    }
     assert shipped <= expected
+    left_out = {n for n in expected - shipped if not n.startswith(NOT_SHIPPED)}
+    # Notes for readers of the repository stay there too.
     assert not {n for n in left_out if n.endswith((".py", ".json", ".jpg", ".png", ".typed"))}
 
 

@@ -27,6 +27,7 @@ from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes
 from u2export.reference.onnx_session import open_graph
+from u2export.reference.photos import read_input
 
 SIDE = 24
 
@@ -394,13 +395,13 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     from u2export.calibration.condition import condition
     from u2export.exporters.ort import int8_spec
     from u2export.reference.fidelity import Fidelity, compare
-    from u2export.reference.image import find_photos
     from u2export.reference.onnx_export import Graph, to_onnx
+    from u2export.reference.photos import find_photos
     from u2export.reference.source import Source
 
     def read(name: str, count: int) -> list[Floats]:
         found = find_photos([Path(str(shared)) / name / "images"])
-        return [source.contract.read(p) for p in found[:: max(1, len(found) // count)][:count]]
+        return [read_input(source.contract, p) for p in found[:: max(1, len(found) // count)][:count]]
 
     source = Source.open("u2netp")
     calibration, held_back = read("bsds500", 12), read("u2net_official", 6)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device, environment, this_device
-from u2export.benchmarks.report import Latency, Report, Row, Settings, Sustained, compact, speedup
+from u2export.benchmarks.latency import Latency, Sustained, speedup
+from u2export.benchmarks.report import Report, Row, Settings, compact
 from u2export.benchmarks.sensors import state
-from u2export.benchmarks.tables.columns import FORMATS, render
+from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract
@@ -126,7 +127,7 @@ def test_unstable_and_indicative() -> None:
 def test_speedup_of_constants() -> None:
     slow, fast = Latency(((30, 30),) * 6), Latency(((10,),) * 6)
     ratio = speedup(fast, slow)
-    assert ratio and (ratio.value, ratio.low, ratio.high) == (3, 3, 3)
+    assert ratio and (ratio.value, ratio.low, ratio.high) == pytest.approx((3, 3, 3))
 
 
 def test_speedup_wants_common_rounds() -> None:
@@ -155,19 +156,10 @@ def test_speedup_survives_drift() -> None:
 def test_interval_covers_the_truth() -> None:
     covered = 0
     for seed in range(200):
-        ratio = speedup(*drifting(1.5, 10, seed), resamples=500)
+        ratio = speedup(*drifting(1.5, 10, seed))
         assert ratio
         covered += ratio.low <= 1.5 <= ratio.high
-    assert covered >= 180  # 95 % is the aim; the bootstrap of a median over ten rounds comes close
-
-
-def test_interval_agrees_with_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    fast, slow = drifting(1.5, 30, 7)
-    ratios = [np.median(b) / np.median(a) for a, b in zip(fast.rounds, slow.rounds, strict=True)]
-    theirs = stats.bootstrap((ratios,), np.median, method="percentile", n_resamples=9999, rng=1).confidence_interval
-    ours = speedup(fast, slow, resamples=9999)
-    assert ours and abs(ours.low - theirs.low) < 0.005 and abs(ours.high - theirs.high) < 0.005
+    assert covered >= 184  # 95 % of 200, less two standard errors
 
 
 def test_speedup_names_no_ratio_for_the_baseline() -> None:

@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 
-from u2export.benchmarks.roofline import RATE, Chip, Layer, Work, bound, chips, count, of_network, reached, this_machine
+from u2export.benchmarks.roofline import (
+    RATE,
+    Chip,
+    LayerWork,
+    Work,
+    bound,
+    chips,
+    count,
+    estimate,
+    of_network,
+    reached,
+    this_machine,
+)
 from u2export.errors import UserError
 
-CONV = Layer("c", "Conv", 1000, 300, 100)
+CONV = LayerWork("c", "Conv", 1000, 300, 100)
 
 
 def test_bound_is_the_slower_of_both() -> None:
@@ -84,8 +96,19 @@ def test_counting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not fixed"):
         count(graph(tmp_path, dynamic=True))
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match="is not an ONNX file"):
+    with pytest.raises(UserError, match="not an ONNX file"):
         count(tmp_path / "x.onnx")
+
+
+def test_estimates_of_one_all_and_no_devices(tmp_path: Path) -> None:
+    path = graph(tmp_path)
+    (only,) = estimate(path, "orin-nano", "int8", local=False).bounds
+    assert only.chip.name == "Jetson Orin Nano 8GB" and only.precision == "int8" and only.least > 0
+    assert len(estimate(path, "all", local=False).bounds) == len(chips())
+    nothing = estimate(path, "none", local=False)
+    assert nothing.bounds == nothing.reached == () and nothing.to_json()["macs"] == count(path).macs
+    with pytest.raises(UserError, match="no device 'abacus'"):
+        estimate(path, "abacus")
 
 
 @pytest.mark.slow
@@ -126,7 +149,7 @@ def test_share_of_the_peak(tmp_path: Path) -> None:
     rows = of_network(made, network)
     assert [row.name for row in rows] == ["u2netp-320-pytorch-fp32", "u2netp-320-openvino-fp16.xml"]
     work, here = Work((replace(CONV, macs=10**9),), 1), Chip("", {"fp32": 1e11}, 1.0)
-    (_, rate, share), _ = reached(work, here, rows)
-    assert rate == pytest.approx(2e9 / 0.201, rel=1e-3) and share == pytest.approx(rate / 1e11)
+    first, _ = reached(work, here, rows)
+    assert first.rate == pytest.approx(2e9 / 0.201, rel=1e-3) and first.share == pytest.approx(first.rate / 1e11)
     with pytest.raises(UserError, match="hold no times of"):
         of_network(made, replace(network, contract=Contract(64, 64)))

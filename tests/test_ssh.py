@@ -21,12 +21,16 @@ import numpy as np
 import pytest
 from conftest import Cli, two_lines
 from PIL import Image
+from test_layers import imports
 
-from u2export.benchmarks.measuring.bench import Plan, measure, photos_in
-from u2export.benchmarks.measuring.ssh import Address, Remote, address, core
-from u2export.benchmarks.measuring.worker_process import Failed
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan
+from u2export.benchmarks.measuring.sent_modules import worker_files
+from u2export.benchmarks.measuring.ssh import Address, SshMachine, address
+from u2export.benchmarks.measuring.worker_process import WorkerFailed
 from u2export.benchmarks.report import Report, Settings
-from u2export.benchmarks.tables.columns import render
+from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -54,8 +58,8 @@ class Server:
     def words(self) -> list[str]:
         return ["--device", self.url, "--ssh-config", str(self.config), "--device-python", str(self.python)]
 
-    def remote(self) -> Remote:
-        return Remote(address(self.url), str(self.python), self.config)
+    def remote(self) -> SshMachine:
+        return SshMachine(address(self.url), str(self.python), self.config)
 
     @property
     def left(self) -> list[str]:
@@ -193,7 +197,7 @@ def test_reference_masks_are_made_here(
     artifact = Onnx().export(source, tmp_path / "out", Request("fp32"))
     settings = Settings("custom", 5, 0.0, 5)
     with_torch = dict(list(photos_in(photos).items())[:2])
-    report = measure(Plan([artifact], with_torch, settings=settings, host=server.remote(), arithmetics="default"))
+    report = measure(Plan([artifact], with_torch, settings=settings, machine=server.remote(), arithmetics="default"))
     assert [r.name for r in report.rows] == [artifact.name] == [report.baseline]
     row = report.rows[0]
     assert row.reference == "random-u2netp-64-pytorch-fp32" and row.fidelity and row.fidelity.mae < 1e-4
@@ -211,7 +215,7 @@ def test_core_holds_no_more_than_it_needs(server: Server) -> None:
     with server.remote() as remote:
         folder = Path(remote.folder)
         assert folder.parent == server.home and folder.stat().st_mode & 0o077 == 0
-        assert (folder / "core/u2export/exporters/exporter.py").read_bytes() == core()[
+        assert (folder / "core/u2export/exporters/exporter.py").read_bytes() == worker_files()[
             "exporters/exporter.py"
         ].read_bytes()
         assert remote.device().cpu and "load" in remote.state() and "load" in remote.pulse()
@@ -219,22 +223,22 @@ def test_core_holds_no_more_than_it_needs(server: Server) -> None:
 
 
 def test_a_worker_that_crashes_or_hangs_over_there(server: Server, tmp_path: Path) -> None:
-    def pid(remote: Remote) -> int:
+    def pid(remote: SshMachine) -> int:
         return int((Path(remote.folder) / "pids" / str(remote.workers)).read_text())
 
     with server.remote() as remote:
-        with remote.child(tmp_path / "log", 30) as child:
+        with remote.start_worker(tmp_path / "log", 30) as child:
             child.ask("pulse")
             os.kill(pid(remote), signal.SIGSEGV)
-            with pytest.raises(Failed, match="SIGSEGV") as failure:
+            with pytest.raises(WorkerFailed, match="SIGSEGV") as failure:
                 child.ask("pulse")
             assert failure.value.reason == "crashed"
-        with remote.child(tmp_path / "log", 30) as child:
+        with remote.start_worker(tmp_path / "log", 30) as child:
             child.ask("pulse")
             hanging = pid(remote)
             os.kill(hanging, signal.SIGSTOP)
             child.timeout = 1
-            with pytest.raises(Failed, match="no answer"):
+            with pytest.raises(WorkerFailed, match="no answer"):
                 child.ask("pulse")
             for _ in range(50):
                 if not Path(f"/proc/{hanging}").exists() and sys.platform == "linux":
@@ -246,10 +250,10 @@ def test_a_worker_that_crashes_or_hangs_over_there(server: Server, tmp_path: Pat
 
 
 def test_a_lost_connection_is_told_from_a_crash(server: Server, tmp_path: Path) -> None:
-    with server.remote() as remote, remote.child(tmp_path / "log", 30) as child:
+    with server.remote() as remote, remote.start_worker(tmp_path / "log", 30) as child:
         child.ask("pulse")
         subprocess.run(["pkill", "-KILL", "-P", str(server.pid)], check=True)  # the server's end of all connections
-        with pytest.raises(Failed, match=r"the connection to .* broke"):
+        with pytest.raises(WorkerFailed, match=r"the connection to .* broke"):
             child.ask("pulse")
         assert remote.pulse() == remote.state() == {}
     assert server.left == []
@@ -351,15 +355,40 @@ def test_what_is_no_address(text: str) -> None:
     assert error.value.hint and "secret" not in error.value.problem
 
 
-def test_core_is_every_module_of_the_package() -> None:
-    names = core()
-    assert {
-        "__init__.py",
-        "benchmarks/measuring/worker.py",
-        "exporters/exporter.py",
-        "reference/image.py",
-    } <= names.keys()
-    for name, path in names.items():
-        module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__").replace("__init__", "")
-        spec = importlib.util.find_spec(".".join(filter(None, ("u2export", module))))
+def test_a_worker_gets_the_modules_that_it_imports() -> None:
+    """Against the import graph of the layer test, a second implementation over the checkout."""
+    wanted: set[str] = set()
+    waiting = ["u2export.benchmarks.measuring.worker"]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            parent = name.rpartition(".")[0]
+            waiting += [*([parent] if parent else []), *(imports(name) if name != "u2export" else ())]
+    sent = worker_files()
+    for name, path in sent.items():
+        module = f"u2export/{name}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        spec = importlib.util.find_spec(module)
         assert spec and spec.origin == str(path), name
+        wanted.remove(module)
+    assert not wanted
+    needless = ("api", "cli", "commands", "benchmarks/gate", "benchmarks/imports", "benchmarks/studies",
+                "benchmarks/tables", "benchmarks/report", "benchmarks/measuring/ssh")  # fmt: skip
+    assert not [name for name in sent if name.startswith(needless)]
+
+
+def test_the_modules_of_a_worker_need_no_others(tmp_path: Path) -> None:
+    """All of them can be imported where nothing else of u2export exists."""
+    for name, path in worker_files().items():
+        (tmp_path / "u2export" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "u2export" / name)
+    names = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in worker_files()]
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
+        f"sys.path[:] = [{str(tmp_path)!r}, *sys.path]\n"
+        "import importlib, u2export\n"
+        f"assert u2export.__file__.startswith({str(tmp_path)!r})\n"
+        f"for name in {[n for n in names if n != '__init__']!r}: importlib.import_module('u2export.' + name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

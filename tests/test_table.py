@@ -17,10 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.measuring.bench import Judged
-from u2export.benchmarks.report import Latency, Report, Row, Settings, Sustained
-from u2export.benchmarks.tables.columns import BEGIN, FORMATS, WIDTH, about, gather, inserted, overview, render, small
+from u2export.benchmarks.latency import Latency, Sustained
+from u2export.benchmarks.measuring.judging import Judged
+from u2export.benchmarks.report import Report, Row, Settings
+from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
+from u2export.benchmarks.tables.gather import gather
+from u2export.benchmarks.tables.legend import about
+from u2export.benchmarks.tables.markdown_page import BEGIN, inserted, overview
+from u2export.benchmarks.tables.render import FORMATS, render
+from u2export.benchmarks.tables.terminal import WIDTH
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract
@@ -47,7 +53,7 @@ def report() -> Report:
     torch = row("u2netp-320-pytorch-fp32", reference="", images={}, size=0, runtime={"runtime": "PyTorch 2.13.0"})
     rows = (
         replace(torch, exporter="pytorch"),
-        row("u2netp-320-openvino-fp16.xml", "f32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
+        row("u2netp-320-openvino-fp16.xml", "fp32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
         row("random-u2net-320-onnx-fp32.onnx", latency=Latency(((5 * MS, 50 * MS),))),
         row("u2netp-320-trt-fp16.engine", "fp16", latency=Latency(), images={}, runtime={}, first_ns=0, memory={},
             load_ns=(), reason="unavailable", problem="no NVIDIA GPU | here"),
@@ -65,7 +71,7 @@ def test_markdown_is_a_table_of_all_rows() -> None:
     assert cells["MAE"] == "0.00645" and cells["MAE worst"] == "0.01080" and cells["IoU worst"] == "0.9730"
     assert cells["p50 ms"] == "101" and cells["speed-up"] == "2.00x" and cells["95 % interval"] == "2.00–2.00"
     assert (cells["MB"], cells["load ms"], cells["first ms"], cells["peak MB"]) == ("4.6", "200", "250", "256")
-    assert cells["runs as"] == "ONNX Runtime 1.32.0 f32" and cells["S"] == "0.932"
+    assert cells["runs as"] == "ONNX Runtime 1.32.0 fp32" and cells["S"] == "0.932"
     assert "unavailable: no NVIDIA GPU \\| here" in table[5]
     assert "random-u2net-320-onnx-fp32.onnx (random weights)" in table[4] and "27.5~?" in table[4]
     assert "| ref |" in table[2] and "| base |" in table[2]
@@ -78,14 +84,14 @@ def test_columns_that_nobody_fills_are_left_out() -> None:
 
 
 def test_what_a_reader_must_know() -> None:
-    text = "\n".join(about(report()))
+    text = "\n".join(about(table_of(report())))
     assert "reference of the masks: PyTorch 2.13.0 fp32 (u2netp-320-pytorch-fp32)\n" in text
     onnx = replace(report(), rows=(replace(report().rows[0], exporter="onnx"), report().rows[1]))
-    assert "(u2netp-320-pytorch-fp32), not PyTorch on this machine\n" in "\n".join(about(onnx))
+    assert "(u2netp-320-pytorch-fp32), not PyTorch on this machine\n" in "\n".join(about(table_of(onnx)))
     assert "2 photos, 1 could not be read" in text and "onnxruntime 1.32.0" in text
     assert "~ unstable" in text and "? indicative" in text and "busy: load 1.75 on 2 cores" in text
     alone = replace(report(), rows=(row("x.onnx", reference="", images={}),), complete=False)
-    text = "\n".join(about(alone))
+    text = "\n".join(about(table_of(alone)))
     assert "reference of the masks: none" in text and "interrupted" in text and "indicative" not in text
 
 
@@ -178,7 +184,7 @@ def test_imported_rows_are_marked_and_their_empty_cells_explained() -> None:
     assert sampled["p50 ms"] == "201" and (stated["p50 ms"], stated["p90 ms"]) == ("7.50", "8.25")
     assert (mean["p50 ms"], mean["p90 ms"], spread["p50 ms"]) == ("4.00 mean", "n/t", "2.00–3.00")
     assert stated["load ms"] == "n/t" and "MAE" not in sampled  # a column nobody fills
-    assert "timed: GPU compute" in stated["note"] and "n/t: its source does not tell" in text
+    assert "timed: GPU compute" in stated["note"] and "n/t: the source does not state the value" in text
     assert f"imported: trtexec t.json, sha256 {'ab' * 8}…" in text and "by: M measured, I imported, P published" in text
     assert "reference of the masks" not in text and "0 cores" not in text
     mixed = replace(imported(), rows=(*imported().rows, report().rows[1]))

@@ -20,12 +20,16 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Request
 from u2export.exporters.open import read_artifact
-from u2export.exporters.trt import build as trt_build
-from u2export.exporters.trt import engine as trt_runner
-from u2export.exporters.trt.build import Built, Options, devices
-from u2export.exporters.trt.engine import Engine, check_trust, trust
-from u2export.exporters.trt.exporter import TensorRT, save_engine
+from u2export.exporters.trt import cuda as trt_cuda
+from u2export.exporters.trt import trust as trt_trust
+from u2export.exporters.trt.build import Built, build
+from u2export.exporters.trt.engine import EngineRunner, open_engine
+from u2export.exporters.trt.engine_file import save_engine
+from u2export.exporters.trt.exporter import TensorRT
+from u2export.exporters.trt.installed import devices, load
+from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import Recipe
+from u2export.exporters.trt.trust import check_trust, trust
 from u2export.reference.image import Contract
 
 for name in ("torch", "onnx", "onnxsim", "onnxruntime"):
@@ -45,7 +49,7 @@ no_gpu = pytest.mark.skipif(bool(devices()), reason="this machine has a GPU")
 
 @pytest.fixture(autouse=True)
 def own_register(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(trt_runner, "_register", lambda: tmp_path / "trusted.json")
+    monkeypatch.setattr(trt_trust, "_register", lambda: tmp_path / "trusted.json")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +181,7 @@ def test_without_a_gpu_nothing_is_opened(exported: Artifact, tmp_path: Path) -> 
     assert artifact.exporter == "trt"
     with pytest.raises(Unavailable, match="no CUDA device"):
         TensorRT().arithmetics(artifact)
-    with pytest.raises(Unavailable, match="no CUDA device"), trt_runner.opened(artifact):
+    with pytest.raises(Unavailable, match="no CUDA device"), open_engine(artifact):
         pass
 
 
@@ -266,7 +270,7 @@ class Doubler:
 
 
 @pytest.fixture
-def doubling() -> Iterator[tuple[Engine, HostCuda, ExitStack]]:
+def doubling() -> Iterator[tuple[EngineRunner, HostCuda, ExitStack]]:
     cuda, shape = HostCuda(), (1, 1, 4, 4)
     severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, WARNING=2)
     trt = SimpleNamespace(
@@ -275,12 +279,12 @@ def doubling() -> Iterator[tuple[Engine, HostCuda, ExitStack]]:
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: Doubler(cuda, shape)),
     )  # fmt: skip
     with ExitStack() as stack:
-        yield Engine(trt, cuda, b"plan", shape, stack), cuda, stack  # type: ignore[arg-type]
+        yield EngineRunner(trt, cuda, b"plan", shape, stack), cuda, stack  # type: ignore[arg-type]
 
 
-def test_the_runner_copies_launches_and_times(doubling: tuple[Engine, HostCuda, ExitStack]) -> None:
+def test_the_runner_copies_launches_and_times(doubling: tuple[EngineRunner, HostCuda, ExitStack]) -> None:
     engine, cuda, stack = doubling
-    assert cuda.log == ["run", "run", "wait", "capture"] and engine.graph and engine.memory == 128
+    assert cuda.log == ["run", "run", "wait", "capture"] and engine.memory == 128
     cuda.log.clear()
     x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
     first, second = engine(x), engine(x + 1)
@@ -294,39 +298,59 @@ def test_the_runner_copies_launches_and_times(doubling: tuple[Engine, HostCuda, 
     assert not cuda.memory
 
 
+# What the code calls TensorRT's objects, by the classes of its bindings.
+CLASSES = {
+    "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile", "layer": "ILayer", "runtime": "Runtime", "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+}  # fmt: skip
+# Members that the code takes only where a version has the feature.
+GUARDED = {
+    "IBuilderConfig": {"progress_monitor", "num_compute_capabilities", "set_compute_capability", "cuda_graph_strategy"},
+    "ICudaEngine": {"create_runtime_config"},
+    "ILayer": {"precision", "set_output_type"},  # weak typing
+}
+
+
+def called() -> set[tuple[str, str]]:
+    """Classes and members of TensorRT that are named in the modules that get TensorRT as `trt`."""
+    found = set()
+    for path in (ROOT / "exporters" / "trt").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        if not any(isinstance(node, ast.arg) and node.arg == "trt" for node in nodes):
+            continue
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute | ast.Name):
+                name = node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id
+                if name in CLASSES:
+                    found.add((CLASSES[name], node.attr))
+    return found
+
+
 @pytest.mark.parametrize("version", API)
-def test_the_runner_calls_only_what_every_version_has(version: str) -> None:
-    """Members of engine and context that the runner's source names, against the version's bindings."""
-    tree = ast.parse((ROOT / "exporters" / "trt_runner.py").read_text(encoding="utf-8"))
-    classes = {"engine": "ICudaEngine", "context": "IExecutionContext", "runtime": "Runtime"}
-    named = {
-        (classes[node.value.attr], node.attr)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr in classes
-    }
-    assert len(named) >= 11
-    ours = {("ICudaEngine", m) for m in ("timing", "memory", "graph", "input")}  # of our own Engine
-    ours |= {("ICudaEngine", "create_runtime_config")}  # of RTX, asked for behind a check
-    lost = {pair for pair in named - ours if pair[1] not in API[version]["classes"][pair[0]]}
-    assert not lost
+def test_only_members_that_every_version_has_are_called(version: str) -> None:
+    members = called()
+    assert {kind for kind, _ in members} == set(CLASSES.values()) and len(members) >= 35
+    unguarded = {(kind, name) for kind, name in members if name not in GUARDED.get(kind, ())}
+    assert not {pair for pair in unguarded if pair[1] not in API[version]["classes"][pair[0]]}
 
 
 @needs_rtx
 def test_rtx_has_what_the_runner_asks_it_for() -> None:
-    trt = trt_build.load("rtx")
+    trt = load("rtx")
     assert hasattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE") and hasattr(trt.ICudaEngine, "create_runtime_config")
     assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")
 
 
 def test_cuda_python_answers_are_unpacked() -> None:
-    runtime = trt_runner.cuda_runtime()
+    runtime = trt_cuda.cuda_runtime()
     if runtime is None or devices():
         pytest.skip("cuda-python is not installed, or this machine has a GPU")
-    source = (ROOT / "exporters" / "trt_runner.py").read_text(encoding="utf-8")
+    source = (ROOT / "exporters" / "trt" / "cuda.py").read_text(encoding="utf-8")
     names = set(re.findall(r"self\.rt\.(\w+)", source))
     assert len(names) >= 15 and not [n for n in names if not hasattr(runtime, n)]
     with pytest.raises(Unavailable, match="CUDA: cudaError"):
-        trt_runner.CudaPython()
+        trt_cuda.CudaPython()
 
 
 # --- real weights -----------------------------------------------------------------------------------------------
@@ -335,8 +359,6 @@ def test_cuda_python_answers_are_unpacked() -> None:
 @pytest.mark.slow
 @needs_rtx
 def test_int8_of_the_real_weights_end_to_end(u2netp: Path, tmp_path: Path) -> None:
-    from u2export.exporters.trt.build import build, load
-
     source = Source.open("u2netp")
     calibration = Calibration.bundled(source.contract).subset(16)
     made = TensorRT().export(source, tmp_path, Request("int8", calibration))
@@ -351,8 +373,6 @@ def test_int8_of_the_real_weights_end_to_end(u2netp: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @needs_rtx
 def test_full_size_u2net_builds_in_fp16(tmp_path: Path) -> None:
-    from u2export.exporters.trt.build import build, load
-
     loose = Request("fp16", condition=False, budget={"mae": 1.0, "mae_worst": 1.0})  # untrained: structure alone counts
     made = TensorRT().export(Source.open("random-u2net", Contract(96, 96)), tmp_path, loose)
     recipe, graph = Recipe.read(made.path)
@@ -376,14 +396,14 @@ def cost(variant: str, seconds: float, masks: bool = True) -> dict[str, Any]:
 
 
 def test_costs_are_ratios_within_a_network() -> None:
-    from u2export.benchmarks.studies.trt_fidelity import VARIANTS, table
+    from u2export.benchmarks.studies.trt_fidelity import VARIANTS, costs
 
     labels = [v.label for v in VARIANTS]
     assert len(set(labels)) == len(labels) and "fp16 not conditioned" in labels
     random = "fp32, random-u2net, structure only"
     assert random in labels
     found = [cost("fp32", 2), cost("int8", 5), cost(random, 10, False), cost(random.replace("fp32", "int8"), 40, False)]
-    rows = [line.split(" | ") for line in table(found).splitlines()[2:]]
+    rows = [line.split(" | ") for line in costs(found).splitlines()[2:]]
     assert [row[2] for row in rows] == ["1.0 x, 2000 MB", "2.5 x, 2000 MB", "1.0 x, 2000 MB", "4.0 x, 2000 MB"]
     assert rows[1][1] == "3 int8, 1 fp32" and "0.00200, 0.9900 / 0.9800" in rows[1][-1]
     assert "0.99" not in rows[2][-1]

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +20,13 @@ import pytest
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.trt import build as trt_build
-from u2export.exporters.trt.build import Options, build, choose, limits_of, parse_shapes, strong_only, typing_of
+from u2export.exporters.trt import installed as trt_installed
+from u2export.exporters.trt.build import build
+from u2export.exporters.trt.build_log import BuildLog
+from u2export.exporters.trt.installed import choose_builder, limits_of, load, strong_only, typing_of
+from u2export.exporters.trt.options import Options, parse_shapes
 from u2export.exporters.trt.recipe import VERSIONS, Recipe
+from u2export.reference.onnx_graph import GraphView
 
 API = json.loads((Path(__file__).parent / "tensorrt_api.json").read_text(encoding="utf-8"))
 needs_rtx = pytest.mark.skipif(
@@ -115,10 +121,10 @@ def tensor(kind: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def no_lint(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Branches are tested without a graph."""
+def no_graph(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Test branches without a graph."""
     if "graphs" not in request.fixturenames:
-        monkeypatch.setattr(trt_build, "_lint", lambda trt, graph: None)
+        monkeypatch.setattr(trt_build, "_check_graph", lambda trt, graph: None)
 
 
 WEAK, BOTH, STRONG = ("8.6.1",), ("10.0.1", "10.3.0", "10.16.1"), ("11.0.0",)
@@ -176,7 +182,7 @@ def test_islands_are_held_in_weak_typing(version: str) -> None:
 @pytest.mark.parametrize("version", API)
 def test_a_silent_fallback_fails_the_build(version: str) -> None:
     trt = Fake(version)  # whose table says fp16
-    with pytest.raises(UserError, match=r"falls back: /a/Conv was to compute in int8 and computes in fp16"):
+    with pytest.raises(UserError, match=r"falls back: /a/Conv computes in fp16, the recipe asks for int8"):
         build(trt, Path("x.onnx"), INT8, Options())
 
 
@@ -233,7 +239,7 @@ def test_a_builder_without_result_or_profile_is_an_error() -> None:
     with pytest.raises(UserError, match="gave no reason"):
         build(Fake("10.3.0", build_serialized_network=None), Path("x.onnx"), RECIPE, Options())
     dynamic = replace(RECIPE, shape=(-1, 3, 64, 64))
-    with pytest.raises(UserError, match="no profile"):
+    with pytest.raises(UserError, match="there is no profile"):
         build(Fake("10.3.0"), Path("x.onnx"), dynamic, Options())
     for shapes in ("4,2,8", "1x3x64x64,2x3x64x64,4x3x96x64"):
         with pytest.raises(UserError, match="do not fit"):
@@ -253,7 +259,7 @@ def test_shapes_of_another_form(text: str) -> None:
 
 def test_messages_are_sorted() -> None:
     trt = Fake("10.3.0")
-    log = trt_build.Log(trt)
+    log = BuildLog(trt)
     log.logger.log(trt.Severity.WARNING, "uint8 is not supported. Defaulting to INT8 instead")
     log.logger.log(trt.Severity.ERROR, "something")
     log.logger.log(trt.Severity.ERROR, "[checkMacros.cpp] cudaError 35")
@@ -267,41 +273,68 @@ def test_messages_are_sorted() -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     names: list[str] = []
-    monkeypatch.setattr(trt_build, "installed", lambda: names)
+    monkeypatch.setattr(trt_installed, "installed", lambda: names)
+    monkeypatch.setattr(trt_installed, "devices", list)
+    monkeypatch.setattr(trt_installed, "load", lambda name: None)
     return names  # type: ignore[return-value]
 
 
-def test_the_runtime_that_can_build_is_chosen(here: list[str]) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, here: list[str]) -> None:
+    monkeypatch.setattr(trt_installed, "devices", lambda: ["Orin (sm87)"])
+
+
+def test_the_runtime_that_can_build_is_chosen(here: list[str], gpu: None) -> None:
     with pytest.raises(Unavailable, match="neither tensorrt nor tensorrt_rtx"):
-        choose("auto", ("local",), True)
+        choose_builder()
     here.append("rtx")
-    assert choose("auto", ("sm86",), False) == "rtx"
-    with pytest.raises(Unavailable, match="no CUDA device"):
-        choose("auto", ("local",), False)
     with pytest.raises(Unavailable, match="tensorrt is not installed"):
-        choose("tensorrt", ("local",), True)
+        choose_builder("tensorrt")
+    assert choose_builder() == "rtx"
     here.insert(0, "tensorrt")
-    assert choose("auto", ("local",), True) == "tensorrt"
-    with pytest.raises(UserError, match="GPU at hand alone"):
-        choose("tensorrt", ("sm86",), True)
+    assert choose_builder() == "tensorrt"
+    assert choose_builder(targets=("sm86",)) == "rtx"
+    with pytest.raises(UserError, match="GPU of this machine only"):
+        choose_builder("tensorrt", ("sm86",))
+
+
+def test_without_a_gpu_only_named_targets_are_built(here: list[str]) -> None:
+    here.append("rtx")
+    assert choose_builder(targets=("sm86",)) == "rtx"
+    with pytest.raises(Unavailable, match="no CUDA device") as caught:
+        choose_builder(recipe=Path("a/x.recipe.json"))
+    assert "u2export trt build a/x.recipe.json on the device" in caught.value.hint
+
+
+def test_a_runtime_that_does_not_load_is_not_chosen(here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    here.append("rtx")
+    monkeypatch.setattr(trt_installed, "load", load)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(Unavailable, match="tensorrt_rtx does not load"):
+        choose_builder(targets=("sm86",))
 
 
 @pytest.mark.parametrize("target", ["sm53", "sm62", "sm72", "sm87", "sm110"])
 def test_jetsons_are_refused_with_the_way_out(here: list[str], target: str) -> None:
     here.append("rtx")
     with pytest.raises(Unavailable, match="Jetson") as caught:
-        choose("rtx", (target,), False)
+        choose_builder("rtx", (target,))
     assert "u2export trt build RECIPE" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("runtime", "targets", "problem"),
-    [("other", ("local",), "no runtime"), ("rtx", ("gpu",), "no target"), ("rtx", ("sm86", "local"), "exclude")],
+    [
+        ("other", ("local",), "no runtime"),
+        ("rtx", ("gpu",), "no target"),
+        ("rtx", ("sm86", "local"), "exclude"),
+        ("auto", (), "no target is named"),
+    ],
 )
 def test_nonsense_is_refused(here: list[str], runtime: str, targets: tuple[str, ...], problem: str) -> None:
     here.append("rtx")
     with pytest.raises(UserError, match=problem):
-        choose(runtime, targets, False)
+        choose_builder(runtime, targets)
 
 
 # --- TensorRT-RTX itself ----------------------------------------------------------------------------------------
@@ -311,7 +344,7 @@ def test_nonsense_is_refused(here: list[str], runtime: str, targets: tuple[str, 
 def rtx() -> Any:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed: pip install tensorrt_rtx")
-    return trt_build.load("rtx")
+    return load("rtx")
 
 
 @pytest.fixture(scope="module")
@@ -328,8 +361,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Re
 
     fp32 = toy()
     int8 = calibrated(fp32, photos(), TENSORRT)
-    wires = g.Wires(fp32)
-    island = g.island(wires, next(n for n in wires.nodes if n.name == "/up/Conv"))
+    view = GraphView(fp32)
+    island = g.island(view, next(n for n in view.nodes if n.name == "/up/Conv"))
     made = {
         "fp32": (fp32, "fp32", ()), "fp16": (g.to_half(fp32), "fp16", ()), "int8": (int8, "fp32", ()),
         "island": (g.to_half(fp32, island), "fp16", tuple(sorted(island))), "int8-fp16": (g.to_half(int8), "fp16", ()),
@@ -376,7 +409,7 @@ def test_rtx_takes_several_targets_and_profiles(rtx: Any, graphs: Any) -> None:
     path, recipe = graphs["dynamic"]
     options = Options(targets=("sm80", "sm120"), shapes=parse_shapes("1,2,4", recipe))
     assert recipe.dynamic and len(build(rtx, path, recipe, options).plan) > 1e4
-    with pytest.raises(UserError, match="alone"):
+    with pytest.raises(UserError, match="of its own"):
         build(rtx, path, recipe, replace(options, targets=("sm75", "sm80")))
     with pytest.raises(UserError, match="does not build for sm70"):
         build(rtx, path, recipe, replace(options, targets=("sm70",)))
@@ -397,8 +430,8 @@ def test_rtx_folds_a_lone_island_back_and_the_build_says_so(
     recipe = Recipe.of(lone, folded, precision="fp16", rest="fp16")
     with pytest.raises(UserError, match="lone island"):
         build(rtx, folded, recipe, Options(targets=("sm86",)))
-    monkeypatch.setattr(trt_build, "_lint", lambda trt, graph: None)
-    with pytest.raises(UserError, match="falls back: /down/Conv was to compute in fp32"):
+    monkeypatch.setattr(trt_build, "_check_graph", lambda trt, graph: None)
+    with pytest.raises(UserError, match="falls back: /down/Conv computes in fp16, the recipe asks for fp32"):
         build(rtx, folded, recipe, Options(targets=("sm86",)))
 
 
@@ -408,7 +441,7 @@ def test_rtx_folds_a_lone_island_back_and_the_build_says_so(
     [("uint8", "another network: .*Defaulting to INT8"), ("shift", "[Nn]on-zero zero point"),
      ("bias", "must have type FP8"), ("scale", "cannot (parse|build)")],
 )  # fmt: skip
-def test_rtx_refuses_what_the_lint_is_for(
+def test_rtx_refuses_what_the_graph_rules_are_for(
     rtx: Any, graphs: Any, damage: str, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import onnx
@@ -440,7 +473,7 @@ def test_rtx_refuses_what_the_lint_is_for(
     onnx.save(model, broken)
     with pytest.raises(UserError, match="not built"):
         build(rtx, broken, recipe, Options(targets=("sm86",)))
-    monkeypatch.setattr(trt_build, "_lint", lambda trt, graph: None)
+    monkeypatch.setattr(trt_build, "_check_graph", lambda trt, graph: None)
     with pytest.raises(UserError, match=problem) as caught:
         build(rtx, broken, recipe, Options(targets=("sm86",)))
     assert "\n" not in caught.value.problem and caught.value.hint

@@ -20,6 +20,8 @@ from toy_unet import CONVS, SHAPE, SIDE, photos, toy  # noqa: E402
 from u2export.calibration.quant_plan import TENSORRT, QuantSpec  # noqa: E402
 from u2export.calibration.quantize import calibrated  # noqa: E402
 from u2export.exporters.trt import typed_graph as g  # noqa: E402
+from u2export.exporters.trt.graph_rules import broken_rules, refuse  # noqa: E402
+from u2export.reference.onnx_graph import GraphView, opset_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +69,20 @@ def test_half_is_close_and_its_ports_are_float(fp32: Any) -> None:
 
 def test_half_int8_moves_no_further_than_fp16_rounding(int8: Any) -> None:
     half = g.to_half(int8)
-    assert g.opset_of(half) == 19 and g.opset_of(int8) == 17
+    assert opset_of(half) == 19 and opset_of(int8) == 17
     x = photos()[0]
     assert np.abs(run(half, x) - run(int8, x)).mean() < 0.02
-    assert not g.lint(half, 20)
+    assert not broken_rules(half, 20)
 
 
 def test_an_island_spans_its_activation_and_the_sum(fp32: Any) -> None:
-    wires = g.Wires(fp32)
-    conv = next(n for n in wires.nodes if n.name == "/up/Conv")
-    kept = g.island(wires, conv)
+    view = GraphView(fp32)
+    conv = next(n for n in view.nodes if n.name == "/up/Conv")
+    kept = g.island(view, conv)
     assert kept == {conv.name, "/up/Relu", "/sum/Add"}
     half = g.to_half(fp32, kept)
     assert [n for n, p in g.precisions(half).items() if p == "fp32"] == [conv.name]
-    assert not g.lint(half, 20)
+    assert not broken_rules(half, 20)
     onnx.checker.check_model(half, full_check=True)
 
 
@@ -93,7 +95,7 @@ def test_islands_form_around_large_biases(fp32: Any) -> None:
     between = {"/wide/Resize", "/both/Concat"}  # what is made and undone again must not pass through fp16
     assert g.islands(large) == {"/down/Conv", "/down/Relu", "/up/Conv", "/up/Relu", "/sum/Add", *between}
     half = g.to_half(large, g.islands(large))
-    assert not g.lint(half, 20)
+    assert not broken_rules(half, 20)
     assert [n.name for n in half.graph.node if n.op_type == "Cast" and "both" in n.name] == []
     assert g.chosen_islands(fp32, ("/(in|out)/Conv",)) >= {"/in/Conv", "/out/Conv", "/mask/Sigmoid"}
     with pytest.raises(UserError, match="no node"):
@@ -111,7 +113,7 @@ def test_a_constant_too_large_for_fp16_is_named(fp32: Any) -> None:
 @pytest.mark.parametrize("placement", ["producer", "conv-input"])
 def test_our_own_graphs_are_clean(fp32: Any, placement: str) -> None:
     made = calibrated(fp32, photos(), QuantSpec(placement=placement))
-    assert g.lint(made, 17) == []
+    assert broken_rules(made, 17) == []
 
 
 # --- every rule bites, and names the node ------------------------------------------------------------------------
@@ -188,10 +190,10 @@ def other_axis(model: Any) -> str:
 
 
 def unequal_group(model: Any) -> str:
-    wires = g.Wires(model)
-    node = next(n for n in wires.nodes if n.op_type == "Concat" and wires.rounded(n.output[0]))
-    source = wires.maker[node.input[0]]
-    quantiser = wires.maker[source.input[0]]
+    view = GraphView(model)
+    node = next(n for n in view.nodes if n.op_type == "Concat" and view.rounded(n.output[0]))
+    source = view.maker[node.input[0]]
+    quantiser = view.maker[source.input[0]]
     model.graph.initializer.append(numpy_helper.from_array(np.float32(0.77), "other"))
     for n in model.graph.node:
         if n.name in (source.name, quantiser.name):
@@ -200,9 +202,9 @@ def unequal_group(model: Any) -> str:
 
 
 def split_fusion(model: Any) -> str:
-    wires = g.Wires(model)
-    conv = next(n for n in wires.nodes if n.op_type == "Conv" and wires.after(n)[0].op_type == "Relu")
-    relu, pair = wires.after(conv)[0], first(model, "QuantizeLinear")
+    view = GraphView(model)
+    conv = next(n for n in view.nodes if n.op_type == "Conv" and view.after(n)[0].op_type == "Relu")
+    relu, pair = view.after(conv)[0], first(model, "QuantizeLinear")
     nodes = [
         helper.make_node("QuantizeLinear", [conv.output[0], *pair.input[1:]], ["q"], "q"),
         helper.make_node("DequantizeLinear", ["q", *pair.input[1:]], ["dq"], "dq"),
@@ -246,33 +248,33 @@ DAMAGES: list[tuple[Callable[[Any], str], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "rule"), DAMAGES, ids=[d.__name__ for d, _ in DAMAGES])
-def test_lint_names_what_is_wrong(int8: Any, damage: Callable[[Any], str], rule: str) -> None:
+def test_a_broken_rule_names_what_is_wrong(int8: Any, damage: Callable[[Any], str], rule: str) -> None:
     broken = copy(int8)
     node = damage(broken)
-    assert (rule, node) in {(p.rule, p.node) for p in g.lint(broken, 20)}
+    assert (rule, node) in {(p.rule, p.node) for p in broken_rules(broken, 20)}
     with pytest.raises(UserError, match="not built") as caught:
-        g.refuse(g.lint(broken, 20))
+        refuse(broken_rules(broken, 20))
     assert caught.value.hint
 
 
-def test_lint_knows_the_opset_of_the_target(fp32: Any) -> None:
-    assert [p.rule for p in g.lint(fp32, 13)] == ["opset"]
+def test_the_opset_of_the_target_is_a_rule(fp32: Any) -> None:
+    assert [p.rule for p in broken_rules(fp32, 13)] == ["opset"]
 
 
-def test_lint_sees_a_lone_island(fp32: Any) -> None:
-    wires = g.Wires(fp32)
-    conv = next(n for n in wires.nodes if n.name == "/down/Conv")
-    assert ("lone island", conv.name) in {(p.rule, p.node) for p in g.lint(g.to_half(fp32, {conv.name}), 20)}
+def test_a_lone_island_breaks_a_rule(fp32: Any) -> None:
+    view = GraphView(fp32)
+    conv = next(n for n in view.nodes if n.name == "/down/Conv")
+    assert ("lone island", conv.name) in {(p.rule, p.node) for p in broken_rules(g.to_half(fp32, {conv.name}), 20)}
 
 
-def test_lint_sees_sizes_that_do_not_halve(fp32: Any) -> None:
+def test_sizes_that_do_not_halve_break_a_rule(fp32: Any) -> None:
     scaled = copy(fp32)
     scaled.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"))
     node = first(scaled, "Resize")
     node.input[:] = [node.input[0], "", "twice"]
-    assert g.lint(scaled, 20) == []
+    assert broken_rules(scaled, 20) == []
     scaled.graph.input[0].type.tensor_type.shape.dim[2].dim_value = SIDE + 4
-    assert [(p.rule, p.node) for p in g.lint(scaled, 20)] == [("size", node.name)]
+    assert [(p.rule, p.node) for p in broken_rules(scaled, 20)] == [("size", node.name)]
 
 
 # --- recipe -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from u2export.errors import UserError
-from u2export.exporters.trt.layer_table import Comparison, Table, is_table, parse, read
+from u2export.exporters.trt.layer_table import LayerTable, is_table, parse, read
+from u2export.exporters.trt.precision_check import Comparison
 
 # As TensorRT-RTX 1.7.1 logs it: a half convolution with its padding helper, an int8 one with its requantise kernel.
 TEXT = """Layers:
@@ -125,7 +126,7 @@ def test_what_is_no_table(text: str, reason: str, tmp_path: Path) -> None:
 @given(st.text(alphabet="Name: LayerTypeInputs[{}],\n", max_size=300))
 def test_any_text_is_a_table_or_a_clean_refusal(text: str) -> None:
     try:
-        assert isinstance(parse(text), Table)
+        assert isinstance(parse(text), LayerTable)
     except UserError as error:
         assert error.hint
 

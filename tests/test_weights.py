@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import http.server
 import os
+import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from u2export.errors import Unavailable, UserError
 from u2export.reference import weights
@@ -87,9 +91,8 @@ class Attack:
 
 def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").touch()
-    (tmp_path / "noise.pth").write_bytes(os.urandom(5000))
-    (tmp_path / "noise.onnx").write_bytes(os.urandom(5000))
-    (tmp_path / "noise.safetensors").write_bytes(os.urandom(5000))
+    for suffix in ("pth", "onnx", "safetensors"):
+        (tmp_path / f"noise.{suffix}").write_bytes(np.random.default_rng(0).bytes(5000))
     (tmp_path / "weights.h5").write_bytes(b"x")
     torch.save(Attack(), tmp_path / "attack.pth")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -103,6 +106,44 @@ def test_bad_files(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=problem) as caught:
             weights.load(str(tmp_path / name))
         assert caught.value.hint, name
+
+
+@given(st.sampled_from((".pth", ".safetensors", ".onnx")), st.binary(min_size=1, max_size=200))
+@example(".pth", b"u")  # torch.load answers with IndexError,
+@example(".pth", b"K")  # with struct.error or IndexError,
+@example(".pth", b"\x80\x73" + bytes(50))  # and with a warning
+def test_random_bytes_are_refused(suffix: str, noise: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"noise{suffix}"
+        path.write_bytes(noise)
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            with pytest.raises(UserError):
+                weights.load(str(path))
+        assert not shown
+
+
+def test_damaged_onnx_weights(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = helper.make_tensor("w", kind, (1, 1, 1, 1), [1.0])
+    short = helper.make_tensor("w", kind, (1, 1, 1, 1), [1.0])
+    short.dims[0] = 7
+    for name, inputs, tensor in (("short", ["x", "w"], short), ("one input", ["x"], weight)):
+        graph = helper.make_graph([helper.make_node("Conv", inputs, ["y"])], "g", [], [], [tensor])
+        onnx.save(helper.make_model(graph), tmp_path / f"{name}.onnx")
+        with pytest.raises(UserError, match="its weights cannot be read"):
+            weights.load(str(tmp_path / f"{name}.onnx"))
+
+
+def test_memory_running_out_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    torch.save({}, tmp_path / "w.pth")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(MemoryError):
+        weights.load(str(tmp_path / "w.pth"))
 
 
 def test_truncated_and_nan_checkpoints(tmp_path: Path) -> None:

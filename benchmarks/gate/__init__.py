@@ -1,1 +1,1 @@
-"""The gate of a CI: whether masks got worse or artifacts slower than an accepted state."""
+"""The gate of a CI: it says whether masks got worse, or artifacts slower or larger, than an accepted state."""

@@ -1,7 +1,7 @@
-"""Accepted masks of artifacts, by photo: a small JSON that is reviewed and committed.
+"""The accepted state of artifacts: the fidelity of their masks by photo, in a small JSON file to review and commit.
 
-Times are not in it: those of another day say nothing. An artifact is timed against the accepted one itself, which is
-known by its digest, in the same run.
+The file holds no times, because times of different days are not comparable. A bench times the new artifact and the
+accepted one in the same run, and the gate recognises the accepted one by its digest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.report import Report, Row, checked, compact
 from u2export.errors import UserError
 from u2export.files import read_json, write_text
+from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.weights import Identity
 
@@ -26,14 +27,16 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Accepted:
-    """One artifact in one arithmetic, as it was accepted.
+    """One accepted artifact in one arithmetic.
 
     Attributes:
-        exporter, precision, arithmetic, variant: as measured; arithmetic is what really ran.
-        weights, contract: what its masks are masks of.
-        digest: sha256 over its files; the accepted artifact in a later run is known by it. size: their bytes.
-        images: fidelity to the reference by photo, to six digits.
-        accuracy: maxf, mae, s, images: against ground truth, where masks were given.
+        exporter, precision, variant: as in the record of the artifact.
+        arithmetic: the arithmetic that really ran.
+        weights, contract: the network and the image contract of the masks.
+        digest: sha256 over the files of the artifact. The gate recognises the accepted artifact in a later run by it.
+        size: bytes of these files.
+        images: fidelity to the reference by photo, rounded to six digits.
+        accuracy: "maxf", "mae", "s" and "images" against ground truth; empty without ground truth.
     """
 
     exporter: str
@@ -49,7 +52,7 @@ class Accepted:
 
     @classmethod
     def of(cls, row: Row) -> Accepted:
-        """A measured row."""
+        """Accept a measured row."""
         images = {photo: _rounded(image) for photo, image in row.images.items()}
         accuracy = {k: _digits(v) for k, v in row.accuracy.items()}
         return cls(
@@ -58,7 +61,7 @@ class Accepted:
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, a column of numbers for each measure; infinite ratios, which JSON has not, become null."""
+        """Return plain data, one column of numbers for each measure. Infinite ratios become null."""
         data = asdict(self)
         columns = {m: [getattr(image, m) for image in self.images.values()] for m in MEASURES}
         plain = {m: [None if v == math.inf else v for v in values] for m, values in columns.items()}
@@ -66,25 +69,31 @@ class Accepted:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], photos: tuple[str, ...]) -> Accepted:
-        """The artifact in plain data; raises TypeError, KeyError or ValueError where it is none."""
+        """Read plain data.
+
+        Raises:
+            TypeError, KeyError, ValueError: the data are no accepted artifact of these photos.
+        """
         columns = [[math.inf if v is None else v for v in data["images"][m]] for m in MEASURES]
         rows = list(zip(*columns, strict=True))
         images = {p: checked(ImageFidelity(*row)) for p, row in zip(photos, rows, strict=True)} if rows else {}
         accuracy = {str(k): float(v) for k, v in data["accuracy"].items()}
         weights = checked(Identity(**data["weights"]))
-        return checked(cls(**{**data, "weights": weights, "images": images, "accuracy": accuracy}))
+        told = {"weights": weights, "arithmetic": arithmetic_name(data["arithmetic"])}
+        return checked(cls(**{**data, **told, "images": images, "accuracy": accuracy}))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a gate compares with.
+    """The accepted state that the gate compares a report with.
 
     Attributes:
-        photos, photos_digest: the pictures, as in the report.
-        device: the machine, where the baseline is of that machine alone; None for masks in a pinned arithmetic, which
-            are the same on any.
-        artifacts: by bare name (see `bare`).
-        created: UTC time of the run last accepted, ISO 8601. why: what its acceptor said.
+        photos, photos_digest: the names of the photos and the sha256 over their files, as in the report.
+        device: the only device that this state is valid for; None if it is valid on any device, because its masks are
+            of a pinned arithmetic.
+        artifacts: the accepted artifacts by bare name (see `bare`).
+        created: UTC time of the run that was accepted last, ISO 8601.
+        why: the reason that was given for accepting it.
     """
 
     photos: tuple[str, ...]
@@ -96,7 +105,7 @@ class Baseline:
     schema: int = SCHEMA
 
     def save(self, path: Path) -> None:
-        """Write it as JSON that a person can review, whole or not at all."""
+        """Write a JSON file that a person can review, completely or not at all."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["device"] = asdict(self.device) if self.device else None
         data["artifacts"] = {name: accepted.to_json() for name, accepted in sorted(self.artifacts.items())}
@@ -104,15 +113,15 @@ class Baseline:
 
     @classmethod
     def load(cls, path: Path) -> Baseline:
-        """The baseline in a file.
+        """Read the accepted state in a file.
 
         Raises:
-            UserError: missing, not JSON, no baseline, of another schema, or damaged.
+            UserError: the file is missing, is not JSON, holds no accepted state, has another schema, or is damaged.
         """
-        hint = "make one with `u2export baseline update RESULTS --baseline FILE`"
-        data = read_json(path, "a baseline that `u2export baseline update` wrote")
+        hint = "make an accepted state with `u2export baseline update RESULTS --baseline FILE`"
+        data = read_json(path, "an accepted state that `u2export baseline update` wrote")
         if not isinstance(data, dict) or not {"schema", "artifacts", "photos_digest"} <= data.keys():
-            raise UserError(f"{path} is no baseline", hint)
+            raise UserError(f"{path} holds no accepted state", hint)
         if data["schema"] != SCHEMA:
             raise UserError(f"{path} has schema {data['schema']}, this u2export reads {SCHEMA}", hint)
         try:
@@ -121,34 +130,35 @@ class Baseline:
             artifacts = {str(k): Accepted.from_json(v, photos) for k, v in data["artifacts"].items()}
             return checked(cls(**{**data, "photos": photos, "device": device, "artifacts": artifacts}))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: damaged baseline ({type(error).__name__}: {error})", hint) from None
+            raise UserError(f"{path}: damaged accepted state ({type(error).__name__}: {error})", hint) from None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The row to judge, and the accepted artifact measured in the same run, where it was."""
+    """The row to judge, and the row of the accepted artifact in the same run; None if the run did not measure it."""
 
     now: Row
     then: Row | None = None
 
 
 def arithmetic(row: Row) -> str:
-    """What really ran; what was asked for where it never opened."""
+    """Return the arithmetic that really ran. For a row that never opened, this is the requested one."""
     return row.runtime.get("arithmetic", row.arithmetic)
 
 
 def bare(name: str) -> str:
-    """A row's name without the folder that tells two artifacts of one name apart."""
+    """Return the name of a row without the folder that distinguishes two artifacts of the same name."""
     return name.rpartition("/")[2]
 
 
 def pairs(report: Report, accepted: Mapping[str, Accepted]) -> dict[str, Pair]:
-    """The report's rows by bare name; references and the network in PyTorch itself are not judged.
+    """Return the rows of the report by bare name, without PyTorch rows: the gate does not judge the reference.
 
-    Of two rows of one name, the accepted one is that of the baseline's digest; of two such, the one given last.
+    If two rows have the same name, the row with the accepted digest is the accepted one. If both have this digest, the
+    second of them is the accepted one.
 
     Raises:
-        UserError: two rows of one name, and neither is the accepted one.
+        UserError: two rows have the same name and neither is the accepted one, or more than two have the same name.
     """
     found: dict[str, list[Row]] = {}
     for row in report.rows:
@@ -164,44 +174,55 @@ def _pair(name: str, rows: list[Row], accepted: Accepted | None) -> Pair:
     if len(rows) != 2 or not known:
         listed = ", ".join(row.name for row in rows)
         raise UserError(
-            f"{len(rows)} rows are called {name}: {listed}; none of two is the accepted one",
-            "bench one candidate, and beside it at most the artifact that the baseline was made of",
+            f"{len(rows)} rows are called {name}: {listed}; they are not one new and one accepted artifact",
+            "bench one new artifact, and beside it only the accepted artifact",
         )
     then = known[-1]
     return Pair(next(row for row in rows if row is not then), then)
 
 
 def updated(report: Report, old: Baseline | None, any_device: bool, why: str) -> Baseline:
-    """The baseline with the report's rows accepted; artifacts that the report has not stay as they were.
+    """Return the accepted state with the rows of the report. Artifacts that the report does not have stay in it.
+
+    Args:
+        report: the results to accept.
+        old: the accepted state so far; None to begin a new one.
+        any_device: True if the masks are valid on any device; False to tie the state to the device of the report.
+        why: the reason for accepting the results.
 
     Raises:
-        UserError: the report is unfinished, a row is missing something, or the photos or the device are other ones.
+        UserError: the report is unfinished, a row was not measured or not compared, or the photos or the device differ
+            from those of the old state.
     """
     if not report.complete:
-        raise UserError("the results are of an interrupted run", "continue it with `u2export bench --resume`")
+        raise UserError("the results are of an interrupted run", "continue the run with `u2export bench --resume`")
     device = None if any_device else report.device
     if old and (problem := _unlike(old, report, device)):
-        raise UserError(f"{problem} than the baseline's", "give --replace to begin a new baseline")
+        raise UserError(problem, "begin a new accepted state with `u2export baseline update --replace`")
     rows = {name: pair.now for name, pair in pairs(report, old.artifacts if old else {}).items()}
     for name, row in rows.items():
         if row.reason:
-            raise UserError(f"{name} was not measured: {row.reason}: {row.problem}", "mend it, or bench it not")
+            raise UserError(
+                f"{name} was not measured: {row.reason}: {row.problem}",
+                "fix the artifact, or leave it out of the bench",
+            )
         if not row.images:
-            raise UserError(f"{name} was compared with no reference", "bench it with --reference")
+            raise UserError(f"{name} was not compared with a reference", "bench it with `--reference`")
     artifacts = {**(old.artifacts if old else {}), **{name: Accepted.of(row) for name, row in rows.items()}}
     return Baseline(report.photos, report.photos_digest, device, artifacts, report.created, why)
 
 
 def _unlike(old: Baseline, report: Report, device: Device | None) -> str:
     if old.photos_digest != report.photos_digest:
-        return f"the results are of other photos ({len(report.photos)}, not {len(old.photos)})"
+        now, then = len(report.photos), len(old.photos)
+        return f"the results are of other photos than the accepted state ({now} photos here, {then} photos there)"
     if (old.device and old.device.fingerprint) != (device and device.fingerprint):
-        return f"the results are of another device ({device.label if device else 'any'})"
+        return f"the results are of another device than the accepted state ({device.label if device else 'any'})"
     return ""
 
 
 def differences(old: Baseline, new: Baseline) -> Iterator[tuple[str, str, str, str]]:
-    """What changed: artifact, what, then, now."""
+    """Yield every difference as four words: the artifact, what changed, the old value, the new value."""
     for name in sorted({*old.artifacts, *new.artifacts}):
         was, now = old.artifacts.get(name), new.artifacts.get(name)
         if was is None or now is None:
@@ -213,7 +234,7 @@ def differences(old: Baseline, new: Baseline) -> Iterator[tuple[str, str, str, s
 
 
 def _told(accepted: Accepted) -> dict[str, str]:
-    """What `show` and `diff` say of an artifact, by name."""
+    """Return the values that `show` and `diff` print of an artifact, by name."""
     from u2export.reference.fidelity import Fidelity
 
     f = Fidelity(tuple(accepted.images.values()))
@@ -226,7 +247,7 @@ def _told(accepted: Accepted) -> dict[str, str]:
 
 
 def told(baseline: Baseline) -> dict[str, dict[str, str]]:
-    """The artifacts of a baseline with what there is to say of each."""
+    """Return the printed values of every artifact of an accepted state, by the name of the artifact."""
     return {name: _told(accepted) for name, accepted in sorted(baseline.artifacts.items())}
 
 

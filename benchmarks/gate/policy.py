@@ -1,4 +1,4 @@
-"""What counts as a regression: limits on the change against a baseline, from a TOML file over defaults."""
+"""The policy of the gate: limits on the change against the accepted state, from a TOML file over defaults."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from u2export.benchmarks.statistics import CONFIDENCE
 from u2export.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -20,37 +21,36 @@ else:
 
 SCHEMA = 1
 Limits = Mapping[str, Mapping[str, float]]
-# Losses are now minus then where less is better, then minus now where more is. A tenth of what the same file differs
-# by between kernels stays far below these; a change anybody could see lies above.
+# A loss is positive if the artifact got worse: now minus then for MAE, then minus now for the other measures.
+# The differences of one file between two kernels lie far below these limits. Every visible change lies above them.
 DEFAULTS: dict[str, dict[str, float]] = {
-    # Mean over photos of the loss, of each photo against itself.
+    # The mean over the photos of the loss of each photo.
     "mean": {"mae": 0.0003, "iou": 0.002, "boundary_f": 0.005},
-    # Loss of any one photo.
+    # The loss of any one photo.
     "worst": {"mae": 0.003, "iou": 0.015, "boundary_f": 0.05},
-    # Foreground pixels of any one photo, now over then or its inverse.
+    # The ratio of the foreground of any one photo to the accepted foreground, or the inverse ratio.
     "collapse": {"area": 2.0},
-    # Against ground truth, over all photos.
+    # The loss against ground truth, over all photos.
     "truth": {"maxf": 0.005, "mae": 0.002, "s": 0.005},
-    # Time now over the accepted artifact's of the same run; bytes now over then.
+    # The ratio of the time to the time of the accepted artifact in the same run, and of the bytes to its bytes.
     "latency": {"ratio": 1.03},
     "size": {"ratio": 1.05},
 }
 RATIOS = ("collapse", "latency", "size")
 OUTCOMES = ("pass", "fail", "inconclusive")
 VERDICTS = {"new": "pass", "missing": "fail", "inconclusive": "inconclusive"}
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Limits and what to make of what is not decided.
+    """The limits of the gate, and what undecided artifacts count as.
 
     Attributes:
-        limits: by section and measure, as in DEFAULTS.
-        overrides: the same, partly, for artifacts whose name fits a pattern; later ones win.
+        limits: the largest allowed losses and ratios, by section and measure, as in DEFAULTS.
+        overrides: pairs of a pattern and other limits for the artifacts whose name fits it; later pairs win.
         verdicts: what "new", "missing" and "inconclusive" artifacts count as: one of OUTCOMES.
-        confidence: of the intervals.
-        latency_required: an artifact that was not timed beside its accepted one is inconclusive, not just not timed.
+        confidence: the confidence of the intervals, from 0.5 to below 1.
+        latency_required: True if an artifact without a time beside the accepted one is inconclusive.
     """
 
     limits: Limits = field(default_factory=lambda: DEFAULTS)
@@ -60,7 +60,7 @@ class Policy:
     latency_required: bool = False
 
     def of(self, artifact: str) -> Limits:
-        """The limits for an artifact, by section and measure."""
+        """Return the limits for an artifact, by section and measure."""
         merged = copy.deepcopy({section: dict(values) for section, values in self.limits.items()})
         for pattern, changes in self.overrides:
             if fnmatchcase(artifact, pattern):
@@ -70,28 +70,32 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path) -> Policy:
-        """The policy in a TOML file; what it leaves out stays at its default.
+        """Read a TOML file. A value that the file leaves out keeps its default.
 
         Raises:
-            UserError: unreadable, not TOML, an unknown name, or a number out of range.
+            UserError: the file cannot be read, is not TOML, has an unknown name, or has a number out of range.
         """
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"no such file: {path}", "give --policy a TOML file, or leave it out") from None
+            raise UserError(
+                f"no such file: {path}", "give a policy in TOML, or leave the policy out for the defaults"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", "check the path") from None
-        except ValueError as error:  # both tomllib's and UTF-8's
-            raise UserError(f"{path} is not TOML ({error})", "see docs/check.md for its form") from None
+        except ValueError as error:  # of tomllib or of the UTF-8 decoder
+            raise UserError(f"{path} is not TOML ({error})", "see docs/check.md for the form of a policy") from None
         return cls.from_toml(data, str(path))
 
     @classmethod
     def from_toml(cls, data: Mapping[str, Any], where: str = "policy") -> Policy:
-        """The policy in a parsed TOML document; raises as `load`."""
+        """Read a parsed TOML document; `where` names it in errors. Raises the same errors as `load`."""
         known = {"schema", "confidence", "latency_required", "verdicts", "artifact", *DEFAULTS}
         _known(data, known, where)
         if data.get("schema", SCHEMA) != SCHEMA:
-            raise UserError(f"{where} has schema {data['schema']}, this u2export reads {SCHEMA}", "write it anew")
+            raise UserError(
+                f"{where} has schema {data['schema']}, this u2export reads {SCHEMA}", "write it for this schema"
+            )
         confidence = _number(data.get("confidence", CONFIDENCE), f"{where}: confidence")
         if not 0.5 <= confidence < 1:
             raise UserError(f"{where}: confidence {confidence:g} is out of range", "give 0.5 to below 1, such as 0.95")
@@ -131,7 +135,7 @@ def _verdicts(data: Any, where: str) -> dict[str, str]:
 
 def _table(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{place} is no table", "see docs/check.md for its form")
+        raise UserError(f"{place} is not a table", "see docs/check.md for the form of a policy")
     return value
 
 

@@ -1,6 +1,6 @@
-"""Masks of a bench on disk, compressed: to judge them again under another threshold, or on another machine.
+"""The saved masks of a bench, compressed on disk, to judge them with another threshold or on another machine.
 
-Sixteen bits a pixel: a map d0 comes back to within 8e-6 of its range, far below any limit of a policy.
+A pixel takes 16 bits. A map d0 is restored with an error of at most 8e-6 of its range, far below any limit of a policy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.benchmarks.gate.baseline import Baseline, bare
-from u2export.benchmarks.measuring.bench import Judged
+from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.errors import UserError
 from u2export.files import staged
@@ -26,16 +26,19 @@ from u2export.reference.image import Floats
 
 SCHEMA = 1
 TOP = 65535
-HINT = "give a file that `u2export bench --keep-masks` wrote"
+THRESHOLD = 0.5  # where a bench cuts masks
+HINT = "give the file of masks that `u2export bench` saved"
 
 
 @dataclass(frozen=True)
 class SavedMasks:
-    """Maps d0 (photos, height, width) of one bench.
+    """The maps d0 of one bench, each an array (photos, height, width).
 
     Attributes:
-        photos, photos_digest: as in its report.
-        rows: maps by row. references: maps of the reference by `key`, where there was one. keys: of the rows.
+        photos, photos_digest: the names of the photos and the sha256 over their files, as in the report.
+        rows: the maps by name of the row.
+        references: the maps of the reference by `key`; empty if the bench had no reference.
+        keys: the `key` of every row by name of the row.
     """
 
     photos: tuple[str, ...]
@@ -46,14 +49,14 @@ class SavedMasks:
 
     @classmethod
     def of(cls, report: Report, judged: Sequence[Judged]) -> SavedMasks:
-        """What a bench hands out at its end."""
+        """Collect the maps that a bench hands out at its end."""
         keys = {row.name: key(row) for row in report.rows}
         rows = {name: maps for group in judged for name, maps in group.rows.items()}
         references = {keys[name]: g.want for g in judged if g.want is not None for name in g.rows}
         return cls(report.photos, report.photos_digest, rows, references, {name: keys[name] for name in rows})
 
     def save(self, path: Path) -> None:
-        """Write an .npz, whole or not at all.
+        """Write an .npz file, completely or not at all.
 
         Raises:
             UserError: the file cannot be written.
@@ -73,10 +76,10 @@ class SavedMasks:
 
     @classmethod
     def load(cls, path: Path) -> SavedMasks:
-        """The masks in a file.
+        """Read the masks in a file.
 
         Raises:
-            UserError: missing, unreadable, or of another schema.
+            UserError: the file is missing, cannot be read, is damaged, or has another schema.
         """
         try:
             with path.open("rb") as file, np.load(file) as found:
@@ -94,17 +97,20 @@ class SavedMasks:
         except FileNotFoundError:
             raise UserError(f"no such file: {path}", HINT) from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: no kept masks ({error})", HINT) from None
+            raise UserError(f"{path} holds no saved masks ({error})", HINT) from None
 
 
 def key(row: Row) -> str:
-    """What masks are masks of: equal for rows of the same weights and contract."""
+    """Return a key that is equal for rows of the same weights and the same contract, which share a reference."""
     flat = {k: list(v) if isinstance(v, tuple) else v for k, v in row.contract.items()}
     return hashlib.sha256(f"{row.weights.sha256}{json.dumps(flat, sort_keys=True)}".encode()).hexdigest()[:16]
 
 
 def _packed(maps: Floats) -> tuple[NDArray[np.uint16], Floats]:
-    """Differences along rows of 16-bit values, and each map's range (photos, 2); nan for one that is not finite."""
+    """Return the maps as differences of 16-bit values along each line, and the ranges of the maps (photos, 2).
+
+    A map with a value that is not finite gets the range nan, nan.
+    """
     ranges = np.full((len(maps), 2), np.nan, np.float32)
     values = np.zeros(maps.shape, np.uint16)
     for i, d0 in enumerate(maps):
@@ -121,46 +127,57 @@ def _unpacked(differences: NDArray[np.uint16], ranges: Floats) -> Floats:
     return np.asarray(low + values * (high - low), np.float32)
 
 
-def rejudged(report: Report, kept: SavedMasks, accepted: SavedMasks | None, threshold: float) -> Report:
-    """The report with the fidelity of its kept masks, to the reference in `accepted` before the bench's own.
+def rejudged(report: Report, saved: SavedMasks, accepted: SavedMasks | None, threshold: float) -> Report:
+    """Return the report with the fidelity of its saved masks.
+
+    Args:
+        report: the report.
+        saved: the saved masks of the same bench.
+        accepted: the saved masks of the accepted state. Their reference replaces the one of the bench.
+        threshold: where masks are cut, from 0 to 1.
 
     Raises:
-        UserError: the masks are of other photos, or there is no reference for a row.
+        UserError: the masks are of other photos, or a row has no reference.
     """
-    _same_photos(kept, report.photos_digest, "the results")
-    references = {**kept.references, **(accepted.references if accepted else {})}
+    _same_photos(saved, report.photos_digest, "the results")
+    references = {**saved.references, **(accepted.references if accepted else {})}
     if accepted:
-        _same_photos(accepted, report.photos_digest, "the baseline")
+        _same_photos(accepted, report.photos_digest, "the accepted state")
     rows = []
     for row in report.rows:
-        if row.name in kept.rows and not row.reason and row.exporter != "pytorch":
+        if row.name in saved.rows and not row.reason and row.exporter != "pytorch":
             if key(row) not in references:
-                raise UserError(f"no reference was kept for {row.name}", "keep the masks of the baseline's bench too")
-            row = replace(row, images=_fidelity(report.photos, kept.rows[row.name], references[key(row)], threshold))
+                raise UserError(
+                    f"the saved masks have no reference for {row.name}",
+                    "give the saved masks of the accepted state too",
+                )
+            row = replace(row, images=_fidelity(report.photos, saved.rows[row.name], references[key(row)], threshold))
         rows.append(row)
     return replace(report, rows=tuple(rows))
 
 
-def rejudged_baseline(baseline: Baseline, kept: SavedMasks, threshold: float) -> Baseline:
-    """The baseline with the fidelity of its kept masks.
+def rejudged_baseline(baseline: Baseline, saved: SavedMasks, threshold: float) -> Baseline:
+    """Return the accepted state with the fidelity of its saved masks, cut at the threshold.
 
     Raises:
-        UserError: the masks are of other photos, or an artifact's are not among them.
+        UserError: the masks are of other photos, or they lack an accepted artifact.
     """
-    _same_photos(kept, baseline.photos_digest, "the baseline")
-    names = {bare(name): name for name in kept.rows}
+    _same_photos(saved, baseline.photos_digest, "the accepted state")
+    names = {bare(name): name for name in saved.rows}
     artifacts = {}
     for name, accepted in baseline.artifacts.items():
         row = names.get(name, "")
-        if kept.keys.get(row) not in kept.references:
-            raise UserError(f"the baseline's masks have none of {name}", "accept it again with --keep-masks")
-        maps, want = kept.rows[row], kept.references[kept.keys[row]]
+        if saved.keys.get(row) not in saved.references:
+            raise UserError(
+                f"the saved masks of the accepted state lack {name}", "accept it again, with its saved masks"
+            )
+        maps, want = saved.rows[row], saved.references[saved.keys[row]]
         artifacts[name] = replace(accepted, images=_fidelity(baseline.photos, maps, want, threshold))
     return replace(baseline, artifacts=artifacts)
 
 
-def _same_photos(kept: SavedMasks, digest: str, what: str) -> None:
-    if kept.photos_digest != digest:
+def _same_photos(saved: SavedMasks, digest: str, what: str) -> None:
+    if saved.photos_digest != digest:
         raise UserError(f"the masks are of other photos than {what}", HINT)
 
 
@@ -169,5 +186,5 @@ def _fidelity(photos: Sequence[str], maps: Floats, want: Floats, threshold: floa
 
 
 def beside(baseline: Path) -> Path:
-    """Where the masks of a baseline lie."""
+    """Return the file for the saved masks of the accepted state in a file."""
     return baseline.with_suffix(".masks.npz")

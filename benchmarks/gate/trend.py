@@ -1,4 +1,4 @@
-"""How artifacts fared from run to run: each run is judged against the baseline, or against the first run."""
+"""The history of artifacts over several runs, each judged against an accepted state or against the first run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from u2export.benchmarks.gate.baseline import Baseline, updated
-from u2export.benchmarks.gate.check import check
+from u2export.benchmarks.gate.baseline import Baseline, bare, updated
+from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.policy import Policy
+from u2export.benchmarks.gate.verdicts import Finding
 from u2export.benchmarks.report import Report
+from u2export.benchmarks.tables.markdown import table
 from u2export.errors import UserError
 
 FORMATS = ("term", "json", "markdown")
@@ -24,12 +26,14 @@ COLOURS = {"steady": "green", "recovered": "green", "new": "red", "sustained": "
 
 @dataclass(frozen=True)
 class Line:
-    """One artifact over the runs.
+    """One artifact over the runs, the oldest run first.
 
     Attributes:
-        artifact: its bare name. label: see `label`.
-        verdicts: of each run: that of the check, or "absent". mae: mean of each run, None where there was none.
-        ratio: time over the accepted artifact's of the same run, None where it was not timed beside it.
+        artifact: the bare name.
+        label: see the function `label`.
+        verdicts: the verdict in each run; "absent" if the run did not have the artifact.
+        mae: the mean MAE over the photos in each run; None if there is none.
+        ratio: the time over the time of the accepted artifact in the same run; None if the run has no such pair.
     """
 
     artifact: str
@@ -40,10 +44,13 @@ class Line:
 
 
 def label(bad: Sequence[bool]) -> str:
-    """What a run of outcomes, the latest last, amounts to.
+    """Return the label of a series of outcomes, the latest last; True is bad.
 
-    "steady": never bad. "new": bad now, and never before. "sustained": bad now and the run before. "recovered": bad
-    before, good now. "flaky": it turned more than twice, or is bad anew after it had recovered.
+    - "steady": never bad.
+    - "new": bad in the last run, never before.
+    - "sustained": bad in the last two runs, or in more.
+    - "recovered": bad before, good in the last run.
+    - "flaky": it changed more than twice, or it is bad again after it had recovered.
     """
     turns = sum(a != b for a, b in pairwise(bad))
     if turns > 2 or (turns == 2 and bad[-1]):
@@ -54,22 +61,21 @@ def label(bad: Sequence[bool]) -> str:
 
 
 def trend(reports: Sequence[Report], baseline: Baseline | None = None, policy: Policy | None = None) -> list[Line]:
-    """The artifacts' lines, the reports in order of their time.
+    """Return a line for every artifact; the runs are in the order of their time.
 
     Args:
-        reports: results of the same photos; those of other devices only where the baseline allows them.
-        baseline: what each run is judged against; the first run by default.
-        policy: limits.
+        reports: results with the same photos. They may be of several devices if the accepted state allows any device.
+        baseline: the accepted state that each run is judged against; the first run if None.
+        policy: the limits; the default policy if None.
 
     Raises:
-        UserError: none given, or a run that cannot be compared.
+        UserError: there are no reports, or a run cannot be compared with the accepted state.
     """
     if not reports:
-        raise UserError("no results", "give JSON files that `u2export bench --json` wrote")
+        raise UserError("there are no results", "give JSON files that `u2export bench --json` wrote")
     runs = sorted(reports, key=lambda r: r.created)
     against = baseline or updated(runs[0], None, not any(row.latency.ns for row in runs[0].rows), "")
-    checks = [check(run, against, policy) for run in runs]
-    judged = [{j.artifact: j for j in c.judgements} for c in checks]
+    judged = [{j.artifact: j for j in judge(run, against, policy).judgements} for run in runs]
     lines = []
     for name in dict.fromkeys(name for found in judged for name in found):
         verdicts = tuple(found[name].verdict if name in found else "absent" for found in judged)
@@ -80,16 +86,16 @@ def trend(reports: Sequence[Report], baseline: Baseline | None = None, policy: P
 
 
 def _mae(run: Report, name: str) -> float | None:
-    row = next((r for r in run.rows if r.name.rpartition("/")[2] == name and r.images), None)
+    row = next((r for r in run.rows if bare(r.name) == name and r.images), None)
     return row.fidelity.mae if row and row.fidelity else None
 
 
-def _value(findings: Sequence[object], measure: str) -> float | None:
-    return next((getattr(f, "value", None) for f in findings if getattr(f, "measure", "") == measure), None)
+def _value(findings: Sequence[Finding], measure: str) -> float | None:
+    return next((f.value for f in findings if f.measure == measure), None)
 
 
 def drawn(values: Sequence[float | None]) -> str:
-    """A line of bars from the smallest value to the largest; a dot where there is none."""
+    """Return one bar for each value, from the lowest bar for the smallest value; a missing value is a dot."""
     there = [v for v in values if v is not None]
     if not there:
         return "·" * len(values)
@@ -112,17 +118,16 @@ TITLES = ("artifact", "label", "MAE", "first", "last", "time", "last", "verdicts
 
 
 def terminal(lines: Sequence[Line]) -> RenderableType:
-    """A table for rich."""
-    table = Table(*TITLES, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    """Return a table for rich."""
+    grid = Table(*TITLES, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for line in lines:
         first, mark, *rest = _cells(line)
-        table.add_row(first, Text(mark, style=COLOURS[mark]), *rest)
-    return Group(table)
+        grid.add_row(first, Text(mark, style=COLOURS[mark]), *rest)
+    return Group(grid)
 
 
 def render(lines: Sequence[Line], form: str) -> str:
-    """The lines as JSON or Markdown."""
+    """Return the lines as JSON or Markdown."""
     if form == "json":
         return json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False) + "\n"
-    rows = [TITLES, tuple(":--" for _ in TITLES), *(tuple(_cells(line)) for line in lines)]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return table(TITLES, map(_cells, lines), "l" * len(TITLES)) + "\n"

@@ -1,127 +1,110 @@
-"""Verdicts of a check for people and for machines: terminal, JUnit, JSON, Markdown, GitHub's annotations."""
+"""What the gate says about a report: findings, the judgement of every artifact, and the verdicts of all of them."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from xml.etree import ElementTree
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from u2export.benchmarks.gate.policy import Policy
 
-from u2export.benchmarks.gate.check import Check, Finding, Judgement
-
-FORMATS = ("term", "junit", "json", "markdown", "github")
-COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
-SHOWN = ("mean mae", "worst mae", "mean iou", "worst iou", "worst boundary_f", "collapse", "latency", "size")
-SHORT = {"mean mae": "MAE", "worst mae": "worst", "mean iou": "IoU", "worst iou": "worst",
-         "worst boundary_f": "b. F worst", "collapse": "area", "latency": "time", "size": "size"}  # fmt: skip
-
-
-def headline(check: Check) -> str:
-    """The outcome in one line."""
-    counts = Counter(j.verdict for j in check.judgements)
-    told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-    return f"{check.outcome}: {told} ({check.photos} photos)"
+SCHEMA = 1
+# The gravest first.
+GRAVITY = ("missing", "fail", "inconclusive", "new", "pass")
+EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
+TITLES: Mapping[str, str] = {
+    "mean mae": "mean MAE", "mean iou": "mean IoU", "mean boundary_f": "mean boundary F", "worst mae": "worst MAE",
+    "worst iou": "worst IoU", "worst boundary_f": "worst boundary F", "collapse": "foreground area",
+    "finite": "finite values", "latency": "latency", "size": "size", "ran": "ran", "truth maxf": "maxF to truth",
+    "truth mae": "MAE to truth", "truth s": "S to truth", "artifact": "artifact",
+}  # fmt: skip
 
 
-def terminal(check: Check) -> RenderableType:
-    """A table for rich: losses against the baseline, ratios for area, time and size; then why not."""
-    used = [m for m in SHOWN if any(f.measure == m for j in check.judgements for f in j.findings)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("artifact", overflow="fold")
-    table.add_column("verdict")
-    for measure in used:
-        table.add_column(SHORT[measure], justify="right")
-    for judgement in check.judgements:
-        found = {f.measure: f for f in judgement.findings}
-        colour = COLOURS[judgement.verdict]
-        table.add_row(judgement.artifact, Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used))
-    notes = [
-        Text.assemble((f"{j.artifact}: ", "bold"), f"{f.title}: {f.text}")
-        for j in check.judgements
-        if j.verdict != "pass"
-        for f in j.reasons
-    ]
-    return Group(table, Text(), *notes, Text(headline(check), style="bold"))
+@dataclass(frozen=True)
+class Finding:
+    """One measure of one artifact.
+
+    Attributes:
+        measure: a key of TITLES.
+        verdict: "pass", "fail", "inconclusive", "new" or "missing".
+        text: the finding in words.
+        value: the loss or the ratio; None if there is no number.
+        limit: the largest value that the policy allows; None if there is no number.
+        low, high: the ends of the confidence interval; None if there is no interval.
+        photo: the photo of the finding; empty if the finding is about all photos.
+        more: how many more samples would decide an inconclusive finding: photos, or rounds for latency.
+    """
+
+    measure: str
+    verdict: str
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    low: float | None = None
+    high: float | None = None
+    photo: str = ""
+    more: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the measure for readers."""
+        return TITLES[self.measure]
 
 
-def _cell(finding: Finding | None) -> Text:
-    if finding is None or finding.value is None:
-        return Text("–", style="dim")
-    return Text(_number(finding), style=COLOURS[finding.verdict] if finding.verdict != "pass" else "")
+@dataclass(frozen=True)
+class Judgement:
+    """All findings about one artifact. The gravest finding gives the verdict."""
+
+    artifact: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> str:
+        """One of GRAVITY."""
+        found = {f.verdict for f in self.findings}
+        return next(verdict for verdict in GRAVITY if verdict in found)
+
+    @property
+    def reasons(self) -> list[Finding]:
+        """The findings that made the verdict."""
+        return [f for f in self.findings if f.verdict == self.verdict]
 
 
-def _number(finding: Finding) -> str:
-    ratio = finding.measure in ("collapse", "latency", "size")
-    return f"{finding.value:.3f}" if ratio else f"{finding.value:+.5f}"
+@dataclass(frozen=True)
+class Verdicts:
+    """The judgements of one report.
 
+    Attributes:
+        judgements: one for each artifact of the report and of the accepted state.
+        policy: the policy of the check. It says what new, missing and inconclusive artifacts count as.
+        photos: the number of photos in the report.
+    """
 
-def junit(check: Check) -> str:
-    """JUnit XML: a test case for each measure of each artifact; what is open or new, and does not fail, is skipped."""
-    suite = ElementTree.Element("testsuite", name="u2export check")
-    counts: Counter[str] = Counter()
-    for judgement in check.judgements:
-        for finding in judgement.findings:
-            case = ElementTree.SubElement(suite, "testcase", classname=judgement.artifact, name=finding.title, time="0")
-            outcome = check.policy.verdicts.get(finding.verdict, finding.verdict)
-            if outcome == "fail":
-                ElementTree.SubElement(case, "failure", message=finding.text, type=finding.verdict)
-            elif finding.verdict != "pass":
-                outcome = "skipped"
-                ElementTree.SubElement(case, "skipped", message=f"{finding.verdict}: {finding.text}")
-            counts[outcome] += 1
-    told = {"tests": counts.total(), "failures": counts["fail"], "errors": 0, "skipped": counts["skipped"]}
-    suite.attrib.update({name: str(number) for name, number in told.items()})
-    ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    judgements: tuple[Judgement, ...]
+    policy: Policy
+    photos: int
 
+    def counts_as(self, judgement: Judgement) -> str:
+        """What the policy makes of the verdict: "pass", "fail" or "inconclusive"."""
+        return self.policy.verdicts.get(judgement.verdict, judgement.verdict)
 
-def as_json(check: Check) -> str:
-    """All findings."""
-    return json.dumps(check.to_json(), indent=1, ensure_ascii=False) + "\n"
+    @property
+    def outcome(self) -> str:
+        """The gravest judgement: "fail", "inconclusive" or "pass"."""
+        found = {self.counts_as(j) for j in self.judgements}
+        return next((o for o in ("fail", "inconclusive") if o in found), "pass")
 
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `u2export check`: 0 for pass, 1 for fail, 3 for inconclusive."""
+        return EXIT[self.outcome]
 
-def markdown(check: Check) -> str:
-    """GitHub Markdown: a table, and each finding that did not pass."""
-    lines = [f"**{headline(check)}**", "", "| artifact | verdict | " + " | ".join(SHORT[m] for m in SHOWN) + " |"]
-    lines.append("| :-- | :-- |" + " --: |" * len(SHOWN))
-    for judgement in check.judgements:
-        found = {f.measure: f for f in judgement.findings}
-        numbers = (found.get(m) for m in SHOWN)
-        cells = [judgement.artifact, judgement.verdict, *(_cell(f).plain for f in numbers)]
-        lines.append("| " + " | ".join(map(_markdown, cells)) + " |")
-    told = [(j.artifact, f) for j in check.judgements for f in j.reasons if j.verdict != "pass"]
-    lines += ["", *(f"- {_markdown(artifact)}: {f.title}: {_markdown(f.text)}" for artifact, f in told)] if told else []
-    return "\n".join(lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def github(check: Check) -> str:
-    """Workflow commands, an annotation for each artifact that did not pass."""
-    lines = []
-    for judgement in check.judgements:
-        outcome = check.counts_as(judgement)
-        level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[outcome]
-        if judgement.verdict != "pass":
-            lines += [_annotation(level, judgement, finding) for finding in judgement.reasons]
-    return "\n".join([*lines, headline(check)]) + "\n"
-
-
-def _annotation(level: str, judgement: Judgement, finding: Finding) -> str:
-    title = _escaped(f"{judgement.artifact}: {finding.title}").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={title}::{_escaped(finding.text)}"
-
-
-def _escaped(text: str) -> str:
-    """As GitHub's own toolkit writes data of workflow commands."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def render(check: Check, form: str) -> str:
-    """The check as text in one of FORMATS but "term"."""
-    return {"junit": junit, "json": as_json, "markdown": markdown, "github": github}[form](check)
+    def to_json(self) -> dict[str, Any]:
+        """Return all findings as plain data."""
+        rows = [
+            {"artifact": j.artifact, "verdict": j.verdict, "counts_as": self.counts_as(j),
+             "findings": [asdict(f) for f in j.findings]}
+            for j in self.judgements
+        ]  # fmt: skip
+        head = {"schema": SCHEMA, "outcome": self.outcome, "exit_code": self.exit_code, "photos": self.photos}
+        return {**head, "rows": rows}

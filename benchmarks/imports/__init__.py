@@ -1,1 +1,1 @@
-"""Figures that were not measured by this toolkit: files of other tools, kits for phones, published numbers."""
+"""Figures that u2export did not measure itself: files of other tools, kits for phones, and published figures."""

@@ -1,6 +1,6 @@
-"""A folder to take to a phone: the artifact, inputs, the masks they must give, and a program that times and keeps them.
+"""Kits for phones: a folder with the artifact, inputs, their expected maps, and a program that times the artifact.
 
-What comes back is judged by the masks, not only by its speed. Nothing in a kit has been run on a phone here.
+The program also keeps the masks, so that the import compares them with the expected ones. No kit was run on a phone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from u2export.benchmarks.imports.tool_files import KIT_FORMAT, Found
+from u2export.benchmarks.imports.device_json import KIT_FORMAT
+from u2export.benchmarks.imports.timed_model import TimedModel
 from u2export.benchmarks.measuring.rows import planned_artifact
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
@@ -23,7 +24,8 @@ from u2export.exporters.open import read_artifact
 from u2export.files import publish, read_json, staging, write_json
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.golden import picture
-from u2export.reference.image import Floats, Pixels, mask_for, read_photo, write_mask
+from u2export.reference.image import Floats, Pixels, mask_for
+from u2export.reference.photos import eight_bit, read_photo, write_mask
 from u2export.reference.source import Source
 from u2export.reference.verification import verification_photos
 
@@ -31,8 +33,8 @@ SCHEMA = 1
 GOLDEN = "golden"
 NOT_RUN = "not run on hardware"
 WRITTEN = {
-    "coreml": "Bench.swift was written from Apple's documentation and has not been compiled",
-    "android": "bench.cc has been compiled and run on Linux x86-64 with ONNX Runtime 1.32, not on a phone",
+    "coreml": "Bench.swift was written from Apple's documentation and was not compiled",
+    "android": "bench.cc was compiled and run on Linux x86-64 with ONNX Runtime 1.32, not on a phone",
 }
 
 
@@ -41,8 +43,11 @@ class Platform:
     """One kind of phone.
 
     Attributes:
-        name: the command's word. exporter: whose artifacts it takes. make: the command that makes one.
-        program: the template in this folder, and its name in the kit. form: of the results, for `import --as`.
+        name: the name on the command line.
+        exporter: the exporter whose artifacts the kit takes.
+        make: the command that makes such an artifact.
+        program: the name of the program's template in this folder, and its name in the kit.
+        form: what `import --as` calls the results.
     """
 
     name: str
@@ -62,18 +67,23 @@ PLATFORMS: Mapping[str, Platform] = {
 
 
 def write(artifact: Artifact, source: Source, platform: Platform, folder: Path) -> Path:
-    """Write a kit to `<folder>/<artifact>-kit`, whole or not at all.
+    """Write a kit to `<folder>/<artifact>-kit`, and return this folder. A failure leaves no half-written kit behind.
 
     Args:
-        artifact: what to run. source: the reference of its weights, under its contract.
+        artifact: the artifact to run on the phone.
+        source: the reference with the weights and the contract of the artifact.
+        platform: the kind of phone.
+        folder: where the kit goes.
 
     Raises:
-        UserError: the artifact is of another target, or the source holds other weights.
+        UserError: the artifact belongs to another target, or the source has other weights.
     """
     if artifact.exporter != platform.exporter:
-        raise UserError(f"{artifact.name} is no artifact for a {platform.name} kit", f"make one with {platform.make}")
+        raise UserError(f"{artifact.name} is no artifact for a {platform.name} kit", f"make one with `{platform.make}`")
     if source.weights.sha256 != artifact.weights.sha256:
-        raise UserError(f"{artifact.name} was made of other weights than {source.weights.name}", "give --weights FILE")
+        raise UserError(
+            f"{artifact.name} was made from other weights than {source.weights.name}", "give --weights FILE"
+        )
     with staging(folder) as scratch:
         made = scratch / f"{artifact.path.stem}-kit"
         for part in ("inputs", "expected", "results"):
@@ -82,7 +92,7 @@ def write(artifact: Artifact, source: Source, platform: Platform, folder: Path) 
         names = [_case(name, pixels, artifact, source, platform, made) for name, pixels in _pictures(artifact)]
         digest = planned_artifact(artifact.name, artifact).row.digest
         template, program = platform.program
-        code = (resources.files("u2export.benchmarks") / template).read_text(encoding="utf-8")
+        code = (resources.files("u2export.benchmarks.imports") / template).read_text(encoding="utf-8")
         (made / program).write_text(code.replace("@ARTIFACT@", digest), encoding="utf-8")
         if platform.name == "android":
             _perf_test_data(artifact, made)
@@ -102,19 +112,19 @@ def _copy(artifact: Artifact, made: Path) -> None:
 
 
 def _pictures(artifact: Artifact) -> Iterator[tuple[str, Pixels]]:
-    """The golden picture, then the verification photos (of models that take photos)."""
+    """Yield the golden picture, then the verification photos; these only for a model with 1 or 3 channels."""
     channels = artifact.contract.channels
     yield GOLDEN, picture(channels)
     if channels in (1, 3):
-        yield from ((path.stem, read_photo(path, channels)) for path in verification_photos())
+        yield from ((path.stem, eight_bit(read_photo(path, channels))) for path in verification_photos())
 
 
 def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, platform: Platform, made: Path) -> str:
-    """One input and the reference's map and mask of it."""
+    """Write one input, and the map and the mask that the reference computes from it; return the name of the case."""
     x = artifact.contract.tensor(pixels)
     d0 = source.predict(x)[0, 0]
     if platform.name == "coreml":
-        from u2export.exporters.coreml.exporter import picture as taken
+        from u2export.exporters.coreml.ports import picture as taken
 
         small = np.asarray(taken(x, artifact.contract)[0].transpose(1, 2, 0), np.uint8)
         Image.fromarray(small if small.shape[2] == 3 else small[..., 0]).save(made / "inputs" / f"{name}.png")
@@ -126,7 +136,7 @@ def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, platfor
 
 
 def _perf_test_data(artifact: Artifact, made: Path) -> None:
-    """The golden input as onnxruntime_perf_test and onnx_test_runner find it."""
+    """Write the golden input in the form that onnxruntime_perf_test and onnx_test_runner read."""
     import onnx
     from onnx import numpy_helper
 
@@ -162,30 +172,37 @@ def _words(artifact: Artifact, made: Path, platform: str) -> dict[str, str]:
     }
 
 
-def judge(kit: Path, results: Path) -> Callable[[Found], Mapping[str, ImageFidelity]]:
-    """What compares the masks named in `results` with those the kit expects.
+def judge(kit: Path, results: Path) -> Callable[[TimedModel], Mapping[str, ImageFidelity]]:
+    """Return a function that compares the masks of a timed model with the expected maps of a kit.
+
+    Args:
+        kit: the folder of the kit.
+        results: the file of results; the masks lie beside it.
 
     Raises:
-        UserError: no kit there, or a damaged one.
+        UserError: the folder holds no kit, or the kit is damaged. The returned function raises UserError if the
+            results belong to another artifact, or if a mask is missing or damaged.
     """
     manifest = _read(kit)
 
-    def fidelity(found: Found) -> Mapping[str, ImageFidelity]:
-        if found.artifact != manifest["artifact_sha256"]:
-            raise UserError(f"{results} is not of the artifact in {kit}", "give the kit it was measured with")
-        missing = [name for name in manifest["pictures"] if name not in found.masks]
+    def fidelity(model: TimedModel) -> Mapping[str, ImageFidelity]:
+        if model.artifact != manifest["artifact_sha256"]:
+            raise UserError(f"{results} is of another artifact than {kit}", "give the kit that it was measured with")
+        missing = [name for name in manifest["pictures"] if name not in model.masks]
         if missing:
-            raise UserError(f"{results} names no mask of {missing[0]}", "run the kit's program again, on all inputs")
-        return {name: _judged(kit, results, name, found.masks[name], manifest) for name in manifest["pictures"]}
+            raise UserError(
+                f"{results} names no mask of {missing[0]}", "run the program of the kit again, on all inputs"
+            )
+        return {name: _judged(kit, results, name, model.masks[name], manifest) for name in manifest["pictures"]}
 
     return fidelity
 
 
 def _read(kit: Path) -> dict[str, Any]:
     file = kit / "kit.json"
-    data = read_json(file, "the folder that u2export kit wrote")
+    data = read_json(file, "the folder that `u2export kit` wrote")
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise UserError(f"{file} is not a kit's of schema {SCHEMA}", "give the folder that u2export kit wrote")
+        raise UserError(f"{file} is not of a kit with schema {SCHEMA}", "give the folder that `u2export kit` wrote")
     pictures, words = data.get("pictures"), [data.get(key) for key in ("artifact", "artifact_sha256", "output")]
     if not isinstance(pictures, list) or not pictures or not all(isinstance(w, str) for w in (*words, *pictures)):
         raise UserError(f"{file} is damaged", "make the kit again")
@@ -193,10 +210,10 @@ def _read(kit: Path) -> dict[str, Any]:
 
 
 def artifact_of(kit: Path) -> Artifact:
-    """The artifact in a kit.
+    """Return the artifact in a kit.
 
     Raises:
-        UserError: no kit there, or its artifact has changed.
+        UserError: the folder holds no kit, or its artifact has changed.
     """
     return read_artifact(kit / Path(_read(kit)["artifact"]).name)
 
@@ -208,7 +225,7 @@ def _judged(kit: Path, results: Path, name: str, mask: str, manifest: Mapping[st
         raise UserError(f"{kit}: no expected mask of {name} ({error})", "make the kit again") from None
     got = _mask(results.parent / mask, want.shape)
     if manifest["output"] == "stretched":
-        # Back to the scale of d0 by the reference's own range: stretching it again gives the mask that came back.
+        # Back to the scale of d0, by the range of the expected map. Stretching this gives the returned mask again.
         got = want.min() + got * (want.max() - want.min())
     return compare(np.asarray(got, np.float32), want)
 
@@ -218,11 +235,11 @@ def _mask(path: Path, shape: tuple[int, ...]) -> Floats:
     try:
         size = path.stat().st_size
         if size != 4 * wanted:
-            expected = f"not {4 * wanted} of {wanted} float32 values"
-            raise UserError(f"{path} has {size} bytes, {expected}", "copy the results whole, in binary mode")
+            problem = f"{path} has {size} bytes; {wanted} float32 values take {4 * wanted}"
+            raise UserError(problem, "copy the whole file, in binary mode")
         return np.asarray(np.fromfile(path, "<f4").reshape(shape), np.float32)
     except FileNotFoundError:
-        raise UserError(f"no such mask: {path}", "copy the masks that lie beside the results, too") from None
+        raise UserError(f"no such mask: {path}", "copy the masks together with the results") from None
 
 
 _COMMON = """
@@ -230,46 +247,50 @@ _COMMON = """
 
     u2export import results/result.json --as {form} --kit . --out artifacts
 
-compares every mask in `results/` with the one in `expected/`, and writes a results file for `u2export table`. A row
-without masks has a time and no fidelity, and says so.
+This command compares every mask in `results/` with the expected one, and it writes a file of results for
+`u2export table`. A row without masks has a time but no fidelity, and its note says so.
 
-- `inputs/`: the golden picture and the verification photos, ready for the model; `expected/`: the reference's maps
-- `kit.json`: which artifact, of which weights
-- {{not_run}}
+- `inputs/` holds the golden picture and the verification photos, ready for the model.
+- `expected/` holds the maps and the masks that the reference computed from these inputs.
+- `kit.json` names the artifact and its weights.
+- State of this kit: {{not_run}}.
 """
 
 READMES = {
     "coreml": """# {kit}
 
-Times `{model}` with Core ML's own API and keeps its masks.
+This kit times `{model}` with Core ML's own API, and it keeps the masks.
 
 ## On a Mac
 
     swiftc -O -parse-as-library Bench.swift -o bench
     ./bench {model} inputs results cpuAndNeuralEngine
 
-The last word is one of all, cpuOnly, cpuAndGPU, cpuAndNeuralEngine; each is a row of its own (keep the results apart).
+The last word chooses the compute units: `all`, `cpuOnly`, `cpuAndGPU` or `cpuAndNeuralEngine`. Each choice gives a
+row of its own, so give each of them a results folder of its own.
 
 ## On an iPhone
 
-1. In Xcode, make an iOS app; add `Bench.swift`, `{model}` and the folder `inputs` (as a folder reference).
-2. In a button's action, on a background queue:
+1. Make an iOS app in Xcode. Add `Bench.swift`, `{model}` and the folder `inputs` (as a folder reference).
+2. Call this in the action of a button, on a background queue:
    `try U2ExportBench.run(model: Bundle.main.url(forResource: "{stem}", withExtension: "mlmodelc")!, inputs:
    Bundle.main.url(forResource: "inputs", withExtension: nil)!, results: .documentsDirectory, units: .all)`
-3. Run the Release configuration, without the debugger, battery above half, low-power mode off, five minutes of rest.
-4. Window > Devices and Simulators > the app > Download Container; copy `result.json` and the `.mask` files here, into
-   `results/`.
+3. Prepare the phone: charge it above half, switch the low-power mode off, and let it rest for five minutes. Then run
+   the app in the Release configuration, without the debugger.
+4. Choose Window > Devices and Simulators > the app > Download Container. Copy `result.json` and the `.mask` files into
+   `results/` of this folder.
 
-For the placement of operations, see Xcode's performance report of the package; it has no documented file form.
+Xcode's performance report of the package shows on which unit each operation runs. Apple documents no file form of this
+report, so u2export cannot read it.
 """ + _COMMON.format(form="coreml"),
     "android": """# {kit}
 
-Times `{model}` with ONNX Runtime on an Android phone and keeps its masks.
+This kit times `{model}` with ONNX Runtime on an Android phone, and it keeps the masks.
 
 ## Build the program
 
-`onnxruntime-android-VERSION.aar` is on Maven Central (com.microsoft.onnxruntime:onnxruntime-android); it is a zip with
-`headers/` and `jni/arm64-v8a/libonnxruntime.so`. With the Android NDK:
+Download `onnxruntime-android-VERSION.aar` from Maven Central (com.microsoft.onnxruntime:onnxruntime-android). It is a
+zip file with `headers/` and `jni/arm64-v8a/libonnxruntime.so`. Then build with the Android NDK:
 
     unzip onnxruntime-android-VERSION.aar -d ort
     $NDK/toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang++ -O2 -std=c++17 -static-libstdc++ \\
@@ -277,17 +298,18 @@ Times `{model}` with ONNX Runtime on an Android phone and keeps its masks.
 
 ## Run it
 
+Prepare the phone: charge it above half, switch to aeroplane mode, keep the screen on at its lowest brightness, and let
+the phone rest for five minutes. Then run:
+
     adb shell mkdir -p /data/local/tmp/u2export/results
     adb push bench ort/jni/arm64-v8a/libonnxruntime.so {model} inputs /data/local/tmp/u2export/
     adb shell 'cd /data/local/tmp/u2export && chmod +x bench && LD_LIBRARY_PATH=. THREADS=4 ./bench {model} results \\
         "$(getprop ro.product.model)" inputs/*.bin'
     adb pull /data/local/tmp/u2export/results/. results/
 
-Charge above half, aeroplane mode, screen on at lowest brightness, five minutes of rest before.
-
 ## Or with ONNX Runtime's own tool
 
-`onnxruntime_perf_test`, built with ONNX Runtime's `--android`, takes the golden input from `test_data_set_0/`:
+Build `onnxruntime_perf_test` with ONNX Runtime's option `--android`. It reads the golden input in `test_data_set_0/`:
 
     adb push onnxruntime_perf_test {model} test_data_set_0 /data/local/tmp/u2export/
     adb shell 'cd /data/local/tmp/u2export && ./onnxruntime_perf_test -m duration -t 10 -x 4 -s {model} perf.csv' | \\
@@ -295,6 +317,6 @@ Charge above half, aeroplane mode, screen on at lowest brightness, five minutes 
     adb pull /data/local/tmp/u2export/perf.csv results/
     u2export import results/perf.csv --as onnxruntime-perf --log results/perf.log --artifact {model} --device "PHONE"
 
-It keeps no masks, so such a row has no fidelity.
+This tool keeps no masks, so its row has no fidelity.
 """ + _COMMON.format(form="kit"),
 }  # fmt: skip

@@ -1,9 +1,11 @@
-// Times a model with ONNX Runtime's C API and keeps its masks; prints what `u2export import --as kit` reads.
+// This program times a model with ONNX Runtime's C API and keeps its masks.
+// `u2export import --as kit` reads the results.
 //
 //     bench MODEL RESULT_FOLDER DEVICE_NAME INPUT.bin...
 //
-// Inputs are float32, in the model's own input shape; masks are float32, in its output shape.
-// Timed is one Run call: input tensor made before, output tensor owned by the runtime, no copies by this program.
+// Inputs are float32 in the input shape of the model. Masks are float32 in its output shape.
+// The timed part is one call of Run. The input tensor is made before it, the output tensor belongs to the runtime, and
+// this program copies nothing.
 
 #include <algorithm>
 #include <chrono>

@@ -1,11 +1,12 @@
-// Times a Core ML package with Core ML's own API and keeps its masks; prints what `u2export import --as coreml` reads.
+// This program times a Core ML package with Core ML's own API and keeps its masks.
+// `u2export import --as coreml` reads the results.
 //
 // On a Mac, as a program:   swiftc -O -parse-as-library Bench.swift -o bench
 //                           ./bench MODEL.mlpackage inputs results [all|cpuOnly|cpuAndGPU|cpuAndNeuralEngine]
 // On an iPhone: add this file, the package (Xcode compiles it to .mlmodelc) and the folder `inputs` to an app, and call
 //     try U2ExportBench.run(model: compiledModelURL, inputs: inputsURL, results: documentsURL, units: .all)
 //
-// Timed is one MLModel.prediction(from:): the pixel buffer made before, the output not yet read.
+// The timed part is one MLModel.prediction(from:). The pixel buffer is made before it, and the output is read after it.
 
 import CoreML
 import Foundation
@@ -71,7 +72,8 @@ enum U2ExportBench {
         Double(DispatchTime.now().uptimeNanoseconds - start.uptimeNanoseconds) / 1e6
     }
 
-    /// The mask's values in rows, from a tensor of any float type or an 8-bit grey picture (0...255 as 0...1).
+    /// Returns the values of the mask, row by row: of a tensor of any float type, or of an 8-bit grey picture (0...255
+    /// becomes 0...1).
     static func floats(of value: MLFeatureValue) -> [Float] {
         if let array = value.multiArrayValue {
             return (0..<array.count).map { array[$0].floatValue }

@@ -1,59 +1,58 @@
-"""Masks against ground truth: maximal F-measure, MAE and S-measure, as in the papers, through pysodmetrics."""
+"""Masks against ground truth: maximal F-measure, MAE and S-measure, as in the papers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.errors import Unavailable, UserError
-from u2export.reference.image import Floats, find_photos, mask_for, read_photo
+from u2export.benchmarks.measuring.sod_metrics import (
+    f_measure,
+    mean_absolute_error,
+    precision_and_recall,
+    s_measure,
+    stretched,
+)
+from u2export.errors import UserError
+from u2export.reference.image import Floats, mask_for
+from u2export.reference.photos import find_photos, read_photo
 
 BETA2 = 0.3
-
-
-def require() -> None:
-    """Raise Unavailable where pysodmetrics is not installed."""
-    if find_spec("py_sod_metrics") is None:
-        raise Unavailable("comparing with --masks needs pysodmetrics", "pip install 'u2export[eval]'")
 
 
 class Accuracy:
     """Accumulates the measures over photos."""
 
     def __init__(self) -> None:
-        from py_sod_metrics import MAE, FmeasureV2, PrecisionHandler, RecallHandler, Smeasure
-
-        self._mae, self._s = MAE(), Smeasure()
-        curves = {"precision": PrecisionHandler, "recall": RecallHandler}
-        self._pr = FmeasureV2({k: v(with_dynamic=True, with_adaptive=False) for k, v in curves.items()})
+        self._precision, self._recall = np.zeros(256), np.zeros(256)
+        self._mae = self._s = 0.0
         self.images = 0
 
     def add(self, d0: Floats, truth: NDArray[np.bool_]) -> None:
-        """One fused map (h, w) and its ground truth (H, W); the mask is resized to the ground truth's size."""
-        mask = mask_for(d0 if np.isfinite(d0).all() else np.zeros_like(d0), *truth.shape)
-        for measure in (self._mae, self._s, self._pr):
-            measure.step(mask, truth.astype(np.uint8) * 255)
+        """Add one fused map (h, w) and its ground truth (H, W); the mask is resized to the size of the ground truth."""
+        mask = stretched(mask_for(d0 if np.isfinite(d0).all() else np.zeros_like(d0), *truth.shape))
+        precision, recall = precision_and_recall(mask, truth)
+        self._precision += precision
+        self._recall += recall
+        self._mae += mean_absolute_error(mask, truth)
+        self._s += s_measure(mask, truth)
         self.images += 1
 
     def result(self) -> dict[str, float]:
-        """maxf, mae, s and images (how many); empty without photos.
+        """Return maxf, mae, s and images (their number); nothing without photos.
 
         maxf is the largest F-measure (beta² = .3) of precision and recall averaged over photos at each threshold, s the
         S-measure (alpha = .5).
         """
         if not self.images:
             return {}
-        curves = self._pr.get_results()
-        precision, recall = curves["precision"]["dynamic"], curves["recall"]["dynamic"]
-        f = (1 + BETA2) * precision * recall / np.maximum(BETA2 * precision + recall, np.finfo(float).tiny)
+        curve = f_measure(self._precision / self.images, self._recall / self.images, BETA2)
         return {
-            "maxf": float(f.max()),
-            "mae": float(self._mae.get_results()["mae"]),
-            "s": float(self._s.get_results()["sm"]),
+            "maxf": float(curve.max()),
+            "mae": self._mae / self.images,
+            "s": self._s / self.images,
             "images": self.images,
         }
 
@@ -77,7 +76,7 @@ def find_masks(folder: Path, photos: Sequence[Path]) -> dict[Path, Path]:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}", "give --masks a folder of masks named like the photos")
     by_stem: dict[str, Path] = {}
-    for mask in find_photos([folder]):
+    for mask in find_photos([folder], own_masks=True):
         if mask.stem in by_stem:
             raise UserError(f"two masks for {mask.stem!r}: {by_stem[mask.stem]} and {mask}", "keep one of them")
         by_stem[mask.stem] = mask

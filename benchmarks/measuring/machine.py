@@ -1,4 +1,4 @@
-"""Where rows are measured: this machine. `u2export.benchmarks.measuring.ssh` has the other kind."""
+"""The machine where rows are measured. `Machine` is this machine; `SshMachine` is a machine behind ssh."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device, environment, this_device
-from u2export.benchmarks.measuring.worker_process import WORKER, Child
+from u2export.benchmarks.measuring.worker_process import WORKER, WorkerProcess
 from u2export.benchmarks.sensors import pulse, state
 from u2export.exporters.artifact import Artifact
 
 
-class Host:
-    """A machine with workers; this one. Use as a context manager.
+class Machine:
+    """This machine, as a place to measure on. It is a context manager: workers run inside the context.
 
     Args:
-        worker: command of a worker here.
+        worker: command that starts a worker.
+
+    Attributes:
+        here: whether the machine is this machine.
     """
 
     here = True
@@ -24,42 +27,45 @@ class Host:
     def __init__(self, worker: Sequence[str] = WORKER) -> None:
         self.worker = worker
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def device(self) -> Device:
-        """Which machine it is."""
+        """Return what the machine is."""
         return this_device()
 
     def environment(self) -> dict[str, Any]:
-        """What is installed on it."""
+        """Return the versions of what is installed on the machine."""
         return environment()
 
     def state(self) -> dict[str, Any]:
-        """Clocks, temperatures, power mode; may take seconds."""
+        """Return clocks, temperatures and power mode; this may take seconds."""
         return state()
 
     def pulse(self) -> dict[str, Any]:
-        """The same in short; takes milliseconds."""
+        """Return clocks and temperatures from the kernel's files only; this takes milliseconds."""
         return pulse()
 
     def send_artifact(self, artifact: Artifact) -> None:
-        """Bring an artifact there, before `path` is asked for it."""
+        """Bring an artifact to the machine; `path` then knows it."""
 
     def send_photos(self, photos: Iterable[Path]) -> None:
-        """Bring photos there, before `path` is asked for them."""
+        """Bring photos to the machine; `path` then knows them."""
 
     def workshop(self) -> str:
-        """Folder there to build in what must be built there; empty here, where what is given is what is measured."""
+        """Return a new folder on the machine, for what must be built there; empty on this machine.
+
+        This machine measures exactly the files that the user gives.
+        """
         return ""
 
     def path(self, local: Path) -> str:
-        """How the machine calls what was sent to it."""
+        """Return the path on the machine of a file that was sent."""
         return str(local)
 
-    def child(self, log: Path, timeout: float) -> Child:
-        """Start a worker; arguments as of `Child`."""
-        return Child(log, timeout, self.worker)
+    def start_worker(self, log: Path, timeout: float) -> WorkerProcess:
+        """Start a worker on the machine; the arguments are those of `WorkerProcess`."""
+        return WorkerProcess(log, timeout, self.worker)

@@ -1,4 +1,4 @@
-"""Fused maps d0 of many photos on disk: scratch for one bench, or the reference's to take to another machine."""
+"""Files of fused maps d0: scratch files of one bench, and the .npz of a reference's maps for another machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ HINT = "make it with `u2export bench --save-reference` from the same weights, im
 
 
 def create(path: Path, photos: int, contract: Contract) -> Floats:
-    """An .npy file (photos, height, width) of float32, mapped into memory; nan until written."""
+    """Create an .npy file and map it into memory.
+
+    Args:
+        path: the file. photos: number of photos. contract: gives height and width of a map.
+
+    Returns:
+        Maps (photos, height, width), float32, all nan.
+    """
     shape = (photos, contract.height, contract.width)
     maps: Floats = np.lib.format.open_memmap(path, "w+", np.float32, shape)  # type: ignore[no-untyped-call]
     maps[:] = np.nan
@@ -27,11 +34,14 @@ def create(path: Path, photos: int, contract: Contract) -> Floats:
 
 
 def save_reference(maps: Floats, photos: Sequence[str], weights: str, contract: Contract, path: Path) -> None:
-    """Write an .npz of the reference's maps (photos, height, width).
+    """Write an .npz of a reference's maps.
 
     Args:
-        maps: what to write. photos: sha256 of the photo files. weights: sha256 of the weights. path: where to.
-        contract: the image contract the maps were made under.
+        maps: the maps (photos, height, width).
+        photos: sha256 of each photo file.
+        weights: sha256 of the weights.
+        contract: the image contract of the maps.
+        path: the file to write.
 
     Raises:
         UserError: the file cannot be written.
@@ -45,27 +55,31 @@ def save_reference(maps: Floats, photos: Sequence[str], weights: str, contract: 
 
 
 def weights_of(path: Path) -> str:
-    """sha256 of the weights the maps in an .npz were made with.
+    """Return the sha256 of the weights that made the maps in an .npz.
 
     Raises:
-        UserError: missing or unreadable.
+        UserError: the file is missing or unreadable.
     """
     with _opened(path) as found:
         return str(json.loads(str(found["about"]))["weights"])
 
 
 def load_reference(path: Path, photos: Sequence[str], contract: Contract, into: Floats) -> None:
-    """Fill `into` (photos, height, width) from an .npz that `save_reference` wrote.
+    """Read the maps of photos from an .npz that `save_reference` wrote.
+
+    Args:
+        path: the file. photos: sha256 of each photo file. contract: the image contract that the maps must have.
+        into: receives the maps (photos, height, width).
 
     Raises:
-        UserError: missing, unreadable, made under another image contract, or one of the photos is not in it.
+        UserError: the file is missing or unreadable, has another image contract, or lacks the map of a photo.
     """
     with _opened(path) as found:
         if Contract.from_json(json.loads(str(found["about"]))["contract"]) != contract:
-            raise UserError(f"{path}: maps made under another image contract", HINT)
+            raise UserError(f"{path}: its maps have another image contract", HINT)
         for i, photo in enumerate(photos):
             if photo not in found:
-                raise UserError(f"{path}: has no map of photo {i + 1}", HINT)
+                raise UserError(f"{path}: the file has no map of photo {i + 1}", HINT)
             into[i] = found[photo]
 
 

@@ -1,4 +1,4 @@
-"""Which rows a bench has, and what the masks of each are compared with.
+"""Which rows a bench has, and what the masks of each row are compared with.
 
 Rows of the same weights and image contract form a group; each group has a reference of its own.
 """
@@ -6,45 +6,60 @@ Rows of the same weights and image contract form a group; each group has a refer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from u2export.benchmarks.measuring import map_files as maps
-from u2export.benchmarks.report import Row
+from u2export.benchmarks.measuring import map_files
+from u2export.benchmarks.report import SCENARIOS, Row, Settings
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
+from u2export.install import how_to_install
 from u2export.reference.image import Contract
 from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
 
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
-UNKNOWN = "unknown"  # variant of a model file without a record: nobody knows what weights are in it
+UNKNOWN = "unknown"  # variant of a model file without a record: nobody knows its weights
+# Of a group: sha256 of the weights, and the image contract.
 Key = tuple[str, Contract]
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row to be: as it stands before measuring, how a worker opens it, and whether in its own arithmetic."""
+    """A planned row: its fields before measuring, how a worker opens it, and whether it uses the default arithmetic.
+
+    Attributes:
+        row: the fields that are known before measuring; `reason` is set where the row cannot be measured.
+        opening: fields of the worker's request "open", without threads: "artifact" and "mode" (and "built", the path
+            of what the device built), or "weights", "sha256" and "contract" of the PyTorch network.
+        contract: the image contract, as in `row`.
+        default: whether the arithmetic is the one that the runtime chooses for the artifact.
+    """
 
     row: Row
     opening: Mapping[str, Any]
     contract: Contract
     default: bool = True
 
+    @property
+    def is_pytorch(self) -> bool:
+        """Whether the row is the PyTorch network and not an artifact."""
+        return "weights" in self.opening
+
 
 @dataclass(frozen=True)
-class Choice:
-    """What `--reference` names."""
+class ReferenceChoice:
+    """What the option `--reference` names: a word, or the path of a file."""
 
     text: str = "auto"
 
     @property
     def kind(self) -> str:
-        """ "auto", "pytorch", "weights" (a file), "maps" (an .npz) or "artifact"."""
+        """Return "auto", "pytorch", "weights" (a file), "maps" (an .npz) or "artifact"."""
         suffix = Path(self.text).suffix.lower()
         if self.text in ("auto", "pytorch"):
             return self.text
@@ -52,79 +67,100 @@ class Choice:
 
     @cached_property
     def artifact(self) -> Artifact:
-        """Where it is one."""
+        """The artifact that `--reference` names, where `kind` is "artifact"."""
         return read_artifact(Path(self.text))
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights it stands for; empty where it stands for each group's own."""
+        """The sha256 of the weights of the named reference; empty for "auto" and "pytorch"."""
         path = Path(self.text)
         if self.kind == "weights":
             return file_digest(path)
         if self.kind == "maps":
-            return maps.weights_of(path)
+            return map_files.weights_of(path)
         return self.artifact.weights.sha256 if self.kind == "artifact" else ""
 
-    def key(self, subject: PlannedRow) -> Key:
-        """The subject's group; a file of unknown weights is held against the reference that the caller names."""
-        unknown = subject.row.variant == UNKNOWN and self.sha256
-        return self.sha256 if unknown else subject.row.weights.sha256, subject.contract
+    def key(self, planned: PlannedRow) -> Key:
+        """Return the group of a row. A file of unknown weights joins the group of the named reference."""
+        unknown = planned.row.variant == UNKNOWN and self.sha256
+        return self.sha256 if unknown else planned.row.weights.sha256, planned.contract
 
-    def is_reference(self, subject: PlannedRow, group: Sequence[PlannedRow]) -> bool:
-        """Whether a row of the group may serve as its reference."""
-        row = subject.row
-        if row.exporter == "pytorch":
+    def is_reference(self, planned: PlannedRow, group: Sequence[PlannedRow]) -> bool:
+        """Tell whether a row of a group may serve as the group's reference."""
+        row = planned.row
+        if planned.is_pytorch:
             return True
+        if not planned.default:
+            return False
         if self.kind == "auto":
             recorded = row.variant != UNKNOWN or len(group) > 1
-            return recorded and subject.default and row.precision == "fp32" and row.exporter in ("onnx", "ort")
-        path = Path(subject.opening["artifact"])
-        return self.kind == "artifact" and subject.default and path.resolve() == self.artifact.path.resolve()
+            return recorded and row.precision == "fp32" and row.exporter in ("onnx", "ort")
+        path = Path(planned.opening["artifact"])
+        return self.kind == "artifact" and path.resolve() == self.artifact.path.resolve()
 
 
-def groups(subjects: Sequence[PlannedRow], choice: Choice) -> list[list[PlannedRow]]:
-    """Subjects by weights and contract; in each group those that may be the reference first, the best at the front.
+def groups(planned_rows: Sequence[PlannedRow], choice: ReferenceChoice) -> list[list[PlannedRow]]:
+    """Return the rows by weights and contract, with further references that are not among the artifacts.
+
+    In each group the rows that may be the reference come first, the best of them at the front.
 
     Raises:
-        UserError: the reference named fits no group, or is PyTorch and cannot be had here.
+        UserError: the named reference fits no group, or it is PyTorch and torch or the weights are missing.
     """
     found: dict[Key, list[PlannedRow]] = {}
-    for subject in subjects:
-        found.setdefault(choice.key(subject), []).append(subject)
-    taken = {s.row.name for s in subjects}
+    for planned in planned_rows:
+        found.setdefault(choice.key(planned), []).append(planned)
+    taken = {planned.row.name for planned in planned_rows}
     ordered = []
     for key, group in found.items():
-        extra = [_unique(s, taken) for s in _not_among(key, group, choice)]
-        inside = [s for s in group if choice.is_reference(s, group)]
-        ordered.append([*extra, *inside, *(s for s in group if s not in inside)])
+        further = _further_reference(key, group, choice)
+        possible = [planned for planned in group if choice.is_reference(planned, group)]
+        others = [planned for planned in group if planned not in possible]
+        ordered.append([*([_unique(further, taken)] if further else []), *possible, *others])
     named = choice.kind not in ("auto", "pytorch")
-    if named and not any(key[0] == choice.sha256 for key in found):
+    if named and not any(weights == choice.sha256 for weights, _ in found):
         raise UserError(f"--reference {choice.text} is of other weights than the artifacts", "see their records")
     return ordered
 
 
-def _not_among(key: Key, group: Sequence[PlannedRow], choice: Choice) -> Iterator[PlannedRow]:
-    """References that are not among the artifacts given: PyTorch, or a further artifact."""
+def _further_reference(key: Key, group: Sequence[PlannedRow], choice: ReferenceChoice) -> PlannedRow | None:
+    """Return the group's reference where it is none of the group's rows: PyTorch, or the artifact of `--reference`."""
+    if choice.kind == "maps":
+        return None
+    if choice.kind == "artifact":
+        return _further_artifact(key, group, choice)
+    return _further_pytorch(key, group, choice)
+
+
+def _further_artifact(key: Key, group: Sequence[PlannedRow], choice: ReferenceChoice) -> PlannedRow | None:
+    """Return the row of the artifact of `--reference`; None where it is of another group, or in the group already."""
+    fits = (choice.sha256, choice.artifact.contract) == key
+    if not fits or any(choice.is_reference(planned, group) for planned in group):
+        return None
+    return planned_artifact(choice.artifact.name, choice.artifact)
+
+
+def _further_pytorch(key: Key, group: Sequence[PlannedRow], choice: ReferenceChoice) -> PlannedRow | None:
+    """Return the row of the PyTorch network of a group's weights; None where it cannot run here.
+
+    Raises:
+        UserError: the network cannot run here, and `--reference` asks for it.
+    """
     sha256, contract = key
-    known = (s.row for s in group if s.row.weights.sha256 == sha256)
-    row = next(known, None)
-    identity = row.weights if row else Identity(Path(choice.text).stem, sha256)
-    if choice.kind in ("auto", "pytorch", "weights"):
-        if name := find_weights(identity, choice):
-            yield planned_pytorch(name, identity, contract, row.variant if row else UNKNOWN)
-        elif choice.kind == "pytorch":
-            raise UserError(
-                f"no PyTorch reference for weights {identity.name}: torch or the weights are missing",
-                "install 'u2export[torch]' and pull the weights, or give --reference FILE",
-            )
-    if choice.kind == "artifact" and (choice.sha256, choice.artifact.contract) == key:
-        subject = planned_artifact(choice.artifact.name, choice.artifact)
-        if not any(choice.is_reference(s, group) for s in group):
-            yield subject
+    known = next((planned.row for planned in group if planned.row.weights.sha256 == sha256), None)
+    identity = known.weights if known else Identity(Path(choice.text).stem, sha256)
+    if weights := find_weights(identity, choice):
+        return planned_pytorch(weights, identity, contract, known.variant if known else UNKNOWN)
+    if choice.kind == "pytorch":
+        raise UserError(
+            f"no PyTorch reference for weights {identity.name}: torch or the weights are missing",
+            f"give --reference FILE, or pull the weights and run {how_to_install('torch')}",
+        )
+    return None
 
 
-def find_weights(identity: Identity, choice: Choice) -> str:
-    """What `Source.open` takes to open the weights an artifact was made from; empty where that cannot be done here."""
+def find_weights(identity: Identity, choice: ReferenceChoice) -> str:
+    """Return the name or file by which `Source.open` opens the weights of an artifact; empty where it cannot."""
     if find_spec("torch") is None:
         return ""
     if choice.kind == "weights":
@@ -141,7 +177,7 @@ def find_weights(identity: Identity, choice: Choice) -> str:
 
 
 def planned_artifact(name: str, artifact: Artifact) -> PlannedRow:
-    """The row of an artifact in the arithmetic its precision means."""
+    """Return the row of an artifact in the arithmetic that its precision means."""
     digest = hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(artifact.files.items())).encode()).hexdigest()
     row = Row(
         name, artifact.exporter, artifact.precision, artifact.precision, artifact.variant, artifact.weights,
@@ -151,7 +187,7 @@ def planned_artifact(name: str, artifact: Artifact) -> PlannedRow:
 
 
 def planned_pytorch(weights: str, identity: Identity, contract: Contract, variant: str) -> PlannedRow:
-    """The row of the PyTorch network; `weights` is what `Source.open` finds them by."""
+    """Return the row of the PyTorch network; `weights` is the name or file by which `Source.open` opens them."""
     size = f"{contract.height}" if contract.height == contract.width else f"{contract.height}x{contract.width}"
     name = f"{identity.name}-{size}-pytorch-fp32"
     row = Row(name, "pytorch", "fp32", "fp32", variant, identity, contract.to_json(), identity.sha256)
@@ -159,11 +195,22 @@ def planned_pytorch(weights: str, identity: Identity, contract: Contract, varian
     return PlannedRow(row, opening, contract)
 
 
+def in_scenario(planned: PlannedRow, settings: Settings) -> PlannedRow:
+    """Return the row with scenario, batch and streams of the settings; its name tells them where it is throughput."""
+    s, name = settings, planned.row.name
+    if s.scenario != SCENARIOS[0]:
+        batch = f"batch {s.batch}" if s.batch > 1 else ""
+        streams = f"{s.streams} streams" if s.streams > 1 else ""
+        name = " ".join(filter(None, (name, s.scenario, batch, streams)))
+    row = replace(planned.row, name=name, scenario=s.scenario, batch=s.batch, streams=s.streams)
+    return replace(planned, row=row)
+
+
 def named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Artifacts by row name: the file's, with its folder's in front where two are called alike.
+    """Return artifacts by row name: the file's name, after its folder's name where two files have the same name.
 
     Raises:
-        UserError: the same one twice.
+        UserError: an artifact is given twice.
     """
     names = [a.name for a in artifacts]
     found: dict[str, Artifact] = {}
@@ -176,10 +223,10 @@ def named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
     return found
 
 
-def _unique(subject: PlannedRow, taken: set[str]) -> PlannedRow:
-    """A further reference under a name no row has."""
-    row = subject.row
+def _unique(planned: PlannedRow, taken: set[str]) -> PlannedRow:
+    """Return a further reference under a name that no other row has."""
+    row = planned.row
     mark = hashlib.sha256(f"{row.weights.sha256}{row.contract}".encode()).hexdigest()[:6]
     name = f"{row.name}-{mark}" if row.name in taken else row.name
     taken.add(name)
-    return replace(subject, row=replace(row, name=name))
+    return replace(planned, row=replace(row, name=name))

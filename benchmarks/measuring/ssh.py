@@ -1,17 +1,21 @@
-"""A machine behind ssh: artifacts and u2export itself go there, workers run there, answers come back.
+"""A machine behind ssh: artifacts and modules of u2export go there, workers run there, answers come back.
 
-The system's own OpenSSH client does the talking, so that keys, agents, jump hosts and known hosts are those the user
-already has. One connection carries everything: a janitor, a shell that makes a scratch folder and removes it when its
-input ends, however that comes about; a tar for what is sent; one worker for each row, and one that watches clocks and
-temperatures. No name of a file ever passes a shell there: files are named inside the tar, and requests to workers are
-JSON on their input.
+The OpenSSH client of the system makes the connection, so that the user's own keys, agents, jump hosts and known hosts
+apply. One connection carries everything:
 
-Needed there: sh, mktemp, tar, and a Python with numpy, Pillow and the runtime. Nothing is installed, and nothing stays.
+- a janitor: a shell that makes a scratch folder, and removes the folder when its input ends for whatever reason;
+- a tar for each group of files that is sent;
+- one worker for each row, and one worker that reads clocks and temperatures.
+
+No shell on the machine ever sees the name of a user's file: the tar holds the names, and requests to workers are JSON
+on their standard input.
+
+The machine needs sh, mktemp, tar, and a Python with numpy, Pillow and the runtime. Nothing is installed there, and
+nothing remains there.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 import shutil
@@ -26,39 +30,38 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.measuring.machine import Host
-from u2export.benchmarks.measuring.worker_process import Child, Failed
+from u2export.benchmarks.measuring.machine import Machine
+from u2export.benchmarks.measuring.sent_modules import WORKER_MODULE, worker_files
+from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerProcess
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 
-# Each may lie in a folder of its own (in a checkout), or all in one (installed).
-PACKAGES = ("", ".reference", ".calibration", ".exporters", ".benchmarks")
-# What a worker never imports.
-NOT_SENT = ("commands/", "benchmarks/studies/")
 MARK = "u2export-folder "
-# Reads numbers of workers to kill, one a line; at the end of its input, by whatever cause, kills all and cleans up.
+# The janitor reads the numbers of workers that it must kill, one number a line. When its input ends, it kills all
+# workers and removes the scratch folder.
 JANITOR = (
     'umask 077; d=$(mktemp -d "${TMPDIR:-/tmp}/u2export.XXXXXXXXXX") || exit 3; trap "" HUP INT TERM PIPE; '
     f'mkdir "$d/pids"; echo "{MARK}$d"; '
     'while read -r n; do kill -9 "$(cat "$d/pids/$n")" 2>/dev/null; done; '
     'for p in "$d"/pids/*; do kill -9 "$(cat "$p")" 2>/dev/null; done; rm -rf "$d"'
 )
-# Two shells: the inner one becomes the worker under a known process id, the outer one tells how it ended.
-INNER = (
-    'echo $$ > "$1/pids/$2"; cd "$1"; '
-    'PYTHONPATH="$1/core" U2EXPORT_HOME="$1/home" exec "$3" -m u2export.benchmarks.measuring.worker'
-)
+# The inner shell becomes the worker, under a known process id. The outer shell returns the worker's exit code.
+INNER = f'echo $$ > "$1/pids/$2"; cd "$1"; PYTHONPATH="$1/core" U2EXPORT_HOME="$1/home" exec "$3" -m {WORKER_MODULE}'
 OUTER = 'sh -c "$1" sh "$2" "$3" "$4"; exit $?'
 ABOUT = "import sys; print(sys.executable); print(*sys.version_info[:2])"
 OLDEST = (3, 10)
-LOST = 255  # ssh's own exit code, everything below is the command's
+LOST = 255  # ssh returns this code for its own errors, and the command's exit code otherwise
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-ANSWER = 60.0  # seconds for short commands
+ANSWER = 60.0  # seconds that a short command may take
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to log in; user and port only where they are given, the rest is in ssh's own configuration."""
+    """Where to log in.
+
+    Attributes:
+        host: name or address. user: empty for the user in ssh's configuration. port: 0 for the port there.
+    """
 
     host: str
     user: str = ""
@@ -66,12 +69,12 @@ class Address:
 
     @property
     def label(self) -> str:
-        """As ssh's own messages write it."""
+        """The address as ssh's messages write it: "user@host", or "host" without a user."""
         return f"{self.user}@{self.host}" if self.user else self.host
 
     @property
     def words(self) -> list[str]:
-        """Arguments of ssh."""
+        """The arguments of ssh that name the address."""
         return [
             *(["-l", self.user] if self.user else []),
             *(["-p", str(self.port)] if self.port else []),
@@ -80,35 +83,41 @@ class Address:
 
 
 def address(text: str) -> Address:
-    """The address in `ssh://[user@]host[:port]`.
+    """Return the address in `ssh://[user@]host[:port]`.
 
     Raises:
-        UserError: of another form.
+        UserError: the text has another form, or holds a password.
     """
     hint = "give ssh://user@host or ssh://user@host:port"
     try:
         parts = urlsplit(text)
         port = parts.port or 0
     except ValueError:
-        raise UserError(f"--device {text!r} is no address", hint) from None
+        raise UserError(f"device {text!r} is no address", hint) from None
     if parts.password is not None:
-        raise UserError("--device holds a password, which every user of this machine can see", "log in with a key")
+        raise UserError(
+            "the address of the device holds a password, which every user of this machine can see",
+            "log in with a key",
+        )
     user, host = parts.username or "", parts.hostname or ""
     plain = re.fullmatch(NAME, host) or re.fullmatch(r"[0-9a-fA-F:.]+(%\w+)?", host)
     rest = parts.path.strip("/") + parts.query + parts.fragment
     if parts.scheme != "ssh" or not plain or rest or (user and not re.fullmatch(NAME, user)):
-        raise UserError(f"--device {text!r} is no address", hint)
+        raise UserError(f"device {text!r} is no address", hint)
     return Address(host, user, port)
 
 
-class Remote(Host):
-    """A machine behind ssh; the connection lives as long as the context.
+class SshMachine(Machine):
+    """A machine behind ssh. The connection exists while the context does.
 
     Args:
-        address: where. python: the interpreter there. config: ssh's configuration file in place of the user's.
+        address: where to log in.
+        python: the Python interpreter on the machine: a name, or a path.
+        config: configuration file of ssh in place of the user's own.
 
-    Raises, on entering:
-        UserError: no ssh here, an unknown or changed host key, no connection, no login, an unfit Python.
+    Raises, on entering the context:
+        UserError: ssh is missing here, the host key is unknown or has changed, the connection or the login fails, or
+            the Python on the machine is missing, too old, or without the packages that it needs.
     """
 
     here = False
@@ -117,12 +126,12 @@ class Remote(Host):
         super().__init__()
         self.address, self.python, self.config = address, python.removeprefix("~/"), config
         self.there: dict[Path, str] = {}
-        self.watcher: Child | None = None
+        self.watcher: WorkerProcess | None = None
         self.workers = self.workshops = 0
         self.control = ""
         self.folder = ""
 
-    def __enter__(self) -> Remote:
+    def __enter__(self) -> SshMachine:
         if shutil.which("ssh") is None:
             raise UserError("no ssh on this machine", "install the OpenSSH client")
         self.control = tempfile.mkdtemp(prefix="u2e-")
@@ -162,13 +171,13 @@ class Remote(Host):
             self.janitor.wait()
             raise self._refused((Path(self.control) / "log").read_text(errors="replace"))
         self._find_python()
-        self._send({f"core/u2export/{name}": path for name, path in core().items()})
+        self._send({f"core/u2export/{name}": path for name, path in worker_files().items()})
         try:
             self.machine = self._watch("machine")
-        except Failed as failure:
+        except WorkerFailed as failure:
             raise UserError(
                 f"{self.python} on {self.address.label} cannot run u2export: {failure.problem}",
-                f"run there: {shlex.quote(self.python)} -m pip install numpy pillow, and the runtime",
+                f"install numpy, pillow and the runtime there: {shlex.quote(self.python)} -m pip install numpy pillow",
             ) from None
 
     def _find_python(self) -> None:
@@ -184,60 +193,60 @@ class Remote(Host):
             raise UserError(f"{self.address.label} has Python {have}, u2export needs {want}", hint)
 
     def device(self) -> Device:
-        """Which machine it is."""
+        """Return what the machine is."""
         return Device.from_json(self.machine["device"])
 
     def environment(self) -> dict[str, Any]:
-        """What is installed on it."""
+        """Return the versions of what is installed on the machine."""
         return dict(self.machine["environment"])
 
     def state(self) -> dict[str, Any]:
-        """Clocks, temperatures, power mode, now; empty once the connection is lost."""
-        with suppress(Failed):
+        """Return clocks, temperatures and power mode; empty after the connection has broken."""
+        with suppress(WorkerFailed):
             return dict(self._watch("machine")["state"])
         return {}
 
     def pulse(self) -> dict[str, Any]:
-        """The same in short."""
-        with suppress(Failed):
+        """Return clocks and temperatures from the kernel's files only; empty after the connection has broken."""
+        with suppress(WorkerFailed):
             return dict(self._watch("pulse")["pulse"])
         return {}
 
     def _watch(self, do: str) -> dict[str, Any]:
-        """The answer of a worker that has nothing else to do; started once, so as not to disturb the others."""
-        self.watcher = self.watcher or self.child(Path(self.control) / "watcher", ANSWER)
+        """Return the answer of a worker that has no row; it starts once, because a start disturbs the other workers."""
+        self.watcher = self.watcher or self.start_worker(Path(self.control) / "watcher", ANSWER)
         return self.watcher.ask(do)
 
     def send_artifact(self, artifact: Artifact) -> None:
-        """All its files and its record into a folder of their own, under their own names."""
+        """Send the files and the record of an artifact, under their own names, into a folder of their own."""
         folder, home = f"artifacts/{len(self.there)}", artifact.path.parent
         names = [*artifact.files, *([artifact.record.name] if artifact.record.exists() else [])]
         self._send({f"{folder}/{name}": home / name for name in names})
         self.there[artifact.path] = f"{self.folder}/{folder}/{artifact.path.name}"
 
     def send_photos(self, photos: Iterable[Path]) -> None:
-        """Under numbers: what they are called is no business of the device."""
+        """Send photos under numbers in place of their names, which may tell about the user."""
         named = {f"photos/{i}": path for i, path in enumerate(photos)}
         self._send(named)
         self.there.update({path: f"{self.folder}/{name}" for name, path in named.items()})
 
     def workshop(self) -> str:
-        """A folder of its own for whatever is built there."""
+        """Return a new folder on the machine, for what must be built there."""
         self.workshops += 1
         return f"{self.folder}/built/{self.workshops}"
 
     def path(self, local: Path) -> str:
-        """How the machine calls what was sent to it."""
+        """Return the path on the machine of a file that was sent."""
         return self.there[local]
 
-    def child(self, log: Path, timeout: float) -> Child:
-        """Start a worker there."""
+    def start_worker(self, log: Path, timeout: float) -> WorkerProcess:
+        """Start a worker on the machine; the arguments are those of `WorkerProcess`."""
         self.workers += 1
         command = shlex.join(["exec", "sh", "-c", OUTER, "sh", INNER, self.folder, str(self.workers), self.python])
-        return _RemoteChild(log, timeout, self._ssh(command), self, self.workers)
+        return _SshWorker(log, timeout, self._ssh(command), self, self.workers)
 
     def kill(self, worker: int) -> None:
-        """Have the janitor end a worker: the connection's end alone would leave one that hangs."""
+        """Let the janitor kill a worker. A worker that hangs would outlive the end of its connection."""
         with suppress(OSError):
             assert self.janitor.stdin
             print(worker, file=self.janitor.stdin, flush=True)
@@ -265,7 +274,7 @@ class Remote(Host):
             raise UserError(f"{self.address.label} does not answer", "check that the device is idle") from None
 
     def _send(self, files: dict[str, Path]) -> None:
-        """Files by their names there, relative to the scratch folder."""
+        """Send files; the keys are their names on the machine, relative to the scratch folder."""
         command = shlex.join(["exec", "tar", "-x", "-o", "-f", "-", "-C", self.folder])
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
@@ -280,60 +289,57 @@ class Remote(Host):
             if process.returncode:
                 errors.seek(0)
                 problem = f"cannot send files to {self.address.label}: {_last(errors.read())}"
-                raise UserError(problem, "check the space left there; TMPDIR there chooses another folder")
+                raise UserError(problem, "check the free space there, or set TMPDIR there to another folder")
 
     def _refused(self, said: str) -> UserError:
-        """ssh's own last words as a problem and what to do about it."""
+        """Return the error that tells why ssh failed, from what ssh printed."""
         name, port = self.address.label, f" -p {self.address.port}" if self.address.port else ""
         if "IDENTIFICATION HAS CHANGED" in said:
             return UserError(
                 f"the host key of {name} is not the one in known_hosts: this may be another machine",
-                "find out why it changed before you remove the old key with ssh-keygen -R",
+                "find out why the key changed, before you remove the old key with ssh-keygen -R",
             )
         if "Host key verification failed" in said or "host key is known" in said:
             return UserError(
-                f"the host key of {name} is not known", f"compare it once by hand: ssh{port} {name}, then try again"
+                f"the host key of {name} is not known", f"log in once and compare the key: ssh{port} {name}"
             )
         if "Permission denied" in said:
             return UserError(
-                f"{name} refuses the login with the keys at hand", f"put a key there: ssh-copy-id{port} {name}"
+                f"{name} refuses the login with the keys of this user", f"copy a key there: ssh-copy-id{port} {name}"
             )
-        return UserError(f"cannot reach {name}: {_last(said) or 'the connection was closed'}", "try ssh by hand")
+        return UserError(
+            f"cannot reach {name}: {_last(said) or 'the connection was closed'}",
+            f"check that this works: ssh{port} {name}",
+        )
 
 
-class _RemoteChild(Child):
+class _SshWorker(WorkerProcess):
     """A worker at the other end of an ssh process."""
 
-    def __init__(self, log: Path, timeout: float, command: Sequence[str], host: Remote, number: int) -> None:
+    def __init__(self, log: Path, timeout: float, command: Sequence[str], machine: SshMachine, number: int) -> None:
         super().__init__(log, timeout, command)
-        self.host, self.number = host, number
+        self.machine, self.number = machine, number
 
     def kill(self) -> None:
-        """End the worker there and the process here."""
+        """Kill the worker on the machine and the ssh process here."""
         if self.process.poll() is None:
-            self.host.kill(self.number)
+            self.machine.kill(self.number)
         super().kill()
 
     def exit_code(self) -> int:
-        """The worker's, negative for a signal; a connection that breaks says so."""
+        """Return the exit code of the worker, negative for a signal.
+
+        Raises:
+            WorkerFailed: the connection broke.
+        """
         code = super().exit_code()
         if code == LOST:
-            raise Failed("crashed", f"the connection to {self.host.address.label} broke")
+            raise WorkerFailed("crashed", f"the connection to {self.machine.address.label} broke")
         return 128 - code if 128 < code < 128 + 65 else code
 
 
-def core() -> dict[str, Path]:
-    """u2export's own Python files as they are running now, by their place in the package."""
-    found = {}
-    for package in PACKAGES:
-        folder = Path(str(importlib.import_module(f"u2export{package}").__path__[0]))
-        for path in sorted(folder.rglob("*.py")):
-            found[(Path(package.removeprefix(".")) / path.relative_to(folder)).as_posix()] = path
-    return {name: path for name, path in found.items() if not name.startswith(NOT_SENT)}
-
-
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without the sender's user and group, readable for the receiver alone."""
+    """Return the tar member without the user and group of the sender, and readable for the receiver alone."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     member.mode = 0o600
@@ -341,5 +347,6 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _last(text: str) -> str:
+    """Return the last line with text, at most 200 characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""

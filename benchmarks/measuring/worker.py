@@ -1,28 +1,34 @@
-"""The child process of a bench: opens one artifact and answers requests, one JSON object a line each way.
+"""The worker process of a row: it opens one artifact and answers requests.
 
     python -m u2export.benchmarks.measuring.worker
 
-Native runtimes clash in one process and may take it down with them, hence a process for each row. Replies go to a
-duplicate of the first standard output, which is then pointed at standard error: runtimes print where they like.
+Native runtimes may conflict in one process, and a crash ends the process; therefore each row has a process of its own.
+A request is one line of JSON on standard input, and an answer is one line of JSON (or several) on standard output.
+Runtimes print on standard output too; therefore the worker answers on a duplicate of it, and points standard output
+itself at standard error.
 
-Requests, by their "do"; a path is of the worker's machine:
+Requests, by their field "do". All paths are paths on the worker's machine.
 
-- machine {} -> {device, environment, state}, as `u2export.benchmarks.device` and `sensors` have them
-- pulse {} -> {pulse}
-- describe {artifact, workshop}: modes the artifact can run in here, and what was built of it in the folder `workshop`
-  first, if that is given and necessary -> {modes, built, size}, the latter the built artifact's path and bytes
-- open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}: open an
-  artifact, or the PyTorch reference, once for each stream -> {load_ns, opening_ns, runtime, memory}
-- predict {photos}: d0 of every photo -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, d0} for each, d0
-  (height, width) as base64 of little-endian float32
-- warm {photo, limit}: first inference, then more until times are steady or `limit` seconds are over
-  -> {first_ns, warmup_ns, steady}
-- time {samples, seconds}: at least both, on the photo of `warm` -> {ns}, {span_ns} as well where streams overlap or
-  pictures come in batches, {energy_uj} where the system counts it
-- memory {} -> {memory}: bytes, "peak" resident at most since the process began, "device" now on a GPU with its own
-- close {}, or the end of the input
+- machine {} -> {device, environment, state}, as in `u2export.benchmarks.device` and `sensors`.
+- pulse {} -> {pulse}: clocks and temperatures.
+- describe {artifact, workshop} -> {modes, built, size}: `modes` are the arithmetics in which this machine runs the
+  artifact. Where the request names a folder `workshop` and the artifact must be built on this machine, the worker
+  builds it there; `built` is the path of what it built and `size` its bytes.
+- open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}
+  -> {load_ns, opening_ns, runtime, memory}: open an artifact, or the PyTorch reference, once for each stream.
+- predict {photos} -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, d0} for each photo: d0 is the map
+  (height, width) as base64 of little-endian float32.
+- warm {photo, limit} -> {first_ns, warmup_ns, steady}: run the first inference, then further inferences until their
+  times are steady or `limit` seconds have passed.
+- time {samples, seconds} -> {ns}: time inferences on the photo of `warm`, at least so many and at least so long. The
+  answer also has {span_ns} where streams overlap or pictures come in batches, and {energy_uj} where the system counts
+  energy.
+- memory {} -> {memory}: bytes; "peak" is the most resident memory since the process began, "device" the present memory
+  on a GPU with memory of its own.
+- close {}: end. The end of the input does the same.
 
-A failure is answered with {error: {kind, problem, hint}}, kind one of the reason codes of `u2export.benchmarks.report`.
+The answer to a request that fails is {error: {kind, problem, hint}}; kind is a reason code of
+`u2export.benchmarks.report`.
 """
 
 from __future__ import annotations
@@ -50,18 +56,19 @@ from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, sta
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Runner, processors
 from u2export.exporters.open import read_artifact
-from u2export.reference.image import Contract, Floats, mask_for, read_photo
+from u2export.exporters.runtime import Runner, processors
+from u2export.reference.image import Contract, Floats, mask_for
+from u2export.reference.photos import open_picture, read_input
 
 Request = dict[str, Any]
-# Steady: the medians of the last two windows of so many runs differ by less than this share.
+# Times are steady when the medians of the last two windows of WINDOW inferences differ by less than this share.
 WINDOW, STEADY = 5, 0.05
 MOST_WARMUPS = 100
 
 
 class Worker:
-    """State between requests: the open runners, one a stream, their contract, and the input that is timed."""
+    """What a worker holds between requests: the open runners (one for each stream), their contract and their input."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
@@ -71,7 +78,7 @@ class Worker:
         self.inputs: Sequence[Any]
 
     def answer(self, request: Request) -> Iterator[dict[str, Any]]:
-        """The replies to one request."""
+        """Yield the answers to one request."""
         actions: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
             "machine": self.machine, "pulse": self.pulse, "describe": self.describe, "open": self.open,
             "predict": self.predict, "warm": self.warm, "time": self.time, "memory": self.memory,
@@ -79,25 +86,25 @@ class Worker:
         return actions[request.pop("do")](**request)
 
     def machine(self) -> Iterator[dict[str, Any]]:
-        """Which machine this is, what is installed, and its state."""
+        """Tell what the machine is, what is installed on it, and in which state it is."""
         yield {"device": asdict(this_device()), "environment": environment(), "state": state()}
 
     def pulse(self) -> Iterator[dict[str, Any]]:
-        """Its state in short."""
+        """Tell the state of the machine, from the kernel's files only."""
         yield {"pulse": pulse()}
 
     def describe(self, artifact: str, workshop: str = "") -> Iterator[dict[str, Any]]:
-        """The modes of an artifact; asking may already load the runtime."""
+        """Tell the arithmetics of an artifact on this machine; this may load the runtime."""
         opened = read_artifact(Path(artifact))
-        modes = _ready(opened)
+        arithmetics = _ready(opened)
         made = EXPORTERS[opened.exporter].built(opened, Path(workshop)) if workshop else None
         if made is None:
-            yield {"modes": list(modes)}
+            yield {"modes": list(arithmetics)}
         else:
             yield {"modes": list(_ready(made)), "built": str(made.path), "size": made.size}
 
     def open(self, threads: int, batch: int = 1, streams: int = 1, **which: Any) -> Iterator[dict[str, Any]]:
-        """Open an artifact or the reference."""
+        """Open an artifact, or the PyTorch reference."""
         before = resident()
         self.batch = batch
         opening: AbstractContextManager[Sequence[Runner]]
@@ -107,7 +114,7 @@ class Worker:
             start = perf_counter_ns()
             opening = _reference(which["weights"], which["sha256"], self.contract, threads, streams)
         else:
-            artifact = read_artifact(Path(which["artifact"]))  # its files' hashes are not the runtime's business
+            artifact = read_artifact(Path(which["artifact"]))  # not timed: the runtime does not hash files
             self.contract = artifact.contract
             start = perf_counter_ns()
             _ready(artifact)
@@ -121,12 +128,12 @@ class Worker:
         }  # fmt: skip
 
     def predict(self, photos: list[str]) -> Iterator[dict[str, Any]]:
-        """One photo at a time, so that memory does not grow with the folder."""
+        """Predict one photo after the other, so that memory does not grow with the number of photos."""
         runner = self.runners[0]
         for i, photo in enumerate(photos):
             start = perf_counter_ns()
-            pixels = read_photo(Path(photo), self.contract.channels)
-            x = self.contract.tensor(pixels)
+            picture = open_picture(Path(photo), self.contract.channels)
+            x = self.contract.tensor(picture.pixels)
             ready = perf_counter_ns()
             fed = runner.prepare(x)
             begin = perf_counter_ns()
@@ -134,7 +141,7 @@ class Worker:
             inferred = perf_counter_ns()
             self._check(d0, 1)
             if finite := bool(np.isfinite(d0).all()):
-                mask_for(d0[0, 0], *pixels.shape[:2])
+                mask_for(d0[0, 0], picture.height, picture.width)
             end = perf_counter_ns()
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
             times.update({"postprocess_ns": end - inferred} if finite else {})
@@ -147,9 +154,9 @@ class Worker:
             raise UserError(f"d0 has shape {d0.shape}, expected {expected}", "export it again")
 
     def warm(self, photo: str, limit: float) -> Iterator[dict[str, Any]]:
-        """First inference and warm-up."""
-        batch = np.repeat(self.contract.read(Path(photo)), self.batch, axis=0)
-        # What a runtime wants in place of the network input is made before the clock starts.
+        """Run the first inference and the warm-up."""
+        batch = np.repeat(read_input(self.contract, Path(photo)), self.batch, axis=0)
+        # Some runtimes take another form of the network input. The worker makes it before the clock starts.
         self.inputs = [runner.prepare(batch) for runner in self.runners]
         first = self._first()
         times = [self._timed()]
@@ -161,7 +168,7 @@ class Worker:
         yield {"first_ns": first, "warmup_ns": times, "steady": done}
 
     def _first(self) -> int:
-        """The first inference; a batch that the graph does not take is a refusal, not a bug."""
+        """Return the ns of the first inference. A batch that the graph does not take is refused; it is not a bug."""
         start = perf_counter_ns()
         try:
             d0 = self.runners[0].predict(self.inputs[0])
@@ -170,14 +177,14 @@ class Worker:
                 raise
             why = str(error).strip().partition("\n")[0][:150]
             hint = "export with --dynamic batch, or use --streams"
-            raise UserError(f"it takes no batch of {self.batch}: {why}", hint) from None
+            raise UserError(f"the model takes no batch of {self.batch}: {why}", hint) from None
         first = perf_counter_ns() - start
         self._check(d0, self.batch)
         return first
 
     def time(self, samples: int, seconds: float) -> Iterator[dict[str, Any]]:
-        """Steady state: one inference at a time, or as many at once as there are streams."""
-        self._timed()  # not counted: the other rows' turns have emptied the caches
+        """Time the steady state: one inference at a time, or one on each stream at the same time."""
+        self._timed()  # not counted: the turns of the other rows have emptied the caches
         gc.collect()
         gc.disable()
         before, start = energy(), perf_counter_ns()
@@ -208,13 +215,13 @@ class Worker:
         return perf_counter_ns() - start
 
     def memory(self) -> Iterator[dict[str, Any]]:
-        """Peak of this process, and what it holds on a GPU."""
+        """Tell the peak memory of this process, and its memory on a GPU."""
         device = device_memory(os.getpid())
         yield {"memory": {"peak": peak(), **({"device": device} if device is not None else {})}}
 
 
 def steady(times: list[int]) -> bool:
-    """Whether the medians of the last two windows agree."""
+    """Tell whether times (ns) are steady: the medians of the last two windows agree."""
     if len(times) < 2 * WINDOW:
         return False
     before, now = median(times[-2 * WINDOW : -WINDOW]), median(times[-WINDOW:])
@@ -222,7 +229,7 @@ def steady(times: list[int]) -> bool:
 
 
 def _ready(artifact: Artifact) -> Sequence[str]:
-    """The artifact's arithmetics here, its runtime loaded.
+    """Load the runtime of an artifact, and return the arithmetics in which this machine runs the artifact.
 
     Raises:
         Unavailable: this machine has no such runtime.
@@ -235,12 +242,12 @@ def _ready(artifact: Artifact) -> Sequence[str]:
 
 @contextmanager
 def _reference(weights: str, sha256: str, contract: Contract, threads: int, streams: int) -> Iterator[Sequence[Runner]]:
-    """The PyTorch network of exactly these weights, one for all streams."""
+    """Open the PyTorch network of exactly these weights, one network for all streams."""
     from u2export.reference.source import Source
 
     source = Source.open(weights, contract)
     if source.weights.sha256 != sha256:
-        raise UserError(f"weights {weights} are not the ones the artifacts were made from", "give --reference another")
+        raise UserError(f"weights {weights} are not the weights of the artifacts", "name another reference")
     import torch
 
     torch.set_num_threads(max(1, (threads or processors()) // streams))
@@ -249,14 +256,14 @@ def _reference(weights: str, sha256: str, contract: Contract, threads: int, stre
 
 
 def resident() -> int:
-    """Bytes of this process in memory now; 0 where the system does not tell."""
+    """Return the bytes of this process in memory now; 0 where the system does not tell."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Most bytes of this process in memory so far.
+    """Return the most bytes of this process in memory so far.
 
-    On Linux from /proc: ru_maxrss there starts at the peak of the process that forked this one.
+    Linux gives this in /proc. Its ru_maxrss does not fit: it starts at the peak of the process that forked this one.
     """
     if found := _status("VmHWM"):
         return found
@@ -278,12 +285,12 @@ def _failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, UserError):
         kind = "unavailable" if isinstance(error, Unavailable) else "refused"
         return {"error": {"kind": kind, "problem": error.problem, "hint": error.hint}}
-    traceback.print_exception(error)  # to standard error, which the parent keeps
+    traceback.print_exception(error)  # to standard error; the parent keeps it in a log
     return {"error": {"kind": "failed", "problem": f"{type(error).__name__}: {error}", "hint": ""}}
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answer until the input ends or "close" comes."""
+    """Answer requests until the input ends or the request "close" comes."""
     with ExitStack() as stack:
         worker = Worker(stack)
         for line in requests:
@@ -298,7 +305,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
 
 def main() -> None:
-    """Serve the process's standard streams."""
+    """Answer the requests on standard input."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(sys.stdin, replies)

@@ -1,4 +1,4 @@
-"""The parent's end of a worker: start it, ask it, and outlive it whatever happens to it."""
+"""A worker as its parent sees it: the parent starts it, asks it, and survives whatever happens to it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from typing import Any
 WORKER = (sys.executable, "-m", "u2export.benchmarks.measuring.worker")
 
 
-class Failed(Exception):
-    """A worker's answer that is none: a reason code of `u2export.benchmarks.report.REASONS` and a sentence."""
+class WorkerFailed(Exception):
+    """A worker gave no answer.
+
+    Attributes:
+        reason: a code of `u2export.benchmarks.report.REASONS`.
+        problem: a sentence that says what happened.
+    """
 
     def __init__(self, reason: str, problem: str) -> None:
         super().__init__(problem)
@@ -27,13 +32,13 @@ class Failed(Exception):
         self.problem = problem
 
 
-class Child:
+class WorkerProcess:
     """A running worker.
 
     Args:
-        log: file that takes what the worker and its native libraries print.
+        log: file that receives what the worker and its native libraries print.
         timeout: seconds to wait for each line of an answer.
-        command: what to run.
+        command: command that starts the worker.
     """
 
     def __init__(self, log: Path, timeout: float, command: Sequence[str] = WORKER) -> None:
@@ -41,7 +46,7 @@ class Child:
         self.timeout = timeout
         self.pending = b""
         with log.open("wb") as errors:
-            # A session of its own: Ctrl-C is the parent's to handle.
+            # The worker has a session of its own, so that Ctrl-C reaches the parent only.
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
             )
@@ -50,22 +55,26 @@ class Child:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.replies, selectors.EVENT_READ)
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.end()
 
     def ask(self, do: str, wait: float = 0.0, **fields: Any) -> dict[str, Any]:
-        """The first line of the answer to a request; `wait` seconds more than the timeout are granted.
+        """Return the first line of the answer to a request.
+
+        Args:
+            do: the request's name. wait: seconds to wait in addition to the timeout. fields: the request's fields.
 
         Raises:
-            Failed: an error answer, no answer in time, or the end of the process; it is dead then in the last two.
+            WorkerFailed: the worker answers with an error, gives no answer in time, or ends. The process is dead in the
+                last two cases.
         """
         return next(self.stream(do, wait, **fields))
 
     def stream(self, do: str, wait: float = 0.0, **fields: Any) -> Iterator[dict[str, Any]]:
-        """The lines of the answer, for as long as the caller wants any; raises as `ask`."""
+        """Yield the lines of the answer to a request; arguments and errors are those of `ask`."""
         try:
             self.requests.write(json.dumps({"do": do, **fields}).encode() + b"\n")
             self.requests.flush()
@@ -76,10 +85,10 @@ class Child:
             try:
                 reply = json.loads(line)
             except ValueError:
-                raise Failed("failed", f"answered {do!r} with {line[:80]!r}") from None
+                raise WorkerFailed("failed", f"answered {do!r} with {line[:80]!r}") from None
             if error := reply.get("error"):
                 hint = f" ({error['hint']})" if error["hint"] else ""
-                raise Failed(error["kind"], error["problem"] + hint)
+                raise WorkerFailed(error["kind"], error["problem"] + hint)
             yield reply
 
     def _line(self, do: str, timeout: float) -> bytes:
@@ -87,7 +96,7 @@ class Child:
         while b"\n" not in self.pending:
             if not self.selector.select(max(0.0, end - monotonic())):
                 self.kill()
-                raise Failed("timeout", f"no answer to {do!r} within {timeout:.0f} s")
+                raise WorkerFailed("timeout", f"no answer to {do!r} within {timeout:.0f} s")
             block = os.read(self.replies.fileno(), 1 << 16)
             if not block:
                 raise self._died()
@@ -95,27 +104,27 @@ class Child:
         line, _, self.pending = self.pending.partition(b"\n")
         return line
 
-    def _died(self) -> Failed:
+    def _died(self) -> WorkerFailed:
         code = self.exit_code()
         last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         said = f": {last[0][:200]}" if last else ""
         if code == -signal.SIGKILL:
-            return Failed("crashed", f"its process was killed, perhaps for want of memory{said}")
+            return WorkerFailed("crashed", f"its process was killed, perhaps because memory ran out{said}")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return Failed("crashed", f"its process {how}{said}")
+        return WorkerFailed("crashed", f"its process {how}{said}")
 
     def exit_code(self) -> int:
-        """How the worker ended, once it has: as `subprocess.Popen.returncode`."""
+        """Wait for the end of the worker, and return its exit code as `subprocess.Popen.returncode` gives it."""
         return self.process.wait()
 
     def kill(self) -> None:
-        """End the process now, and what it started; does nothing to one that has ended."""
+        """Kill the process and the processes that it started; do nothing if it has ended."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def end(self, patience: float = 5.0) -> None:
-        """Let the worker close what it has open; kill it if that takes too long."""
+        """Let the worker close what it has open; kill it if this takes more than `patience` seconds."""
         with suppress(OSError):
             self.requests.close()
         with suppress(subprocess.TimeoutExpired):

@@ -1,18 +1,16 @@
-"""Time and peak memory of calibrating the 8-bit network: ours, ONNX Runtime's and NNCF's, over more and more photos.
+"""The time and the peak memory of calibration: ours, ONNX Runtime's and NNCF's, over more and more photos.
 
-    python -m u2export.benchmarks.studies.calibration_cost PHOTO_FOLDER ...
-
-Each run has a process of its own, which stops itself beyond the memory allowed. Writes `calibration.json` after each
-run and `calibration.md` at the end; runs that the former holds are not repeated.
+Each run has a process of its own, which stops itself if it takes more memory than allowed. The data are written after
+each run, and an interrupted study continues with the runs that are missing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,25 +19,27 @@ from threading import Thread
 from time import perf_counter, process_time, sleep
 from typing import TYPE_CHECKING, Any
 
-from u2export.benchmarks.device import this_device
 from u2export.benchmarks.measuring.worker import peak, resident
+from u2export.benchmarks.studies.photo_sets import spread
+from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
+from u2export.benchmarks.tables.markdown import table
 from u2export.errors import UserError
-from u2export.exporters.exporter import versions
-from u2export.files import read_json, write_json, write_text
-from u2export.reference.image import Contract, Floats, find_photos
-from u2export.reference.spread import evenly_spread
+from u2export.exporters.runtime import versions
+from u2export.reference.image import Contract, Floats
+from u2export.reference.onnx_file import read_onnx
+from u2export.reference.photos import find_photos, read_input
 
 if TYPE_CHECKING:
     import onnx
 
 SCHEMA = 1
-NAME = "u2export.benchmarks.studies.calibration_cost"
+CHILD = (sys.executable, "-m", "u2export.benchmarks.studies.calibration_cost")
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Run:
-    """One calibration: by what, and over how many photos."""
+    """One calibration: the method, and the number of photos."""
 
     method: str
     photos: int
@@ -47,32 +47,36 @@ class Run:
 
 @dataclass(frozen=True)
 class Task:
-    """What a run works on.
+    """The inputs of a run.
 
     Attributes:
-        model: fp32 graph, a file.
-        photos: pictures to read, one at a time.
-        contract: how a picture becomes a network input.
+        model: the file of the fp32 graph.
+        photos: the photos, which are read one at a time.
+        contract: how a photo becomes a network input.
     """
 
     model: Path
     photos: Sequence[Path]
     contract: Contract
 
+    def read(self, path: Path) -> Floats:
+        """The network input of one photo."""
+        return read_input(self.contract, path)
+
     def inputs(self) -> Iterator[Floats]:
-        """Network inputs, read as they are asked for."""
-        return map(self.contract.read, self.photos)
+        """Yield the network inputs; a photo is read when it is needed."""
+        return map(self.read, self.photos)
 
 
 def ours(task: Task, method: str) -> None:
-    """Ranges of all activations."""
+    """Observe the ranges of all activations."""
     from u2export.calibration.activation_ranges import observe
 
     observe(_graph(task), task.inputs(), method=method)
 
 
 def recipe(task: Task) -> None:
-    """What `u2export ort --int8` does: min-max ranges, bias correction, the 8-bit graph."""
+    """Do what `u2export ort --int8` does: min-max ranges, bias correction, and the 8-bit graph."""
     from u2export.calibration.quantize import calibrated
     from u2export.exporters.ort import int8_spec
 
@@ -81,7 +85,7 @@ def recipe(task: Task) -> None:
 
 @dataclass(frozen=True)
 class _Again:
-    """A task's inputs, to be iterated over more than once."""
+    """The inputs of a task, for more than one pass."""
 
     task: Task
 
@@ -90,7 +94,7 @@ class _Again:
 
 
 def by_onnxruntime(task: Task, method: str) -> None:
-    """quantize_static in its documented form, Q/DQ per channel."""
+    """Call quantize_static in its documented form: Q/DQ, per channel."""
     from onnxruntime import quantization as q
 
     class Reader(q.CalibrationDataReader):  # type: ignore[misc]
@@ -108,12 +112,12 @@ def by_onnxruntime(task: Task, method: str) -> None:
 
 
 def by_nncf(task: Task) -> None:
-    """nncf.quantize of the OpenVINO model, MIXED, without bias correction."""
+    """Call nncf.quantize on the OpenVINO model: preset MIXED, without bias correction."""
     import nncf
     import openvino
 
     nncf.quantize(
-        openvino.convert_model(task.model), nncf.Dataset(list(task.photos), task.contract.read),
+        openvino.convert_model(task.model), nncf.Dataset(list(task.photos), task.read),
         preset=nncf.QuantizationPreset.MIXED, subset_size=len(task.photos),
         advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
     )  # fmt: skip
@@ -127,18 +131,17 @@ METHODS: Mapping[str, Callable[[Task], None]] = {
     "onnxruntime entropy": lambda task: by_onnxruntime(task, "Entropy"),
     "nncf": by_nncf,
 }
-SLOW = ("u2export entropy", "u2export minmax and bias correction")  # their memory shows over fewer photos too
+SLOW = ("u2export entropy", "u2export minmax and bias correction")  # fewer photos show their memory too
 
 
 def _graph(task: Task) -> onnx.ModelProto:
-    import onnx
 
-    return onnx.load(task.model)
+    return read_onnx(task.model)
 
 
 def child(method: str, task: Task, limit: float) -> None:
-    """Run one calibration and print what it took as a line of JSON; the end of the process if it exceeds `limit`."""
-    import onnx  # noqa: F401 - what every method needs is not counted
+    """Run one calibration, and print its costs as a line of JSON. Beyond `limit` bytes the process ends."""
+    import onnx  # noqa: F401 - the imports that every method needs do not count
     import onnxruntime  # noqa: F401
 
     before, wall, cpu = resident(), perf_counter(), process_time()
@@ -158,13 +161,11 @@ def child(method: str, task: Task, limit: float) -> None:
     report(True)
 
 
-def measure(run: Run, task: Task, limit: float) -> dict[str, Any]:
-    """The run's row, from a process of its own."""
+def in_a_process(run: Run, task: Task, limit: float) -> dict[str, Any]:
+    """Make a run in a process of its own, and return its row."""
     words = {"method": run.method, "model": str(task.model), "photos": list(map(str, task.photos))}
     order = json.dumps({**words, "contract": task.contract.to_json(), "limit": limit})
-    done = subprocess.run(
-        [sys.executable, "-m", NAME, "--child"], input=order, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(CHILD, input=order, capture_output=True, text=True, check=False)
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])
         if "finished" not in found:
@@ -176,21 +177,37 @@ def measure(run: Run, task: Task, limit: float) -> dict[str, Any]:
 
 
 def serve(order: str) -> None:
-    """The child's side of `measure`."""
+    """Do in the child process what `in_a_process` asks for."""
     given = json.loads(order)
     task = Task(Path(given["model"]), list(map(Path, given["photos"])), Contract.from_json(given["contract"]))
     child(given["method"], task, given["limit"])
 
 
-def table(rows: Sequence[Mapping[str, Any]], limit: float) -> str:
-    """Markdown: a line for each method, time and memory for each number of photos."""
+HEAD = """# Time and peak memory of calibration
+
+{weights} at {size}x{size}, each run in a process of its own; the peak is of all memory of the process, which is stopped
+at {limit:g} GB. Photos are read as they are needed, and reading them is part of the time; other processes ran on this
+machine, so times are for orientation. {device}. {tools}.
+
+Made by `{command}`
+
+{table}
+"""
+
+
+def page(data: Mapping[str, Any], command: str) -> str:
+    """Return the Markdown page: a line for each method, with the time and the memory for each number of photos."""
+    rows, limit = data["rows"], data["limit"] * GB
     counts = sorted({row["photos"] for row in rows})
-    lines = ["| calibration |" + "".join(f" {n} photos |" for n in counts), "|---|" + "--:|" * len(counts)]
+    cells = []
     for method in METHODS:
-        cells = {row["photos"]: _cell(row, limit) for row in rows if row["method"] == method}
-        if cells:
-            lines.append(f"| {method} | " + " | ".join(cells.get(n, "") for n in counts) + " |")
-    return "\n".join(lines) + "\n"
+        known = {row["photos"]: _cell(row, limit) for row in rows if row["method"] == method}
+        if known:
+            cells.append([method, *(known.get(n, "") for n in counts)])
+    titles = ["calibration", *(f"{n} photos" for n in counts)]
+    used = listed(data["tools"])
+    return HEAD.format(**{**data, "device": data["device"]["label"], "tools": used}, command=command,
+                       table=table(titles, cells, "l" + "r" * len(counts)))  # fmt: skip
 
 
 def _cell(row: Mapping[str, Any], limit: float) -> str:
@@ -201,38 +218,30 @@ def _cell(row: Mapping[str, Any], limit: float) -> str:
     return f"{row['seconds']:.0f} s, {row['peak'] / GB:.2f} GB"
 
 
-HEAD = """# Time and peak memory of calibration
-
-{weights} at {size}x{size}, each run in a process of its own; the peak is of all memory of the process, which is stopped
-at {limit:g} GB. Photos are read as they are needed, and reading them is part of the time; other processes ran on this
-machine, so times are for orientation. {device}. {tools}.
-
-Made by `python -m {name} PHOTO_FOLDER ... --size {size}`
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make every run that is not in the results yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, help="photos")
-    parser.add_argument("--child", action="store_true", help="one run, told by standard input")
+def options(parser: ArgumentParser) -> None:
+    """Add the options of this study."""
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="photos")
     parser.add_argument("--counts", type=int, nargs="+", default=[32, 100, 300], help="numbers of photos")
-    parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--limit", type=float, default=8, help="GB of memory that a run may take")
-    parser.add_argument("--weights", default="u2netp")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8"))
-    given = parser.parse_args(argv)
-    if given.child:
-        serve(sys.stdin.read())
-        return
+    parser.add_argument("--size", type=int, default=320, help="side of the network input; %(default)s")
+    parser.add_argument("--limit", type=float, default=8, help="GB of memory that a run may take; %(default)s")
+    parser.add_argument("--weights", default="u2netp", help="%(default)s")
+
+
+def run(given: Namespace, pages: Pages) -> int:
+    """Make every run that the results do not have yet; write the data after each run.
+
+    Raises:
+        UserError: there are too few photos for the largest run.
+    """
     photos = find_photos(given.folders)
     if len(photos) < max(given.counts):
         raise UserError(f"{len(photos)} photos are too few for runs of {max(given.counts)}", "give more folders")
     with TemporaryDirectory() as scratch:
-        _all(given, photos, Path(scratch) / "fp32.onnx")
+        _all(given, pages, photos, Path(scratch) / "fp32.onnx")
+    return 0
 
 
-def _all(given: argparse.Namespace, photos: Sequence[Path], model: Path) -> None:
+def _all(given: Namespace, pages: Pages, photos: Sequence[Path], model: Path) -> None:
     import onnx
 
     from u2export.reference.onnx_export import Graph, to_onnx
@@ -240,26 +249,22 @@ def _all(given: argparse.Namespace, photos: Sequence[Path], model: Path) -> None
 
     source = Source.open(given.weights, Contract(given.size, given.size))
     onnx.save(to_onnx(source.model, source.contract, Graph(), {}), model)
-    device = this_device()
-    head = {"schema": SCHEMA, "weights": source.weights.name, "size": given.size, "limit": given.limit}
-    file = given.out / "calibration.json"
-    data = read_json(file, "results of this benchmark") if file.exists() else {}
-    if not head.items() <= data.items():
-        tools = versions("onnxruntime", "openvino", "nncf", "onnx", "numpy")
-        data = {**head, "tools": tools, "device": {"label": device.label, "features": device.features}, "rows": []}
-    runs = [Run(method, n) for n in sorted(given.counts) for method in METHODS]
-    for run in runs:
-        known = any(asdict(run).items() <= row.items() for row in data["rows"])
-        if known or (run.method in SLOW and run.photos > 100):
+    inputs = {"schema": SCHEMA, "weights": source.weights.name, "size": given.size, "limit": given.limit}
+    tools = versions("onnxruntime", "openvino", "nncf", "onnx", "numpy")
+    data = pages.resumed(inputs) or {**inputs, "tools": tools, "device": machine(), "rows": []}
+    for wanted in (Run(method, n) for n in sorted(given.counts) for method in METHODS):
+        known = any(asdict(wanted).items() <= row.items() for row in data["rows"])
+        if known or (wanted.method in SLOW and wanted.photos > 100):
             continue
-        print(run, file=sys.stderr)
-        task = Task(model, evenly_spread(photos, run.photos), source.contract)
-        data["rows"].append(measure(run, task, given.limit * GB))
-        write_json(data, file)
-    used = ", ".join(f"{name} {version}" for name, version in data["tools"].items())
-    text = HEAD.format(**{**data, "name": NAME, "tools": used, "device": data["device"]["label"]})
-    write_text(text + "\n" + table(data["rows"], given.limit * GB), given.out / "calibration.md")
+        progress(wanted)
+        task = Task(model, spread(photos, wanted.photos), source.contract)
+        data["rows"].append(in_a_process(wanted, task, given.limit * GB))
+        pages.save(data)
+    pages.publish(data, page(data, pages.command))
 
+
+STUDY = Study("calibration_cost", "What do our calibration and those of others cost?", "calibration",
+              options, run, RESULTS / "int8")  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    serve(sys.stdin.read())

@@ -1,14 +1,11 @@
-"""Mask fidelity of lower precision on photos: calibrators, set sizes, conditioned or not, runtimes.
+"""The mask fidelity of lower precision on photos: calibrators, set sizes, with and without conditioning, runtimes.
 
-    python -m u2export.benchmarks.studies.int8_fidelity --calib CALIBRATION_FOLDER SET=FOLDER ...
-
-Writes `fidelity.json` after each cell and `fidelity.md` at the end; cells that the former holds are not measured again.
+The data are written after each cell, and an interrupted study continues with the cells that are missing.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,18 +16,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from u2export.benchmarks.device import this_device
-from u2export.benchmarks.studies.coreml_fidelity import ALL, summarise
-from u2export.benchmarks.studies.photo_sets import Sets, folders, judged, photos_in, references
+from u2export.benchmarks.studies import photo_sets
+from u2export.benchmarks.studies.photo_sets import Sets, head, judged, opened, references, summarise
+from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
+from u2export.benchmarks.tables.markdown import table
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.calibration.quantize import PHOTOS
-from u2export.errors import UserError
-from u2export.exporters.exporter import Exporter, Request, versions
+from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import int8_spec, preset
-from u2export.files import read_json, write_json, write_text
+from u2export.exporters.runtime import versions
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from u2export.reference.model import U2Net
 
 SCHEMA = 1
-NAME = "u2export.benchmarks.studies.int8_fidelity"
+ALL: Mapping[str, float] = {"mae": 1.0, "mae_worst": 1.0}  # cells beyond the budget are shown too
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,11 @@ class Cell:
 
     Attributes:
         backend: "onnx fp16", "ort", "ort mixed", "openvino qdq", "openvino nncf" (without bias correction),
-            "openvino nncf slow", or "pytorch noisy", fp32 on photos with noise of one grey level: how much masks
-            differ anyway, from one JPEG of a scene to the next.
-        method: of calibration; NNCF has its own.
-        photos: calibrated on; 0 where nothing is.
-        condition: the near-constant channels shifted first.
+            "openvino nncf slow", or "pytorch noisy": fp32 on photos with noise of one grey level. The last one shows
+            how much the masks of two JPEG files of one scene differ.
+        method: the calibrator; "nncf" is the own one of NNCF.
+        photos: the number of calibration photos; 0 without calibration.
+        condition: True if the network is conditioned first.
     """
 
     backend: str
@@ -63,8 +60,8 @@ class Cell:
     condition: bool = True
 
 
-FEW = 16  # photos for cells that are compared with one another
-# What --int8 and --mixed make.
+FEW = 16  # photos of the cells that are compared with each other
+# The artifacts that --int8 and --mixed make.
 SHIPPED = tuple(Cell(name, "minmax", PHOTOS) for name in ("ort", "openvino qdq", "ort mixed"))
 CELLS = (
     *SHIPPED,
@@ -86,13 +83,13 @@ EXPORTERS: Mapping[str, tuple[Exporter, str]] = {
 }
 
 
-class Bench:
-    """The sources and sets of photos that all cells share.
+class Networks:
+    """The networks that the cells share: float or conditioned, in PyTorch and as a graph.
 
     Args:
         source: the reference.
         calibration: photos to calibrate on.
-        keep_float: layers that "ort mixed" leaves in float.
+        keep_float: the float layers of "ort mixed".
     """
 
     def __init__(self, source: Source, calibration: Calibration, keep_float: tuple[str, ...]) -> None:
@@ -113,7 +110,7 @@ class Bench:
 
     @contextmanager
     def opened(self, cell: Cell) -> Iterator[Callable[[Floats], Floats]]:
-        """Network input to d0, as the cell computes it."""
+        """Open a function from network input to d0 that computes as the cell does."""
         if cell.backend == "pytorch noisy":
             yield self._noisy()
             return
@@ -143,9 +140,9 @@ class Bench:
         return lambda x: cast(Floats, running.run(None, {feed: x})[0])
 
 
-def measure(bench: Bench, cell: Cell, sets: Sets) -> dict[str, Any]:
-    """The cell's row: statistics and each photo's MAE and IoU, by set."""
-    with bench.opened(cell) as predict:
+def row_of(networks: Networks, cell: Cell, sets: Sets) -> dict[str, Any]:
+    """Return the row of a cell: statistics, and the MAE and IoU of each photo, by set."""
+    with networks.opened(cell) as predict:
         images = {name: judged(predict, pairs) for name, pairs in sets.items()}
     return {
         **asdict(cell),
@@ -157,28 +154,6 @@ def _each(images: Sequence[ImageFidelity]) -> dict[str, list[float]]:
     return {"mae": [round(i.mae, 6) for i in images], "iou": [round(i.iou, 5) for i in images]}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, in the order of `CELLS`."""
-    order = [asdict(cell) for cell in CELLS]
-    rows = sorted(rows, key=lambda row: order.index({key: row[key] for key in order[0]}))
-    names = list(rows[0]["sets"])
-    head = "| made and run by | calibrated | conditioned |" + "".join(
-        f" {n}: MAE (worst) | IoU (worst) |" for n in names
-    )
-    lines = [head, "|---|---|---|" + "--:|--:|" * len(names)]
-    for row in rows:
-        calibrated = f"{row['method']}, {row['photos']} photos" if row["photos"] else ""
-        cells = [row["backend"], calibrated, "yes" if row["condition"] else "no"]
-        for name in names:
-            found = row["sets"][name]
-            cells += [
-                f"{found['mae']:.5f} ({found['mae_worst']:.4f})",
-                f"{found['iou']:.4f} ({found['iou_worst']:.3f})",
-            ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 HEAD = """# Mask fidelity of lower precision
 
 Masks against PyTorch in fp32 over the photos in which the reference sees an object ({photos}); none of them was
@@ -188,82 +163,69 @@ NNCF's MIXED preset, without bias correction or with its slow one; pytorch noisy
 same photos with noise of one grey level. {device}. {tools}.
 
 Made by `{command}`
+
+{table}
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every cell that is not in the results yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="photos to measure on")
-    parser.add_argument("--calib", type=Path, required=True, help="photos to calibrate on, others than those")
-    parser.add_argument("--photos", type=int, default=22, help="of each set, evenly spread")
-    parser.add_argument("--shipped", action="store_true", help="only what the commands make by default")
-    parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--weights", default="u2netp")
-    parser.add_argument("--keep-float", type=Path, help="for ort mixed; the preset of the network by default")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8"))
-    given = parser.parse_args(argv)
+def page(data: Mapping[str, Any], command: str) -> str:
+    """Return the Markdown page; its rows have the order of `CELLS`."""
+    order = [asdict(cell) for cell in CELLS]
+    rows = sorted(data["rows"], key=lambda row: order.index({key: row[key] for key in order[0]}))
+    names = list(rows[0]["sets"])
+    titles = ["made and run by", "calibrated", "conditioned"]
+    for name in names:
+        titles += [f"{name}: MAE (worst)", "IoU (worst)"]
+    cells = []
+    for row in rows:
+        calibrated = f"{row['method']}, {row['photos']} photos" if row["photos"] else ""
+        cells.append([row["backend"], calibrated, "yes" if row["condition"] else "no"])
+        for found in (row["sets"][name] for name in names):
+            cells[-1].append(f"{found['mae']:.5f} ({found['mae_worst']:.4f})")
+            cells[-1].append(f"{found['iou']:.4f} ({found['iou_worst']:.3f})")
+    shown = ", ".join(f"{found['photos']} {name}" for name, found in rows[0]["sets"].items())
+    return HEAD.format(
+        photos=shown, device=data["device"]["label"], tools=listed(data["tools"]), command=command,
+        table=table(titles, cells, "lll" + "rr" * len(names)),
+    )  # fmt: skip
+
+
+def options(parser: ArgumentParser) -> None:
+    """Add the options of this study."""
+    photo_sets.options(parser, photos=22)
+    parser.add_argument("--shipped", action="store_true", help="measure only what the commands make by default")
+    parser.add_argument("--size", type=int, default=320, help="side of the network input; %(default)s")
+    parser.add_argument("--keep-float", type=Path, help="float layers of ort mixed; a preset by default")
+
+
+def run(given: Namespace, pages: Pages) -> int:
+    """Measure every cell that the results do not have yet; write the data after each cell."""
     source = Source.open(given.weights, Contract(given.size, given.size))
-    named = folders(given.sets)
-    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()))
-    photos = photos_in(named, given.photos)
-    head = {
-        "schema": SCHEMA,
-        "weights": {"name": source.weights.name, "sha256": source.weights.sha256},
-        "contract": source.contract.to_json(),
-        "calibration": calibration.summary(),
-        "photos": {name: [p.name for p in found] for name, found in photos.items()},
-    }
-    file = given.out / "fidelity.json"
-    data = _resumed(file, head) or {**head, "tools": _tools(), "device": _device(), "rows": []}
+    calibration, photos = opened(given, source)
+    inputs = {"schema": SCHEMA, **head(source, calibration, photos)}
+    data = pages.resumed(inputs) or {**inputs, "tools": _tools(), "device": machine(), "rows": []}
     cells = SHIPPED if given.shipped else CELLS
     left = [cell for cell in cells if not any(asdict(cell).items() <= row.items() for row in data["rows"])]
     sets = {name: list(references(source, found)) for name, found in photos.items()} if left else {}
-    bench = Bench(source, calibration, kept(given.keep_float, source))
+    networks = Networks(source, calibration, float_layers(given.keep_float, source))
     for cell in left:
-        print(cell, file=sys.stderr)
-        data["rows"].append(measure(bench, cell, sets))
-        write_json(data, file)
-    write_text(_page(data, given.photos), given.out / "fidelity.md")
+        progress(cell)
+        data["rows"].append(row_of(networks, cell, sets))
+        pages.save(data)
+    pages.publish(data, page(data, pages.command))
+    return 0
 
 
-def kept(path: Path | None, source: Source) -> tuple[str, ...]:
-    """Layers to leave in float from a file, or the network's preset; none if it has none."""
+def float_layers(path: Path | None, source: Source) -> tuple[str, ...]:
+    """Return the float layers in a file. Without a file, return the preset of the network; it can be empty."""
     from u2export.calibration.sensitivity import read_keep_float
 
     return read_keep_float(path) if path else preset(source.variant)
-
-
-def _resumed(file: Path, head: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    data: dict[str, Any] = read_json(file, "results of this benchmark")
-    if {key: data.get(key) for key in head} != head:
-        raise UserError(f"{file} is of other weights or photos", "give another --out, or remove it")
-    return data
 
 
 def _tools() -> dict[str, str]:
     return versions("u2export", "torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 
 
-def _device() -> dict[str, Any]:
-    device = this_device()
-    return {"label": device.label, "features": list(device.features)}
-
-
-def _page(data: Mapping[str, Any], photos: int) -> str:
-    sets = data["photos"]
-    words = " ".join([f"--photos {photos}", *(f"{n}=FOLDER" for n in sets)])
-    command = f"python -m {NAME} --calib FOLDER {words}"
-    shown = ", ".join(f"{found['photos']} {name}" for name, found in data["rows"][0]["sets"].items())
-    tools = ", ".join(f"{name} {version}" for name, version in data["tools"].items())
-    return (
-        HEAD.format(photos=shown, device=data["device"]["label"], tools=tools, command=command)
-        + "\n"
-        + table(data["rows"])
-    )
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study("int8_fidelity", "The mask fidelity of lower precision: calibrators, set sizes, conditioning, runtimes.",
+              "fidelity", options, run, RESULTS / "int8")  # fmt: skip

@@ -1,57 +1,60 @@
-"""What each TensorRT precision costs to prepare and build, moves in memory, and does to masks; without a GPU.
+"""The masks and the costs of TensorRT engines, without a GPU.
 
-    python -m u2export.benchmarks.studies.trt_fidelity --calib CALIBRATION_FOLDER SET=FOLDER ...
-
-Writes `trt.json` and `trt.md`. Typed ONNX is made and judged in ONNX Runtime, engines are built ahead of time with
-TensorRT-RTX and never run: everything is marked simulated. Both steps are the commands users type, each in a process
-of its own, whose processor time and peak memory the system tells.
+ONNX Runtime judges the typed ONNX. TensorRT-RTX builds the engines ahead of time, and nothing runs them, so everything
+in the pages is marked simulated. Both steps are the commands that users type, each in a process of its own. The system
+tells the processor time and the peak memory of each process.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from u2export.benchmarks.studies.photo_sets import Pair, Sets, folders, judged, photos_in, references
-from u2export.calibration.dataset import Calibration
+from u2export.benchmarks.studies import photo_sets
+from u2export.benchmarks.studies.photo_sets import Pair, Sets, head, judged, opened, references
+from u2export.benchmarks.studies.study import RESULTS, Pages, Study, now, progress
+from u2export.benchmarks.tables.markdown import table
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import versions
 from u2export.exporters.open import read_artifact
-from u2export.exporters.trt.build import devices, installed
+from u2export.exporters.runtime import versions
 from u2export.exporters.trt.exporter import TensorRT
-from u2export.files import write_json, write_text
+from u2export.exporters.trt.installed import devices, installed
 from u2export.reference.fidelity import Fidelity, ImageFidelity
-from u2export.reference.image import find_photos
+from u2export.reference.photos import find_photos
 from u2export.reference.source import Source
 
 SCHEMA = 1
 TARGET = "sm86"
-LOOSE = ("--budget", "mae=1,mae_worst=1")  # what misses its budget is measured too, and shown
+LOOSE = ("--budget", "mae=1,mae_worst=1")  # variants beyond the budget are shown too
 RANDOM = "random-u2net"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to prepare, by the words of the command line; `weights` where not those the run is for."""
+    """One way to prepare.
+
+    Attributes:
+        words: the words of the command line.
+        weights: other weights than those of the study; empty for those of the study.
+    """
 
     words: tuple[str, ...]
     weights: str = ""
 
     @property
     def label(self) -> str:
-        """What the table calls it."""
+        """The name of the variant in the table."""
         words = " ".join(w.removeprefix("--").replace("no-condition", "not conditioned") for w in self.words)
         return f"{words}, {self.weights}, structure only" if self.weights else words
 
@@ -71,7 +74,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One command: what it printed as JSON, and what it took: processor seconds, bytes of memory at most."""
+    """One command: its JSON output, its processor time in seconds, and its peak memory in bytes."""
 
     answer: Mapping[str, Any]
     seconds: float
@@ -82,7 +85,7 @@ def step(*words: str) -> Step:
     """Run `u2export trt …` to its end.
 
     Raises:
-        UserError: it failed; with its own two lines.
+        UserError: the command failed; the error has the two lines of the command.
     """
     command = [sys.executable, "-m", "u2export", "trt", *words, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -98,40 +101,40 @@ def step(*words: str) -> Step:
 
 
 def prepare(variant: Variant, weights: str, calib: Path, folder: Path) -> Step:
-    """Typed ONNX and recipe."""
+    """Make the typed ONNX and the recipe."""
     words = (*variant.words, "--weights", variant.weights or weights, "--out", str(folder), "--prepare-only", *LOOSE)
     return step(*words, *(() if "--fp32" in words else ("--calib", str(calib))))
 
 
-def judge(artifact: Artifact, pairs: Sequence[Pair]) -> list[ImageFidelity]:
-    """Fidelity per photo, of the typed ONNX in ONNX Runtime."""
+def fidelity_of(artifact: Artifact, pairs: Sequence[Pair]) -> list[ImageFidelity]:
+    """Return the fidelity of each photo, of the typed ONNX in ONNX Runtime."""
     with TensorRT().load(artifact) as runner:
         return judged(runner, pairs)
 
 
 def rows(weights: str, calib: Path, sets: Sets) -> Iterator[dict[str, Any]]:
-    """One row for each variant."""
+    """Yield a row for each variant."""
     for variant in VARIANTS:
         with TemporaryDirectory() as scratch, few_photos(calib) as few:
             made = prepare(variant, weights, few if variant.weights else calib, Path(scratch))
             graph = Path(str(made.answer["path"]))
             built = step("build", str(graph.with_suffix(".recipe.json")), "--runtime", "rtx", "--target", TARGET)
             options = built.answer["options"]
-            judged = {} if variant.weights else {n: judge(read_artifact(graph), p) for n, p in sets.items()}
-            print(variant.label, file=sys.stderr)
+            fidelity = {} if variant.weights else {n: fidelity_of(read_artifact(graph), p) for n, p in sets.items()}
+            progress(variant.label)
             yield {
                 "variant": variant.label,
                 "prepare": {"cpu_seconds": made.seconds, "peak_bytes": made.peak},
                 "build": {"cpu_seconds": built.seconds, "peak_bytes": built.peak},
                 "onnx_bytes": graph.stat().st_size,
                 "engine": {k: options[k] for k in ("plan_bytes", "activation_bytes", "table", "precisions")},
-                "fidelity": {name: Fidelity(tuple(images)).to_json() for name, images in judged.items()},
+                "fidelity": {name: Fidelity(tuple(images)).to_json() for name, images in fidelity.items()},
             }
 
 
 @contextmanager
 def few_photos(calib: Path) -> Iterator[Path]:
-    """A folder of four calibration photos: enough where only structure counts."""
+    """Make a folder of four calibration photos. They are enough for the rows that show only the structure."""
     with TemporaryDirectory() as folder:
         for i, photo in enumerate(find_photos([calib])[:4]):
             (Path(folder) / f"{i}{photo.suffix}").symlink_to(photo.resolve())
@@ -148,26 +151,31 @@ weights: its structure and costs are real, masks mean nothing and are left out.
 """
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown."""
+def page(found: Sequence[Mapping[str, Any]], rtx: str, command: str) -> str:
+    """Return the Markdown page."""
+    return f"{HEAD.format(rtx=rtx, target=TARGET)}\nMade by `{command}`\n\n{costs(found)}\n"
+
+
+def costs(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table. Costs are ratios to the fp32 row of the same network."""
     sets = list(found[0]["fidelity"]) if found else []
-    head = "| variant | convolutions built in | prepare: time, memory | build: time, memory | ONNX, engine MB "
-    head += "| activations MB | traffic MB | layers |" + "".join(f" {s}: MAE, IoU mean / worst |" for s in sets)
-    lines = [head, "|---" * (8 + len(sets)) + "|"]
+    titles = ["variant", "convolutions built in", "prepare: time, memory", "build: time, memory", "ONNX, engine MB",
+              "activations MB", "traffic MB", "layers", *(f"{s}: MAE, IoU mean / worst" for s in sets)]  # fmt: skip
+    cells = []
     for row in found:
-        base = next(r for r in found if r["variant"].startswith("fp32") and (RANDOM in r["variant"]) == _random(row))
-        got = ", ".join(f"{n} {kind}" for kind, n in row["engine"]["precisions"]["got"].items())
-        costs = [
+        base = next(r for r in found if r["variant"].startswith("fp32") and _random(r) == _random(row))
+        steps = [
             f"{row[s]['cpu_seconds'] / base[s]['cpu_seconds']:.1f} x, {row[s]['peak_bytes'] / 1e6:.0f} MB"
             for s in ("prepare", "build")
         ]
         engine = row["engine"]
-        sizes = f"{row['onnx_bytes'] / 1e6:.1f}, {engine['plan_bytes'] / 1e6:.1f}"
-        moved = [f"{engine['activation_bytes'] / 1e6:.0f}", f"{engine['table']['traffic_bytes'] / 1e6:.0f}"]
-        masks = [_masks(row["fidelity"].get(s)) for s in sets]
-        cells = (row["variant"], got, *costs, sizes, *moved, str(engine["table"]["layers"]), *masks)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells.append([
+            row["variant"], ", ".join(f"{n} {kind}" for kind, n in engine["precisions"]["got"].items()), *steps,
+            f"{row['onnx_bytes'] / 1e6:.1f}, {engine['plan_bytes'] / 1e6:.1f}",
+            f"{engine['activation_bytes'] / 1e6:.0f}", f"{engine['table']['traffic_bytes'] / 1e6:.0f}",
+            str(engine["table"]["layers"]), *(_masks(row["fidelity"].get(s)) for s in sets),
+        ])  # fmt: skip
+    return table(titles, cells, "l" * len(titles))
 
 
 def _random(row: Mapping[str, Any]) -> bool:
@@ -178,43 +186,36 @@ def _masks(f: Mapping[str, Any] | None) -> str:
     return f"{f['mae']:.5f}, {f['iou']:.4f} / {f['iou_worst']:.4f}" if f else ""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prepare, build and judge every variant; the files are rewritten after each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="photos to measure on")
-    parser.add_argument("--calib", type=Path, required=True, help="photos to calibrate on, others than those")
-    parser.add_argument("--photos", type=int, default=24, help="of each set, evenly spread")
-    parser.add_argument("--weights", default="u2netp")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/simulated"))
-    given = parser.parse_args(argv)
+def options(parser: ArgumentParser) -> None:
+    """Add the options of this study."""
+    photo_sets.options(parser, photos=24)
+
+
+def run(given: Namespace, pages: Pages) -> int:
+    """Prepare, build and judge every variant; write both pages after each variant."""
     if "rtx" not in installed():
-        raise Unavailable("engines are built with tensorrt_rtx", "pip install 'u2export[trt-rtx]'")
+        raise Unavailable("the engines of this study need tensorrt_rtx", "install the extra trt-rtx")
     source = Source.open(given.weights)
-    named = folders(given.sets)
-    calibration = Calibration.open(given.calib, source.contract, avoid=list(named.values()))
-    photos = photos_in(named, given.photos)
+    calibration, photos = opened(given, source)
     sets = {name: list(references(source, found)) for name, found in photos.items()}
     tools = versions("u2export", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "numpy")
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "simulated",
-        "weights": {"name": source.weights.name, "sha256": source.weights.sha256},
-        "contract": source.contract.to_json(),
+        "rerun": pages.command,
         "machine": platform.machine(),
         "gpu": devices(),
         "target": TARGET,
         "tools": tools,
-        "calibration": calibration.summary(),
-        "photos": {name: [p.name for p in found] for name, found in photos.items()},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **head(source, calibration, photos),
+        "created": now(),
         "rows": [],
     }
-    head = HEAD.format(rtx=f"TensorRT-RTX {tools['tensorrt_rtx']}", target=TARGET)
     for row in rows(given.weights, given.calib, sets):
         data["rows"].append(row)
-        write_json(data, given.out / "trt.json")
-        write_text(f"{head}\n{table(data['rows'])}", given.out / "trt.md")
+        pages.publish(data, page(data["rows"], f"TensorRT-RTX {tools['tensorrt_rtx']}", pages.command))
+    return 0
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study("trt_fidelity", "The masks and costs of TensorRT engines, without a GPU.", "trt", options, run,
+              RESULTS / "simulated")  # fmt: skip

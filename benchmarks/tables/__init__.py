@@ -1,1 +1,1 @@
-"""What people see of a report: tables, charts, contact sheets."""
+"""What people see of a report: tables in five formats, charts, contact sheets, and estimates."""

@@ -1,4 +1,4 @@
-"""Pictures of results, from the JSON alone: latency against fidelity, fidelity by photo, distribution of latencies."""
+"""Charts of a report: latency against fidelity, fidelity of each photo, distribution of latencies."""
 
 from __future__ import annotations
 
@@ -11,39 +11,49 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.report import Report, Row
-from u2export.benchmarks.tables.columns import label, statistic
+from u2export.benchmarks.tables.columns import statistic
+from u2export.benchmarks.tables.legend import label
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
+from u2export.install import how_to_install
+from u2export.reference.dtypes import arithmetic_name
 
-# Okabe and Ito's colours, which all readers tell apart; shapes and names repeat what colours say.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart. Shapes and names repeat what colours say.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 SHAPES = "osD^vPX*"
-# A logarithmic axis has no zero: masks equal to the reference's are drawn here.
+# A logarithmic axis has no zero. Masks that equal those of the reference are drawn at this value.
 FLOOR = 1e-7
 KINDS = ("pareto", "photos", "latency")
-# The salt makes an SVG's ids the same each time.
+# With this salt the ids in an SVG are the same each time.
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "u2export"}
 Axes = Any
 
 
 def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: Path, stem: str) -> list[Path]:
-    """Write `<stem>-<kind>.<suffix>` for each kind and suffix into `folder`.
+    """Write `<stem>-<kind>.<suffix>` for each kind and suffix into a folder, and return these files.
+
+    Args:
+        report: what to draw.
+        kinds: some of KINDS.
+        suffixes: formats that matplotlib writes, such as "png" and "svg".
+        folder: where the files go.
+        stem: how the names of the files begin.
 
     Raises:
         Unavailable: matplotlib is not installed.
-        UserError: the results hold nothing to draw for a kind.
+        UserError: the report holds nothing to draw for a kind.
     """
     try:
         import matplotlib
     except ImportError:
-        raise Unavailable("charts need matplotlib", "pip install 'u2export[eval]'") from None
+        raise Unavailable("charts need matplotlib", how_to_install("charts")) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     written = []
     with plt.rc_context(STYLE), staging(folder) as scratch:
         for kind, suffix in product(kinds, suffixes):
-            # A figure of its own for each file: laying one out twice moves it by rounding.
+            # Each file gets a figure of its own, because rounding moves a figure that is laid out twice.
             figure = PAINTERS[kind](report)
             made = scratch / f"{stem}-{kind}.{suffix}"
             figure.savefig(made, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
@@ -54,28 +64,27 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
 
 
 def style(report: Report, row: Row) -> dict[str, Any]:
-    """Colour and shape of a row, the same in every chart of its report."""
+    """Return colour and shape of a row. They are the same in every chart of the report."""
     i = [r.name for r in report.rows].index(row.name)
     return {"color": COLOURS[i % len(COLOURS)], "marker": SHAPES[i % len(SHAPES)]}
 
 
 def short(row: Row) -> str:
-    """A row in a chart's space: exporter and arithmetic, and what marks its file among others."""
+    """Return a short name of a row: exporter, precision, the arithmetic if it differs, and the origin if imported."""
     mark = {"imported": " (imported)", "published": " (published)"}.get(row.provenance, "")
-    told = row.runtime.get("arithmetic", row.arithmetic)
-    arithmetic = {"f32": "fp32", "f16": "fp16"}.get(told, told)
+    arithmetic = arithmetic_name(row.runtime.get("arithmetic", row.arithmetic))
     same = "" if arithmetic == row.precision else f" run in {arithmetic}"
     return f"{row.exporter} {row.precision}{same}{mark}"
 
 
 def name(report: Report, row: Row) -> str:
-    """A row's short name; its full one where two rows would be called alike."""
+    """Return the short name of a row, or its title if another row has the same short name."""
     alike = [r for r in report.rows if short(r) == short(row)]
     return short(row) if len(alike) == 1 else row.title
 
 
 def drawable(report: Report) -> list[tuple[Row, float, float]]:
-    """Rows with both a median latency in ms and a fidelity: (row, ms, mean absolute difference)."""
+    """Return (row, ms, mean absolute difference) for each row that has both a median latency and a fidelity."""
     found = []
     for row in report.rows:
         ms = statistic(row, "p50") or row.stated.get("single")
@@ -87,13 +96,16 @@ def drawable(report: Report) -> list[tuple[Row, float, float]]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both values, smaller being better; by the first value."""
+    """Return the indices of the points that no other point beats in both values, ordered by the first value.
+
+    Smaller values are better.
+    """
     order = sorted(range(len(points)), key=lambda i: points[i])
-    kept: list[int] = []
+    best: list[int] = []
     for i in order:
-        if not kept or points[i][1] < points[kept[-1]][1]:
-            kept.append(i)
-    return kept
+        if not best or points[i][1] < points[best[-1]][1]:
+            best.append(i)
+    return best
 
 
 def _figure(width: float, height: float) -> tuple[Any, Axes]:
@@ -104,7 +116,11 @@ def _figure(width: float, height: float) -> tuple[Any, Axes]:
 
 
 def pareto(report: Report) -> Any:
-    """Median latency with its 10th to 90th percentile against mean absolute difference of the masks."""
+    """Draw the median latency, with its 10th to 90th percentile, against the mean absolute difference of the masks.
+
+    Raises:
+        UserError: no row has both.
+    """
     points = drawable(report)
     if not points:
         raise UserError("no row has both a latency and a fidelity", "bench with --images, or import with --kit")
@@ -119,7 +135,7 @@ def pareto(report: Report) -> Any:
         axes.scatter([ms], [mae], s=46, zorder=3, label=name(report, row) + equal, **style(report, row))
     axes.set_yscale("log")
     axes.set_xlim(left=0)
-    axes.set_xlabel("milliseconds of one inference: median, and 10th to 90th percentile")
+    axes.set_xlabel("latency of one inference in ms: median, and 10th to 90th percentile")
     axes.set_ylabel("mean absolute difference of masks (log)")
     axes.set_title(f"Fidelity against latency, {label(report.device)}", loc="left", fontsize=9, wrap=True)
     axes.grid(alpha=0.25)
@@ -128,7 +144,11 @@ def pareto(report: Report) -> Any:
 
 
 def photos(report: Report) -> Any:
-    """Mean absolute difference of each photo, a strip for each row, the worst photos named."""
+    """Draw the mean absolute difference of each photo, one strip for each row, and name the worst photo of each row.
+
+    Raises:
+        UserError: no row has masks that were compared.
+    """
     rows = [row for row in report.rows if row.images]
     if not rows:
         raise UserError("no row has masks that were compared", "bench with --images, or import with --kit")
@@ -143,14 +163,20 @@ def photos(report: Report) -> Any:
     axes.set_xscale("log")
     axes.set_yticks(range(len(rows)), [name(report, row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("mean absolute difference of one photo's mask (log)\nbar: mean over photos; named: the worst photo")
+    axes.set_xlabel(
+        "mean absolute difference of one photo's mask (log)\nbar: mean over all photos; name: the worst photo"
+    )
     axes.grid(axis="x", alpha=0.25)
     axes.margins(x=0.12)
     return figure
 
 
 def latency(report: Report) -> Any:
-    """Every sample of each row, as a distribution, with median and 90th percentile."""
+    """Draw the distribution of all samples of each row, with its median and its 90th percentile.
+
+    Raises:
+        UserError: no row has samples.
+    """
     rows = [row for row in report.rows if row.latency.ns]
     if not rows:
         raise UserError("no row has samples of its latency", "bench without --no-latency")
@@ -165,12 +191,12 @@ def latency(report: Report) -> Any:
         axes.vlines(row.latency.p90, y - 0.3, y + 0.3, color="black", lw=1, linestyles="dotted")
     axes.set_yticks(range(len(rows)), [f"{name(report, row)}\nn = {len(row.latency.ns)}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    # The slowest samples would squeeze all others together; how many lie outside is said instead.
+    # The slowest samples would squeeze all others together. They lie outside; the label states their number.
     right = 1.15 * max(float(np.percentile(row.latency.ns, 99)) / 1e6 for row in rows)
     beyond = sum(int((np.asarray(row.latency.ns) / 1e6 > right).sum()) for row in rows)
     axes.set_xlim(0, right)
     outside = f"; {beyond} slower samples lie outside" if beyond else ""
-    axes.set_xlabel(f"milliseconds of one inference\nbar: median, dotted: 90th percentile{outside}")
+    axes.set_xlabel(f"latency of one inference in ms\nbar: median; dotted: 90th percentile{outside}")
     axes.grid(axis="x", alpha=0.25)
     return figure
 

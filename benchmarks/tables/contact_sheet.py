@@ -1,4 +1,4 @@
-"""The contact sheet: photos, the reference's masks, each row's masks and where they differ, in one PNG."""
+"""The contact sheet: one PNG with photos, the masks of the reference and of each row, and their differences."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from u2export.benchmarks.measuring.bench import Judged
+from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
 from u2export.files import staged
-from u2export.reference.image import Floats, mask_for, read_photo, saliency
+from u2export.reference.image import Floats, mask_for, saliency
+from u2export.reference.photos import eight_bit, read_photo
 
-# Differences of good exports are invisible; this makes .05 of the mask's range the strongest colour.
+# Differences of good exports are invisible. With this factor .05 of the mask's range has the strongest colour.
 GAIN = 20
 CELL, GAP, LINE, MARGIN = 176, 10, 18, 24
 Ink = tuple[int, int, int]
@@ -25,16 +26,20 @@ MORE, LESS = np.array((214, 40, 40), np.float32), np.array((32, 96, 214), np.flo
 def draw(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged], target: Path, count: int) -> None:
     """Write the sheet.
 
-    For each photo: the photo above the reference's mask; beside them, for each row, its mask above the signed
-    difference, red where the row's mask is brighter and blue where it is darker, times GAIN.
+    The first column shows each photo above the mask of the reference. Each row of the report has a column beside it,
+    with the mask of the row above the signed difference times GAIN: red where the mask is brighter than that of the
+    reference, blue where it is darker.
 
     Args:
-        report: for names and fidelity. photos: by name. judged: their maps. count: photos, the worst ones first.
-        target: a .png.
+        report: names and fidelity.
+        photos: the files of the photos, by name.
+        judged: the maps of each group of rows.
+        target: a .png file.
+        count: the number of photos on the sheet, the worst ones first.
     """
     sections = [_section(report, photos, group, count) for group in judged if group.rows]
     width = max((s.width for s in sections), default=2 * MARGIN + CELL)
-    # Sections: one for each set of weights and image contract.
+    # One section for each group of rows, which share weights and image contract.
     sheet = Image.new("RGB", (width, sum(s.height for s in sections)), GROUND)
     top = 0
     for section in sections:
@@ -59,8 +64,8 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 
 def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
-    """All columns of one photo."""
-    photo = ImageOps.contain(Image.fromarray(read_photo(path)), (CELL, CELL))
+    """Return all columns of one photo."""
+    photo = ImageOps.contain(Image.fromarray(eight_bit(read_photo(path))), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
     _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
@@ -72,8 +77,8 @@ def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) ->
 
 
 def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Row], room: int) -> None:
-    legend = f"Below each mask: difference from the reference times {GAIN}; red: the mask is brighter, blue: darker."
-    _text(pen, MARGIN, MARGIN, f"Masks against {reference or 'no reference'}", 15, INK, room)
+    legend = f"Below each mask: its difference from the reference, times {GAIN}; red: brighter, blue: darker."
+    _text(pen, MARGIN, MARGIN, f"Masks compared with {reference or 'no reference'}", 15, INK, room)
     _text(pen, MARGIN, MARGIN + LINE + 3, legend, 12, PALE, room)
     for column, row in enumerate(rows, 1):
         left, top = MARGIN + column * (CELL + GAP), MARGIN + 2 * LINE + GAP
@@ -83,15 +88,13 @@ def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Row], roo
 
 def _captions(row: Row, photo: str) -> tuple[str, str]:
     image = row.images.get(photo)
-    return (
-        ("", "")
-        if image is None
-        else (f"IoU {image.iou:.4f}", f"MAE {small(image.mae)}, worst pixel {image.max_abs:.2f}")
-    )
+    if image is None:
+        return "", ""
+    return f"IoU {image.iou:.4f}", f"MAE {small(image.mae)}, worst pixel {image.max_abs:.2f}"
 
 
 def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
-    """Images of equal size below each other, framed, each with its caption below."""
+    """Draw images of equal size below each other, with a frame, and a caption below each."""
     left, top = column * (CELL + GAP), 0
     pen = ImageDraw.Draw(block)
     for image, caption in zip(images, captions, strict=True):
@@ -102,16 +105,18 @@ def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], capti
 
 
 def _text(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, ink: Ink, room: int = CELL) -> None:
-    """One line; its middle left out where it is wider than `room` pixels."""
+    """Draw one line of text. A text wider than `room` pixels loses its middle."""
     font = ImageFont.load_default(size)
-    kept = len(text)
-    while pen.textlength(_shortened(text, kept), font) > room and kept > 8:
-        kept -= 1
-    pen.text((left, top), _shortened(text, kept), ink, font)
+    letters = len(text)
+    while pen.textlength(_shortened(text, letters), font) > room and letters > 8:
+        letters -= 1
+    pen.text((left, top), _shortened(text, letters), ink, font)
 
 
-def _shortened(text: str, kept: int) -> str:
-    return text if kept >= len(text) else f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+def _shortened(text: str, letters: int) -> str:
+    """Return a text of this many letters, without its middle."""
+    start = letters // 2
+    return text if letters >= len(text) else f"{text[:start]}…{text[len(text) - (letters - start) :]}"
 
 
 def _mask(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
@@ -121,7 +126,7 @@ def _mask(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
 
 
 def _difference(got: Floats, want: Floats | None, size: tuple[int, int]) -> Image.Image:
-    """White where equal; the colour is full from 1 / GAIN of the mask's range on."""
+    """Return the difference as a picture: white for equal masks, full colour from 1 / GAIN of the mask's range on."""
     if want is None or not np.isfinite(got).all():
         return Image.new("RGB", size, EMPTY)
     signed = saliency(got) - saliency(want)
@@ -132,6 +137,6 @@ def _difference(got: Floats, want: Floats | None, size: tuple[int, int]) -> Imag
 
 
 def worst(rows: Sequence[Row], photos: Sequence[str], count: int) -> list[str]:
-    """The photos in which the masks of any row differ most from the reference's, the worst first."""
+    """Return `count` photos, those first in which a mask of any row differs most from the mask of the reference."""
     most = {p: max((row.images[p].mae for row in rows if p in row.images), default=0.0) for p in photos}
     return sorted(photos, key=lambda p: -most[p])[:count]

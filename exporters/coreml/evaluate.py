@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from u2export.errors import UserError
-from u2export.exporters.coreml.package import AGAIN, COMPRESSED, STORED, Arguments, Name, Operation, Package, Type
+from u2export.exporters.coreml.package import AGAIN, COMPRESSED, Arguments, Name, Operation, Package, Type, dtype_of
 
 # fp32: types are ignored, the weights stay rounded as stored. fp16: computed in fp32, every tensor declared fp16
 # rounded. fp16-accumulate: each partial sum inside a convolution rounded too, the most pessimistic order there is of
@@ -181,7 +181,7 @@ class Program:
     def _decompressed(self, op: Operation) -> NDArray[Any]:
         arguments = {k: self._constants[v.name] if isinstance(v, Name) else v.value for k, v in op.arguments.items()}
         dense = COMPRESSED[op.kind](arguments)
-        return np.asarray(dense.astype(STORED[op.type.scalar]))
+        return np.asarray(dense.astype(dtype_of(op.type.scalar)))
 
     def _prepared(self, argument: Any) -> Any:
         """Constants as what the operations take: strings, numbers, tuples of integers, float32 tensors."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,32 +14,24 @@ import numpy as np
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.exporter import Exporter, Made, Request, Runner, missing_modules, versions
-from u2export.exporters.onnx import to_pixels
+from u2export.exporters.coreml.mac_runner import UNITS, on_a_mac
+from u2export.exporters.coreml.ports import FLAT, INPUT, OUTPUT, picture
+from u2export.exporters.coreml.simulated_runner import SIMULATED, simulated, stamped
+from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.runtime import Runner, missing_modules, versions
 from u2export.reference import stamp
-from u2export.reference.image import Contract, Floats
+from u2export.reference.image import Contract
 from u2export.reference.weights import WEIGHTS
 
 if TYPE_CHECKING:
     import torch
 
     from u2export.calibration.dataset import Calibration
-    from u2export.exporters.coreml.package import Package
     from u2export.reference.source import Source
 
-INPUT, OUTPUT = "image", "mask"
 TARGETS = {"ios16": 16, "ios17": 17, "ios18": 18, "ios26": 26}
 OUTPUTS = ("tensor", "image", "raw")
-SIMULATED = {
-    "simulated fp16": "fp16",
-    "simulated fp16 accumulate": "fp16-accumulate",
-    "simulated fp32": "fp32",
-}
-# On a Mac; what Core ML then really uses per layer is in the runner's info.
-UNITS = {"all": "ALL", "cpu and ne": "CPU_AND_NE", "cpu and gpu": "CPU_AND_GPU", "cpu only": "CPU_ONLY"}
 PALETTES = {"palette8": 8, "palette6": 6, "palette4": 4}
-# Below this range of d0 the mask is not stretched fully: well above the smallest normal fp16 number.
-FLAT = 1e-3
 # Weights of fewer elements stay as they are: a scale or a table for each would take the gain back.
 SMALL = 2048
 AUTHOR = "U²-Net: Xuebin Qin et al., Pattern Recognition 2020; converted by u2export"
@@ -236,9 +226,9 @@ class CoreML(Exporter):
     @contextmanager
     def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
         if arithmetic in UNITS:
-            yield _on_a_mac(artifact, arithmetic)
+            yield on_a_mac(artifact, arithmetic)
         else:
-            with _simulated(artifact, SIMULATED[arithmetic], threads) as runner:
+            with simulated(artifact, SIMULATED[arithmetic], threads) as runner:
                 yield runner
 
 
@@ -321,24 +311,6 @@ def _quantized_activations(model: Any, calibration: Calibration, path: Path) -> 
         passes._get_activation_calibration_stats = own
 
 
-def picture(x: Floats, contract: Contract) -> Floats:
-    """The pictures (N, C, H, W), 0..255, that a package makes the network inputs x of."""
-    pixels = np.concatenate([to_pixels(one[None], contract) for one in x])
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
-
-
-def stamped(package: Package, key: str) -> Any:
-    """What u2export stamped into a package under a key.
-
-    Raises:
-        UserError: there is no such stamp.
-    """
-    value = stamp.read(package.spec.description.metadata.userDefined).get(key)
-    if not value:
-        raise UserError(f"{package.path}: not written by u2export (no {key} in its metadata)", "export it again")
-    return value
-
-
 def _notes(path: Path, precision: str) -> Iterator[str]:
     """What the converter left as it was, which it says in a log line at most."""
     from u2export.exporters.coreml.package import Package
@@ -351,100 +323,3 @@ def _notes(path: Path, precision: str) -> Iterator[str]:
         raise UserError(f"coremltools compressed no weight for {precision}", "choose another precision")
     names = ", ".join(layer.name for layer in kept[:4]) + (" …" if len(kept) > 4 else "")
     yield f"weights compressed: {len(layers) - len(kept)} of {len(layers)}" + (f"; kept: {names}" if kept else "")
-
-
-@contextmanager
-def _simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
-    """The package executed with PyTorch on this CPU."""
-    import torch
-
-    from u2export.exporters.coreml.evaluate import Program
-    from u2export.exporters.coreml.package import Package
-
-    package = Package(artifact.path)
-    output = stamped(package, "output")
-    program = Program(package, arithmetic)
-    d0 = next(op.name for op in reversed(package.operations) if op.kind == "sigmoid")
-
-    def predict(pictures: Floats) -> Floats:
-        results = (program.run({INPUT: p[None]}, keep=(d0,)) for p in pictures)
-        return np.concatenate([unstretched(r[OUTPUT], r[d0], output) for r in results])
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield Runner(
-            predict,
-            {
-                "runtime": f"MIL evaluation in PyTorch {torch.__version__}",
-                "device": "CPU",
-                "arithmetic": arithmetic,
-                "threads": str(threads),
-                "simulated": "fidelity only: not run on hardware, the times are those of this CPU",
-            },
-            lambda x: picture(x, artifact.contract),
-        )
-    finally:
-        torch.set_num_threads(before)
-
-
-def unstretched(mask: Floats, d0: Floats, output: str) -> Floats:
-    """A package's output brought back to the scale of d0, whatever rounding it has gone through.
-
-    A mask is undone by the range of the d0 it was stretched from, so that stretching it again gives the mask, and the
-    error of d0 itself is seen as well.
-    """
-    if output == "raw":
-        return mask
-    if output == "image":
-        mask = np.asarray(np.rint(mask).clip(0, 255) / 255, np.float32)
-    low, high = d0.min((2, 3), keepdims=True), d0.max((2, 3), keepdims=True)
-    return np.asarray(low + mask * np.maximum(high - low, np.float32(FLAT)), np.float32)
-
-
-def _on_a_mac(artifact: Artifact, arithmetic: str) -> Runner:
-    """The package run by Core ML itself; its pictures have 8 bits and its d0, if stretched, stays so."""
-    import coremltools as ct
-    from PIL import Image
-
-    unit = ct.ComputeUnit[UNITS[arithmetic]]
-    try:
-        model = ct.models.MLModel(str(artifact.path), compute_units=unit)
-    except RuntimeError as error:
-        raise UserError(
-            f"Core ML cannot open {artifact.path}: {error}", "export it again, for an older --target"
-        ) from None
-    output = stamp.read(model.user_defined_metadata).get("output", "tensor")
-
-    def prepare(x: Floats) -> list[Image.Image]:
-        pixels = picture(x, artifact.contract).astype(np.uint8).transpose(0, 2, 3, 1)
-        return [Image.fromarray(p if p.shape[2] == 3 else p[..., 0]) for p in pixels]
-
-    def predict(pictures: list[Image.Image]) -> Floats:
-        results = [np.asarray(model.predict({INPUT: p})[OUTPUT], np.float32) for p in pictures]
-        if output == "image":
-            return np.stack(results)[:, None] / np.float32(255)
-        return np.concatenate(results)
-
-    info = {
-        "runtime": f"Core ML on macOS {platform.mac_ver()[0]}",
-        "device": arithmetic,
-        "arithmetic": artifact.precision,
-        "output": "d0" if output == "raw" else "stretched mask: raw_mae is not that of d0",
-    }
-    return Runner(predict, {**info, **_placement(model, unit)}, prepare)
-
-
-def _placement(model: Any, unit: Any) -> dict[str, str]:
-    """Which device Core ML prefers for how many operations (MLComputePlan, macOS 14.4 and later)."""
-    if tuple(int(n) for n in platform.mac_ver()[0].split(".")[:2]) < (14, 4):
-        return {"placement": "unknown: MLComputePlan needs macOS 14.4"}
-    from coremltools.models.compute_plan import MLComputePlan
-
-    plan = MLComputePlan.load_from_path(model.get_compiled_model_path(), compute_units=unit)
-    found: Counter[str] = Counter()
-    for op in plan.model_structure.program.functions["main"].block.operations:
-        if usage := plan.get_compute_device_usage_for_mlprogram_operation(op):
-            device = type(usage.preferred_compute_device).__name__
-            found[device.removeprefix("ML").removesuffix("ComputeDevice")] += 1
-    return {"placement": ", ".join(f"{n} {device}" for device, n in found.most_common())}

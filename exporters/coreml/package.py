@@ -25,16 +25,13 @@ from numpy.typing import NDArray
 
 from u2export.errors import UserError
 from u2export.exporters.model_file import StoredConvolution
+from u2export.reference.dtypes import stored_name
 
 Arguments = Mapping[str, Any]
 SENTINEL = 0xDEADBEEF
 AGAIN = "export it again"
 
-# MIL data types by name: numpy type as stored, bits for packed types.
-STORED: dict[str, str] = {
-    "FLOAT16": "<f2", "FLOAT32": "<f4", "FLOAT64": "<f8", "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4",
-    "INT64": "<i8", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-}  # fmt: skip
+# Bits of the MIL data types that are packed.
 PACKED = {"UINT1": 1, "UINT2": 2, "UINT3": 3, "UINT4": 4, "UINT6": 6, "INT4": 4}
 
 
@@ -148,7 +145,7 @@ class Package:
         values: Any = getattr(tensor, field).values if field else ()
         if declared.scalar == "STRING":
             return str(values[0])
-        return np.array(values, STORED[declared.scalar]).reshape([d or 0 for d in declared.shape])
+        return np.array(values, dtype_of(declared.scalar)).reshape([d or 0 for d in declared.shape])
 
     def _blob(self, offset: int, declared: Type, name: str) -> NDArray[Any]:
         try:
@@ -240,13 +237,22 @@ def _type(value_type: Any) -> Type:
     return Type(MIL_pb2.DataType.Name(tensor.dataType), dimensions)
 
 
+def dtype_of(scalar: str) -> np.dtype[Any]:
+    """The numpy type in which a MIL type is stored.
+
+    Raises:
+        TypeError: numpy has no such type.
+    """
+    return np.dtype(stored_name(scalar)).newbyteorder("<")
+
+
 def _decode(data: bytes, declared: Type) -> NDArray[Any]:
     shape = [d or 0 for d in declared.shape]
     try:
         if declared.scalar in PACKED:
             return _unpack(data, PACKED[declared.scalar], shape, signed=declared.scalar.startswith("INT"))
-        return np.frombuffer(data, STORED[declared.scalar]).reshape(shape)
-    except (KeyError, ValueError) as error:
+        return np.frombuffer(data, dtype_of(declared.scalar)).reshape(shape)
+    except (TypeError, ValueError) as error:
         raise UserError(f"a weight of {declared.scalar} {shape} cannot be read ({error})", AGAIN) from None
 
 

@@ -1,7 +1,7 @@
-"""An engine's layer table, read without a GPU: what each kernel reads and writes, and in which precision it computes.
+"""The layer table of an engine, read without a GPU: what each kernel reads and writes, and in which precision.
 
-Sources, all brought to one structure: the text that the builder of TensorRT-RTX and 11 logs at detailed verbosity, and
-the JSON of the engine inspector or of `trtexec --exportLayerInfo` from TensorRT 8.5 to 11.
+Two kinds of sources are read into one structure: the text that the builder of TensorRT-RTX and 11 logs at detailed
+verbosity, and the JSON that the engine inspector or `trtexec --exportLayerInfo` writes with TensorRT 8.5 to 11.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,23 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from u2export.errors import UserError
+from u2export.reference.dtypes import precision_name
 
 HINT = "build with detailed profiling verbosity: u2export trt build does, trtexec with --profilingVerbosity=detailed"
-TYPES = {
-    "float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bf16": "bf16", "bfloat16": "bf16",
-    "int8": "int8", "uint8": "uint8", "int32": "int32", "int64": "int64", "bool": "bool", "fp8": "fp8", "int4": "int4",
-}  # fmt: skip
+TYPES = ("fp32", "fp16", "bf16", "fp8", "int64", "int32", "int8", "int4", "uint8", "bool")
 BYTES = {"fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "int64": 8, "int4": 0.5}
 HIDDEN = "hidden"
-# Words of kinds and kernels that do arithmetic with weights, the surest first; "" stands for any other kind.
+# TensorRT does not show what is inside a layer with this in its name.
+CLOSED = "ForeignNode["
+# Words in the kinds and kernels of layers that compute with weights, the surest first; "" stands for any other kind.
 CONVOLUTIONS = ("conv", "correlation", "fusion", "gemm", "")
-# Kinds that carry a convolution's name without computing it: layout changes and what a kernel leaves to a next one.
+# Kinds that carry the name of a convolution and do not compute it: layout changes and work left to another kernel.
 HELPERS = ("kgen", "reformat", "pointwise", "noop", "pool", "signal", "wait", "constant", "shape", "resize", "scale")
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor a layer reads or writes: its type is "fp32", "fp16", "int8" …, empty where the table says none."""
+class EngineTensor:
+    """A tensor that a layer of an engine reads or writes.
+
+    Attributes:
+        name: as TensorRT calls the tensor.
+        shape: the tensor's shape, -1 for an unknown dimension.
+        type: "fp32", "fp16", "int8" …; empty where the table says none.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -46,125 +52,95 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One kernel.
+class EngineLayer:
+    """One layer of an engine: a kernel.
 
     Attributes:
         name, kind, kernel: as TensorRT calls them.
-        inputs, outputs, constants: in its order; JSON tables tell a weight's type only, as `weights`.
-        nodes: of the ONNX graph that it covers.
+        inputs, outputs, constants: tensors in TensorRT's order. JSON tables have no constants; they give the type of
+            the weights only, as `weights`.
+        nodes: nodes of the ONNX graph that the kernel computes.
         weights: type of the weights, empty where the table does not say.
     """
 
     name: str
     kind: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
     nodes: tuple[str, ...] = ()
     kernel: str = ""
-    constants: tuple[Tensor, ...] = ()
+    constants: tuple[EngineTensor, ...] = ()
     weights: str = ""
 
     @property
     def precision(self) -> str:
-        """What it computes in: the type it reads, of its weights where that is hidden by dynamic shapes."""
+        """The precision it computes in: the type it reads, or the type of its weights where the table hides the first.
+
+        Tables hide the types of tensors with dynamic shapes.
+        """
         read = [t.type for t in self.inputs if t.type]
         return read[0] if read else self.weights
 
+    @property
+    def is_helper(self) -> bool:
+        """Whether its kind is one of `HELPERS`."""
+        return any(word in self.kind.lower() for word in HELPERS)
+
 
 @dataclass(frozen=True)
-class Table:
-    """All layers of an engine, in execution order."""
+class LayerTable:
+    """All layers of an engine, in the order of execution."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
     bindings: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> Counter[str]:
-        """How many layers of each kind."""
+        """How many layers there are of each kind."""
         return Counter(layer.kind for layer in self.layers)
 
     @property
     def traffic(self) -> int:
-        """Bytes of all tensors that layers read and write, constants left out: what memory has to carry per run."""
+        """Bytes of all tensors that layers read and write in one run, without constants."""
         return sum(t.bytes for layer in self.layers for t in (*layer.inputs, *layer.outputs))
 
     @cached_property
-    def _by_node(self) -> dict[str, list[Layer]]:
-        found: dict[str, list[Layer]] = {}
+    def _by_node(self) -> dict[str, list[EngineLayer]]:
+        found: dict[str, list[EngineLayer]] = {}
         for layer in self.layers:
             for node in layer.nodes:
                 found.setdefault(node, []).append(layer)
         return found
 
-    def layer_of(self, node: str) -> Layer | None:
-        """The layer that computes a convolution of the ONNX graph, None where the table names it nowhere."""
+    def layer_of(self, node: str) -> EngineLayer | None:
+        """Return the layer that computes a convolution of the ONNX graph; None where the table does not name it."""
         named = self._by_node.get(node, [])
         for word in CONVOLUTIONS:
             for layer in named:
-                kind = layer.kind.lower()
-                if word in f"{kind} {layer.kernel.lower()}" and not any(h in kind for h in HELPERS):
+                if word in f"{layer.kind} {layer.kernel}".lower() and not layer.is_helper:
                     return layer
         return next(iter(named), None)
 
     @property
-    def convolutions(self) -> dict[str, Layer]:
-        """The layers that compute convolutions, by the ONNX node named so."""
+    def convolutions(self) -> dict[str, EngineLayer]:
+        """The layers that compute convolutions, by the ONNX node; exporters name these nodes Conv or Conv_1."""
         names = dict.fromkeys(n for layer in self.layers for n in layer.nodes if re.search(r"Conv(_\d+)?$", n))
         found = {n: layer for n in names if (layer := self.layer_of(n))}
-        return {n: layer for n, layer in found.items() if not any(h in layer.kind.lower() for h in HELPERS)}
+        return {n: layer for n, layer in found.items() if not layer.is_helper}
 
     def precisions(self, nodes: Mapping[str, str]) -> dict[str, str]:
-        """What the convolutions named really compute in; "" for those the table does not show, HIDDEN for those that
-        may be inside a layer that TensorRT does not open.
+        """Return the precision that each named convolution really computes in.
+
+        A convolution that the table does not show has "". It has `HIDDEN` where it may be inside a layer that TensorRT
+        does not open.
         """
-        unseen = HIDDEN if any("ForeignNode[" in layer.name for layer in self.layers) else ""
+        unseen = HIDDEN if any(CLOSED in layer.name for layer in self.layers) else ""
         found = {node: self.layer_of(node) for node in nodes}
-        return {
-            n: layer.precision if layer and "ForeignNode[" not in layer.name else unseen for n, layer in found.items()
-        }
+        return {n: layer.precision if layer and CLOSED not in layer.name else unseen for n, layer in found.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for records: totals, not layers."""
+        """Return plain data for records: totals, not layers."""
         return {"layers": len(self.layers), "kinds": dict(self.kinds.most_common()), "traffic_bytes": self.traffic}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was asked for against what an engine does, convolution by convolution.
-
-    Attributes:
-        wanted, got: precision by node.
-            Those hidden in a layer that TensorRT does not open count neither as kept nor as changed.
-        weak: in weak typing, where TensorRT may compute floating-point layers in fp32 or fp16 as is faster. Int8 it may
-            not give up, since Q/DQ pairs stand for it, nor fp16 everywhere.
-        islands: nodes that have to be in fp32 all the same.
-    """
-
-    wanted: Mapping[str, str]
-    got: Mapping[str, str]
-    weak: bool = False
-    islands: Sequence[str] = ()
-
-    @property
-    def changed(self) -> dict[str, tuple[str, str]]:
-        """Nodes computed in another precision than asked for: (wanted, got)."""
-        return {n: (w, self.got[n]) for n, w in self.wanted.items() if self.got[n] != w and not self._free(n, w)}
-
-    def _free(self, node: str, wanted: str) -> bool:
-        if self.got[node] == HIDDEN:
-            return True
-        if not self.weak or node in self.islands or {wanted, self.got[node]} != {"fp16", "fp32"}:
-            return False
-        return "int8" in self.wanted.values() or (wanted == "fp16" and "fp16" in self.got.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: counts, and every difference."""
-        return {
-            "wanted": dict(Counter(self.wanted.values())),
-            "got": dict(Counter(self.got.values())),
-            "changed": {n: list(pair) for n, pair in self.changed.items()},
-        }
 
 
 def is_table(path: Path) -> bool:
@@ -176,11 +152,11 @@ def is_table(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Table:
-    """The layer table in a file: JSON of the inspector or trtexec, or a build log that holds the text table.
+def read(path: Path) -> LayerTable:
+    """Return the layer table in a file: JSON of the inspector or of trtexec, or a build log with the text table.
 
     Raises:
-        UserError: unreadable, or no layer table in it.
+        UserError: the file cannot be read, or holds no layer table.
     """
     try:
         return parse(path.read_text(encoding="utf-8", errors="replace"))
@@ -190,18 +166,18 @@ def read(path: Path) -> Table:
         raise UserError(f"{path}: {error.problem}", error.hint) from None
 
 
-def parse(text: str) -> Table:
-    """The layer table in a text, see `read`.
+def parse(text: str) -> LayerTable:
+    """Return the layer table in a text, see `read`.
 
     Raises:
-        UserError: there is none.
+        UserError: the text holds none.
     """
     if text.lstrip().startswith("{"):
         return _parse_json(text)
     layers = tuple(_text_layers(text))
     if not layers:
         raise UserError("no layer table in it", HINT)
-    return Table(layers)
+    return LayerTable(layers)
 
 
 # --- text -------------------------------------------------------------------------------------------------------
@@ -213,43 +189,43 @@ _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f\s]|$)")
 _PARTS = ("Inputs", "Constants", "Outputs")
 
 
-def _text_layers(text: str) -> Iterator[Layer]:
+def _text_layers(text: str) -> Iterator[EngineLayer]:
     for line in text.splitlines():
         if found := _LINE.search(line):
             rest = found["rest"] or ""
             parts = {name: tuple(_text_tensors(_section(rest, name))) for name in _PARTS}
             kernel = re.search(r"TacticName: (.*?), StreamId", rest)
             nodes = tuple(_NODE.findall(rest.partition("Metadata: ")[2]))
-            yield Layer(
+            yield EngineLayer(
                 found["name"], found["kind"], parts["Inputs"], parts["Outputs"], nodes,
                 kernel[1] if kernel else "", parts["Constants"],
             )  # fmt: skip
 
 
 def _section(rest: str, name: str) -> str:
-    """What stands in a layer's list of tensors."""
+    """Return the text of one of a layer's lists of tensors."""
     begin = rest.find(f"{name}: [")
     ends = [at for end in (*(f"{p}: [" for p in _PARTS), "TacticName: ") if (at := rest.find(end, begin + 1)) > 0]
     return rest[begin : min(ends, default=len(rest))] if begin >= 0 else ""
 
 
-def _text_tensors(section: str) -> Iterator[Tensor]:
+def _text_tensors(section: str) -> Iterator[EngineTensor]:
     for found in _TENSOR.finditer(section):
         kind = _TYPE.search(found["rest"])
         shape = tuple(int(n) for n in found["shape"].split(",") if n.strip())
-        yield Tensor(found["name"], shape, _type(kind["type"]) if kind else "")
+        yield EngineTensor(found["name"], shape, _type(kind["type"]) if kind else "")
 
 
 def _type(text: str) -> str:
-    """The type in "Half", or in "Channel major FP16 format where channel % 8 == 0"."""
-    words = re.findall(r"[a-z]+\d*", text.lower())
-    return next((TYPES[word] for word in words if word in TYPES), "")
+    """Return the type in "Half", or in "Channel major FP16 format where channel % 8 == 0"; "" where there is none."""
+    names = map(precision_name, re.findall(r"[a-z]+\d*", text.lower()))
+    return next((name for name in names if name in TYPES), "")
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------
 
 
-def _parse_json(text: str) -> Table:
+def _parse_json(text: str) -> LayerTable:
     try:
         data = json.loads(text)
         layers = data["Layers"]
@@ -260,25 +236,21 @@ def _parse_json(text: str) -> Table:
     if isinstance(layers[0], str):
         raise UserError("its layer table holds names only", HINT)
     try:
-        bindings = tuple(b if isinstance(b, str) else b["Name"] for b in data.get("Bindings") or _ios(data))
-        return Table(tuple(_json_layer(layer) for layer in layers), bindings)
+        named = data.get("Bindings") or data.get("I/O Tensors") or ()  # the second is the word of TensorRT 11
+        bindings = tuple(b if isinstance(b, str) else b["Name"] for b in named)
+        return LayerTable(tuple(_json_layer(layer) for layer in layers), bindings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"its layer table has another form ({type(error).__name__}: {error})", HINT) from None
 
 
-def _ios(data: Mapping[str, Any]) -> list[Any]:
-    """TensorRT 11's word for bindings."""
-    return list(data.get("I/O Tensors") or [])
-
-
-def _json_layer(layer: Mapping[str, Any]) -> Layer:
+def _json_layer(layer: Mapping[str, Any]) -> EngineLayer:
     name = str(layer["Name"])
     nodes = _NODE.findall(str(layer.get("Metadata", ""))) or re.split(r" \+ |\|\|", name)
     weights = layer.get("Weights")
     kind = str(layer.get("LayerType", ""))
     if layer.get("ParameterType") == "Convolution" and "conv" not in kind.lower():
         kind = f"{kind} Convolution".strip()
-    return Layer(
+    return EngineLayer(
         name=name,
         kind=kind,
         inputs=tuple(_json_tensor(t) for t in layer.get("Inputs", ())),
@@ -290,6 +262,8 @@ def _json_layer(layer: Mapping[str, Any]) -> Layer:
     )
 
 
-def _json_tensor(tensor: Mapping[str, Any]) -> Tensor:
+def _json_tensor(tensor: Mapping[str, Any]) -> EngineTensor:
     kind = tensor.get("Datatype") or tensor.get("Format/Datatype") or ""
-    return Tensor(str(tensor.get("Name", "")), tuple(int(n) for n in tensor.get("Dimensions", ())), _type(str(kind)))
+    return EngineTensor(
+        str(tensor.get("Name", "")), tuple(int(n) for n in tensor.get("Dimensions", ())), _type(str(kind))
+    )

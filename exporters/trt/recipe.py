@@ -1,10 +1,12 @@
-"""What an engine is built from besides the graph: precisions, scales, limits by TensorRT version, commands.
+"""The recipe of an engine: all that a build needs besides the graph.
 
-The recipe lies beside the typed ONNX and needs nothing but that file; `u2export trt build` and trtexec both go by it.
+A recipe holds precisions, scales, limits of TensorRT versions and commands for trtexec. It lies beside the typed ONNX.
+`u2export trt build` and trtexec both build by it.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,13 +26,18 @@ SUFFIX = ".recipe.json"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a TensorRT version takes: the newest opset its parser knows, and how precisions may be told."""
+    """What a TensorRT version takes.
+
+    Attributes:
+        opset: the newest opset that its parser knows.
+        typings: "weak" where flags allow precisions, "strong" where the graph decides on them.
+    """
 
     opset: int
     typings: tuple[str, ...]
 
 
-# From the release notes and the parsers' lists of operators; a version stands for those up to the next one here.
+# From the release notes and the parsers' lists of operators. A version stands for all up to the next one here.
 VERSIONS = {
     "8.5": Limits(17, ("weak",)),
     "8.6": Limits(17, ("weak",)),
@@ -38,6 +45,7 @@ VERSIONS = {
     "11.0": Limits(20, ("strong",)),
     "rtx": Limits(20, ("strong",)),
 }
+NEWEST_OPSET = max(limits.opset for limits in VERSIONS.values())
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,16 @@ class Recipe:
 
     Attributes:
         onnx, sha256: name and hash of the graph, which lies beside the recipe.
-        precision: "int8", "fp16" or "fp32"; rest: what int8 leaves in floating point.
-        opset: of the graph.
-        input, shape: name and shape of its input, -1 for free axes. output: its output's name.
+        precision: "int8", "fp16" or "fp32".
+        rest: what int8 leaves in floating point; the precision itself otherwise.
+        opset: opset of the graph.
+        input: name of the graph's input.
+        shape: shape of the input (N, C, H, W), -1 for free axes.
+        output: name of the graph's output.
         layers: precision of every convolution, by node.
-        islands: nodes that are to stay in fp32 among others in fp16.
-        placement: of Q/DQ pairs, empty where there are none.
-        scales: of the quantised activations, by tensor: value = scale x int8.
+        islands: nodes that must stay in fp32 among others in fp16.
+        placement: where the Q/DQ pairs stand, empty where there are none.
+        scales: scales of the quantised activations, by tensor: value = scale x int8.
         calibration: digest and size of the calibration set, empty where none was used.
     """
 
@@ -73,18 +84,18 @@ class Recipe:
 
     @property
     def dynamic(self) -> bool:
-        """Whether the input has free axes, so that building takes a profile."""
+        """Whether the input has free axes, so that a build needs a profile of shapes."""
         return min(self.shape) < 0
 
     def builds_with(self, version: str) -> str:
-        """Why a version of `VERSIONS` does not build the graph; empty if it does."""
+        """Return why a version of `VERSIONS` does not build the graph; empty if it does."""
         limits = VERSIONS[version]
         if self.opset > limits.opset:
             return f"opset {self.opset}, its parser knows {limits.opset}; export with --rest fp32"
         return ""
 
     def commands(self) -> dict[str, str]:
-        """trtexec's words for each generation that builds the graph."""
+        """Return a trtexec command for each generation of TensorRT that builds the graph."""
         stem = Path(self.onnx).stem
         flags = {
             "8.5 to 10, weak typing": " ".join(self._weak_flags()),
@@ -96,7 +107,10 @@ class Recipe:
         return {k: v for k, v in lines.items() if not (self.builds_with("8.5") and k.startswith("8.5"))}
 
     def _weak_flags(self) -> Sequence[str]:
-        """fp16 is allowed beside int8: on a Jetson what is left in floating point would be slow in fp32."""
+        """Return the flags for weak typing.
+
+        Int8 allows fp16 too: on a Jetson, the layers that int8 leaves in float would be slow in fp32.
+        """
         flags = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8", "--fp16")}[self.precision]
         if not self.islands:
             return flags
@@ -104,7 +118,7 @@ class Recipe:
         return (*flags, "--precisionConstraints=obey", f"--layerPrecisions={kept}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with what follows from it for whoever builds without u2export."""
+        """Return plain data, with limits and commands for people who build without u2export."""
         data = asdict(self)
         limits = {
             name: {"opset": v.opset, "typing": list(v.typings), "refused": self.builds_with(name)}
@@ -113,13 +127,24 @@ class Recipe:
         return {"schema": data.pop("schema"), **data, "tensorrt": limits, "trtexec": self.commands()}
 
     def write(self, path: Path) -> None:
-        """Write the recipe."""
+        """Write the recipe to a file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         write_json(self.to_json(), path)
 
     @classmethod
     def of(cls, model: ModelProto, path: Path, **more: Any) -> Recipe:
-        """The recipe of a typed graph that has been written to `path`."""
-        from u2export.exporters.trt.typed_graph import opset_of, precisions, scales
+        """Return the recipe of a typed graph.
+
+        Args:
+            model: the typed graph.
+            path: the file that it was written to.
+            more: the fields that the graph does not tell: precision, rest, islands, placement, calibration.
+        """
+        from u2export.exporters.trt.typed_graph import precisions, scales
+        from u2export.reference.onnx_graph import opset_of
 
         entry = model.graph.input[0]
         dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in entry.type.tensor_type.shape.dim)
@@ -130,10 +155,14 @@ class Recipe:
 
     @classmethod
     def read(cls, path: Path) -> tuple[Recipe, Path]:
-        """A recipe and the graph beside it; also found by the name of the graph or of its record.
+        """Return a recipe and the path of the graph beside it.
+
+        Args:
+            path: the recipe, the graph, or the graph's record.
 
         Raises:
-            UserError: missing, of another schema, damaged, or the graph is not the one it describes.
+            UserError: the recipe or the graph is missing, the recipe has another schema or is damaged, or the graph is
+                not the one that the recipe describes.
         """
         name = path.name.removesuffix(".json").removesuffix(".recipe").removesuffix(".onnx")
         path = path.with_name(name + SUFFIX)
@@ -156,15 +185,22 @@ class Recipe:
 
 
 def calibration_cache(scales: Mapping[str, float], version: str) -> str:
-    """A calibration cache with these scales, for implicit INT8 of TensorRT up to 10 (on DLA the only kind up to 10.7).
+    """Return the text of a calibration cache, for implicit INT8 of TensorRT up to 10.
 
-    The header carries the version without dots, each line a tensor and its scale as big-endian fp32 in hex. TensorRT
-    reads no cache of another version.
+    Implicit INT8 is the only int8 on DLA up to TensorRT 10.7. The header of a cache holds the version without dots.
+    Each line holds a tensor and its scale, as big-endian fp32 in hexadecimal. TensorRT reads no cache of another
+    version.
+
+    Args:
+        scales: scales of the activations, by tensor.
+        version: TensorRT's version, such as "8.6.2".
 
     Raises:
-        UserError: there are no scales, or the version has no implicit INT8.
+        UserError: there are no scales, the version has no implicit INT8, or it is no version.
     """
-    major, minor, patch = (int(part) for part in version.split(".")[:3])
+    if not (parts := re.match(r"(\d+)\.(\d+)\.(\d+)", version)):
+        raise UserError(f"{version!r} is not a version of TensorRT", "give three numbers, such as 8.6.2")
+    major, minor, patch = map(int, parts.groups())
     if major > 10 or not scales:
         why = f"TensorRT {version} has no implicit INT8" if scales else "the recipe has no scales"
         raise UserError(f"no calibration cache: {why}", "build from the Q/DQ graph, or export with --int8")
@@ -175,5 +211,9 @@ def calibration_cache(scales: Mapping[str, float], version: str) -> str:
 
 
 def write_calibration_cache(recipe: Recipe, version: str, path: Path) -> None:
-    """Write `calibration_cache` of a recipe."""
+    """Write the calibration cache of a recipe to a file.
+
+    Raises:
+        UserError: as `calibration_cache`, or the file cannot be written.
+    """
     write_text(calibration_cache(recipe.scales, version), path)

@@ -1,10 +1,9 @@
-"""The command line: joins the sub-commands; the only place that prints errors."""
+"""The command line: it joins the sub-commands, and it prints errors in place of tracebacks."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import sys
 from typing import Annotated
 
 import typer
@@ -15,7 +14,6 @@ from u2export.commands import (
     chart,
     check,
     console,
-    coreml,
     devices,
     export,
     golden,
@@ -50,16 +48,16 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; twice for debugging.")
+        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Print more; twice for debugging.")
     ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Export U²-Net to edge runtimes, and measure what each export costs in mask fidelity and gains in latency."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
+    logging.basicConfig(level=level, handlers=[console.LogHandler()], force=True)
     if quiet:
         console.silence()
 
@@ -69,7 +67,7 @@ app.command(rich_help_panel=EXPORT)(export.onnx)
 app.command(rich_help_panel=EXPORT)(export.ort)
 app.command(rich_help_panel=EXPORT)(export.openvino)
 app.add_typer(trt.app, name="trt", rich_help_panel=EXPORT)
-app.command(rich_help_panel=EXPORT)(coreml.coreml)
+app.command(rich_help_panel=EXPORT)(export.coreml)
 app.command(rich_help_panel=MEASURE)(predict.predict)
 app.command(rich_help_panel=MEASURE)(bench.bench)
 app.command(rich_help_panel=MEASURE)(table.table)
@@ -90,30 +88,29 @@ app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 
 def main() -> int:
-    """Run the command line; returns the exit code 1 for errors (usage errors exit with 2 on their own)."""
+    """Run the command line and return its exit code: 1 for errors; Typer itself exits with 2 for usage errors."""
     try:
         app()
     except UserError as error:
-        return _fail(error.problem, error.hint, error.code)
+        return console.fail(error)
     except MemoryError:
-        return _fail("out of memory", "use a smaller --size, fewer photos, or a machine with more memory")
+        return console.fail(
+            UserError("out of memory", "use a smaller input size (--size), fewer photos, or a machine with more memory")
+        )
     except OSError as error:
         if error.errno == errno.EPIPE:
             return 1
         where = f" {error.filename}" if error.filename else ""
-        return _fail(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY))
+        return console.fail(
+            UserError(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY))
+        )
     return 0
 
 
-_ANY = "check the path, its permissions and the space left on the disk"
+_ANY = "check the path, its permissions, and the free space on the disk"
 _ADVICE = {
-    errno.ENOSPC: "free some space, or choose another --out; nothing that was there before has been changed",
-    errno.EDQUOT: "free some space, or choose another --out; nothing that was there before has been changed",
+    errno.ENOSPC: "free some space, or choose another folder; earlier files have not been changed",
+    errno.EDQUOT: "free some space, or choose another folder; earlier files have not been changed",
     errno.EACCES: "check the permissions, or choose another path",
     errno.EROFS: "the file system is read-only; choose another path",
 }
-
-
-def _fail(problem: str, hint: str, code: int = 1) -> int:
-    print(f"u2export: {problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
-    return code

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written under a temporary name beside the target, then renamed."""
+"""Files appear whole or not at all: each is written under a temporary name beside its target, then renamed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from u2export.errors import UserError
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder for outputs.
+    """Create a folder for outputs, with its parents.
 
     Raises:
-        UserError: it cannot be created or written to.
+        UserError: the folder cannot be created or cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another --out") from None
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder", "out") from None
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A scratch folder inside `folder`, removed at the end whatever happens."""
+    """Give a scratch folder inside `folder`; it is removed at the end of the block in every case."""
     make_folder(folder)
     scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".u2export-"))
     try:
@@ -41,7 +41,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `target` when the block ends well, and `target` stays as it was when not."""
+    """Give a path to write to; it replaces `target` when the block ends without an error, else `target` stays."""
     with staging(target.parent) as scratch:
         temporary = scratch / target.name
         yield temporary
@@ -49,11 +49,11 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, target: Path) -> None:
-    """Put a finished file or folder in place of `target`; the old one is gone only once the new one stands."""
+    """Put a finished file or folder in the place of `target`; an old folder is deleted after the new one is there."""
     umask = os.umask(0)
     os.umask(umask)
     for path in (made, *made.rglob("*")) if made.is_dir() else (made,):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # some writers make files only the owner can read
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # some writers make files that only the owner can read
     if target.is_dir() and not target.is_symlink():
         if not made.is_dir():
             raise UserError(f"{target} is a folder", "choose another name")
@@ -66,7 +66,7 @@ def publish(made: Path, target: Path) -> None:
 
 
 def write_json(data: Any, target: Path) -> None:
-    """Write JSON that a person can read and diff."""
+    """Write JSON that a person can read and compare."""
     write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", target)
 
 
@@ -77,10 +77,10 @@ def write_text(text: str, target: Path) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON in a file; `what` names it in errors.
+    """Return the JSON in a file; errors ask the user for `what`.
 
     Raises:
-        UserError: missing, unreadable or not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

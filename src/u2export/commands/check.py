@@ -5,122 +5,67 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from u2export.api import gating
 from u2export.commands import options as o
-from u2export.commands.console import stderr
+from u2export.commands.console import fail, stderr, wide
 from u2export.errors import UserError
 from u2export.files import write_text
 
-if TYPE_CHECKING:
-    from u2export.benchmarks.gate.baseline import Baseline
-    from u2export.benchmarks.report import Report
-
-CUT = 0.5  # where masks are cut in the results' own numbers
-USAGE = 2  # 1 says that something got worse; an error of any kind must not look like that
+USAGE, INCONCLUSIVE = 2, 3  # 1 says that something got worse; an error of any kind must not look like that
 Results = Annotated[Path, typer.Argument(help="JSON file that `u2export bench --json` wrote.")]
 File = Annotated[Path, typer.Option("--baseline", help="Baseline, such as benchmarks/baselines/cpu.json.")]
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="TOML file of limits, over the default ones.")]
-Masks = Annotated[
-    Path | None,
-    typer.Option(help="Masks that `u2export bench --keep-masks` wrote: judge them anew, not the results' numbers."),
-]
-
-
-class Format(str, Enum):
-    """How verdicts are written."""
-
-    term = "term"
-    junit = "junit"
-    json = "json"
-    markdown = "markdown"
-    github = "github"
-
-
-class TrendFormat(str, Enum):
-    """How trends are written."""
-
-    term = "term"
-    json = "json"
-    markdown = "markdown"
 
 
 @contextmanager
-def _usage() -> Iterator[None]:
+def _errors_exit_with_2() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.code = USAGE
-        raise
+        raise typer.Exit(fail(error, USAGE)) from None
 
 
 def check(
     results: Results,
     baseline: File,
     policy: PolicyFile = None,
-    masks: Masks = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Masks that `u2export bench --save-masks` wrote: judge them, not the results' numbers."),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="With --masks: where masks are cut, for both sides.")
-    ] = CUT,
+        float, typer.Option(min=0, max=1, help="With --masks: where masks are cut, on both sides.")
+    ] = gating.THRESHOLD,
     form: Annotated[
-        list[Format] | None,
-        typer.Option("--format", help="term, junit, json, markdown or github (annotations, and the step's summary)."),
+        list[str] | None,
+        o.choice(gating.FORMATS, "How verdicts are written; github: annotations, and the step's summary.", "--format"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file; the terminal then gets the table.")] = None,
     allow_inconclusive: Annotated[
-        bool, typer.Option("--allow-inconclusive", help="Exit with 0, not 3, where samples are too few to say.")
+        bool, typer.Option("--allow-inconclusive", help="Exit with 0, not 3, where there are too few samples.")
     ] = False,
 ) -> None:
     """Say whether artifacts got worse than the baseline. Exit code: 0 no, 1 yes, 2 error, 3 inconclusive."""
-
-    from u2export.benchmarks.gate import verdicts
-    from u2export.benchmarks.gate.baseline import Baseline
-    from u2export.benchmarks.gate.check import check as judge
-    from u2export.benchmarks.gate.policy import Policy
-    from u2export.benchmarks.gate.saved_masks import beside
-    from u2export.benchmarks.report import Report
-    from u2export.benchmarks.tables.columns import console
-
-    with _usage():
-        chosen = Policy.load(policy) if policy else Policy()
-        report, accepted = _cut(Report.load(results), Baseline.load(baseline), masks, beside(baseline), threshold)
-        found = judge(report, accepted, chosen)
-        for one in form or [Format.term]:
-            if one is Format.term:
-                console().print(verdicts.terminal(found))
+    with _errors_exit_with_2():
+        verdicts = gating.check(results, baseline, policy, masks=masks, threshold=threshold)
+        for one in form or ["term"]:
+            if one == "term":
+                wide().print(gating.verdicts_table(verdicts))
             elif out:
-                write_text(verdicts.render(found, one.value), out)
+                write_text(gating.verdicts_text(verdicts, one), out)
                 typer.echo(out)
             else:
-                typer.echo(verdicts.render(found, one.value), nl=False)
-            if one is Format.github and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+                typer.echo(gating.verdicts_text(verdicts, one), nl=False)
+            if one == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
                 with Path(summary).open("a", encoding="utf-8") as file:
-                    file.write(verdicts.markdown(found))
-    code = found.exit_code
-    raise typer.Exit(0 if code == 3 and allow_inconclusive else code)
-
-
-def _cut(
-    report: Report, accepted: Baseline, masks: Path | None, theirs: Path, threshold: float
-) -> tuple[Report, Baseline]:
-    """Both sides judged anew from kept masks, where asked for; `theirs` are the baseline's."""
-    from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_baseline
-
-    if masks is None:
-        if threshold != CUT:
-            raise UserError(
-                "--threshold needs the masks themselves", "add --masks FILE of `u2export bench --keep-masks`"
-            )
-        return report, accepted
-    old = SavedMasks.load(theirs) if theirs.exists() else None
-    if old is None and threshold != CUT:
-        raise UserError(f"the baseline's masks were not kept: no {theirs}", "update it with --keep-masks")
-    new = rejudged(report, SavedMasks.load(masks), old, threshold)
-    return new, rejudged_baseline(accepted, old, threshold) if old else accepted
+                    file.write(gating.verdicts_text(verdicts, "markdown"))
+    code = verdicts.exit_code
+    raise typer.Exit(0 if code == INCONCLUSIVE and allow_inconclusive else code)
 
 
 baseline = typer.Typer(help="The accepted state that `u2export check` compares with.", no_args_is_help=True)
@@ -130,7 +75,7 @@ baseline = typer.Typer(help="The accepted state that `u2export check` compares w
 def update(
     results: Results,
     file: File,
-    replace: Annotated[bool, typer.Option("--replace", help="Begin anew, whatever the file holds.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Begin a new baseline, whatever the file holds.")] = False,
     any_device: Annotated[
         bool | None,
         typer.Option(
@@ -138,47 +83,35 @@ def update(
             help="Masks are the same on any machine, or are this device's own; the former where nothing was timed.",
         ),
     ] = None,
-    keep_masks: Annotated[
+    save_masks: Annotated[
         Path | None,
-        typer.Option(help="Masks that `u2export bench --keep-masks` wrote: kept beside the baseline, .masks.npz."),
+        typer.Option(
+            "--save-masks",
+            "--keep-masks",
+            help="Masks that `u2export bench --save-masks` wrote: keep them beside the baseline, as .masks.npz.",
+        ),
     ] = None,
-    why: Annotated[str, typer.Option(help="Why these are accepted; kept in the file.")] = "",
+    why: Annotated[str, typer.Option(help="Why these results are accepted; the file keeps it.")] = "",
 ) -> None:
-    """Accept results: write them into the baseline, other artifacts in it stay."""
-
-    from u2export.benchmarks.gate.baseline import Baseline, differences, updated
-    from u2export.benchmarks.gate.saved_masks import SavedMasks, beside, rejudged
-    from u2export.benchmarks.report import Report
-
-    with _usage():
-        report = Report.load(results)
-        kept = SavedMasks.load(keep_masks) if keep_masks else None
-        report = rejudged(report, kept, None, CUT) if kept else report
-        old = Baseline.load(file) if file.exists() and not replace else None
-        free = any_device if any_device is not None else not any(row.latency.ns for row in report.rows)
-        new = updated(report, old, free, why)
-        new.save(file)
-        if kept:
-            kept.save(beside(file))
-    for change in differences(old, new) if old else ():
+    """Accept results: write them into the baseline; other artifacts in it stay."""
+    with _errors_exit_with_2():
+        _, changes = gating.update_baseline(
+            results, file, replace=replace, any_device=any_device, masks=save_masks, why=why
+        )
+    for change in changes:
         stderr().print("  ".join(change), markup=False)
     typer.echo(file)
 
 
 @baseline.command()
 def show(file: Annotated[Path, typer.Argument(help="Baseline.")], as_json: o.AsJson = False) -> None:
-    """Say what a baseline holds."""
-
+    """Show what a baseline holds."""
     from rich.table import Table
 
-    from u2export.benchmarks.gate.baseline import Baseline, told
-    from u2export.benchmarks.tables.columns import console
-
-    with _usage():
-        loaded = Baseline.load(file)
-    artifacts = told(loaded)
+    with _errors_exit_with_2():
+        loaded, artifacts = gating.described_baseline(file)
+    device = loaded.device.label if loaded.device else ""
     if as_json:
-        device = loaded.device.label if loaded.device else ""
         about = {"device": device, "photos": list(loaded.photos), "created": loaded.created, "why": loaded.why}
         typer.echo(o.shown({**about, "artifacts": artifacts}))
         return
@@ -186,9 +119,9 @@ def show(file: Annotated[Path, typer.Argument(help="Baseline.")], as_json: o.AsJ
     table = Table("artifact", *names, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name, values in artifacts.items():
         table.add_row(name, *(values.get(key, "–") for key in names))
-    console().print(table)
-    device = loaded.device.label if loaded.device else "any, in this arithmetic"
-    typer.echo(f"device: {device}\nphotos: {len(loaded.photos)}\naccepted: {loaded.created} {loaded.why}".rstrip())
+    wide().print(table)
+    where = device or "any, in this arithmetic"
+    typer.echo(f"device: {where}\nphotos: {len(loaded.photos)}\naccepted: {loaded.created} {loaded.why}".rstrip())
 
 
 @baseline.command()
@@ -196,12 +129,9 @@ def diff(
     old: Annotated[Path, typer.Argument(help="Baseline as it was.")],
     new: Annotated[Path, typer.Argument(help="Baseline as it is.")],
 ) -> None:
-    """Say what changed from one baseline to another, a line each."""
-
-    from u2export.benchmarks.gate.baseline import Baseline, differences
-
-    with _usage():
-        for artifact, what, then, now in differences(Baseline.load(old), Baseline.load(new)):
+    """Show what changed from one baseline to another, one line for each change."""
+    with _errors_exit_with_2():
+        for artifact, what, then, now in gating.baseline_changes(old, new):
             typer.echo(f"{artifact}  {what}  {then or '–'} -> {now or '–'}")
 
 
@@ -211,20 +141,12 @@ def trend(
         Path | None, typer.Option(help="Baseline that each run is judged against; the first run by default.")
     ] = None,
     policy: PolicyFile = None,
-    form: Annotated[TrendFormat, typer.Option("--format", help="term, json or markdown.")] = TrendFormat.term,
+    form: Annotated[str, o.choice(gating.TREND_FORMATS, "How trends are written.", "--format")] = "term",
 ) -> None:
-    """Say how artifacts fared from run to run: steady, new, sustained, recovered or flaky."""
-
-    from u2export.benchmarks.gate import trend as trends
-    from u2export.benchmarks.gate.baseline import Baseline
-    from u2export.benchmarks.gate.policy import Policy
-    from u2export.benchmarks.report import Report
-    from u2export.benchmarks.tables.columns import console
-
-    with _usage():
-        against = Baseline.load(baseline) if baseline else None
-        lines = trends.trend([Report.load(p) for p in results], against, Policy.load(policy) if policy else None)
-    if form is TrendFormat.term:
-        console().print(trends.terminal(lines))
+    """Show how artifacts did from run to run: steady, new, sustained, recovered or flaky."""
+    with _errors_exit_with_2():
+        lines = gating.trend(results, baseline, policy)
+    if form == "term":
+        wide().print(gating.trend_table(lines))
     else:
-        typer.echo(trends.render(lines, form.value), nl=False)
+        typer.echo(gating.trend_text(lines, form), nl=False)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from u2export.api import inspecting
 from u2export.commands import options as o
 from u2export.commands.console import stderr
 
 
+@o.grouped
 def golden(
-    weights: o.Weights = "u2netp",
-    out: o.Out = Path("golden"),
-    size: o.Size = "320",
-    resize: o.Resize = "bilinear",
+    network: o.Network, out: Annotated[Path, typer.Option(help="Folder for the vectors.")] = Path("golden")
 ) -> None:
     """Write a picture, its network input and the reference's mask, for a port to compare itself with stage by stage."""
-    from u2export.reference.golden import picture, write
-    from u2export.reference.source import Source
-
-    with stderr().status(f"reading {weights}"):
-        source = Source.open(weights, o.contract_of(size, resize))
-        d0 = source.predict(source.contract.tensor(picture(source.contract.channels)))[0, 0]
-        stamp = source.stamp("fp32", {})
-    print(write(source.contract, d0, stamp, out))
+    with stderr().status(f"reading {network.weights}"):
+        print(inspecting.golden(network.weights, out, size=network.size, resize=network.resize))

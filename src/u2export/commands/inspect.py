@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from u2export.api import inspecting
+from u2export.commands.console import stdout
 from u2export.commands.options import AsJson, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from u2export.exporters.model_file import ModelFile, Port
+    from u2export.api.inspecting import ModelFile, Port
 
 LONGEST = 100  # characters of a metadata value that are shown
 
@@ -27,13 +29,9 @@ def inspect(
     layers: Annotated[bool, typer.Option("--layers", help="List every convolution.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show operations, weights as stored, precision per layer, inputs, outputs and metadata of a model file."""
-    from u2export.exporters.inspection import inspect as look
-    from u2export.exporters.open import read_artifact
-
-    recorded = read_artifact(file) if _has_record(file) else None  # a file its record does not describe is refused
+    """Show operations, weights as stored, precision of each layer, inputs, outputs and metadata of a model file."""
+    found, recorded = inspecting.inspect(file)
     path = recorded.path if recorded else file
-    found = look(path)
     record: dict[str, Any] = recorded.to_json() if recorded else {}
     if as_json:
         print(shown({"path": str(path), **found.to_json(), "record": record}))
@@ -41,12 +39,6 @@ def inspect(
     print("\n".join(_lines(path, found, record)))
     if layers:
         _print_layers(found)
-
-
-def _has_record(file: Path) -> bool:
-    from u2export.exporters.trt.layer_table import is_table
-
-    return (file.suffix == ".json" and not is_table(file)) or file.with_name(file.name + ".json").is_file()
 
 
 def _lines(path: Path, found: ModelFile, record: Mapping[str, Any]) -> Iterator[str]:
@@ -74,7 +66,6 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _print_layers(found: ModelFile) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("convolution", "weight shape", "stored as", "reads", box=None, header_style="bold", pad_edge=False)
@@ -82,4 +73,4 @@ def _print_layers(found: ModelFile) -> None:
     for layer in found.layers:
         shape = "x".join(str(n) for n in layer.shape)
         table.add_row(layer.name, shape, layer.weight, layer.activation, f"{layer.bytes:,}")
-    Console().print(table)
+    stdout().print(table)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from u2export.commands.console import stderr
+from u2export.api import lower_precision
+from u2export.commands.console import stderr, stdout
 from u2export.commands.options import AsJson, Calib, shown
-from u2export.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
-    import onnx
-
-    from u2export.calibration.dataset import Calibration
-    from u2export.calibration.weak_layers import LayerDamage, WeakLayers
-    from u2export.reference.image import Contract
+    from u2export.api.lower_precision import LayerDamage, WeakLayers
 
 
 def lint(
@@ -24,62 +19,24 @@ def lint(
         str, typer.Argument(help="A name of `u2export weights list`, a .pth or .safetensors file, or an fp32 .onnx.")
     ],
     calib: Calib = None,
-    photos: Annotated[int, typer.Option(min=1, help="Look at so many of the calibration photos, evenly spread.")] = 16,
-    top: Annotated[int, typer.Option(min=1, help="Print so many layers, the worst first.")] = 10,
+    photos: Annotated[int, typer.Option(min=1, help="Number of calibration photos to look at, evenly spread.")] = 16,
+    top: Annotated[int, typer.Option(min=1, help="Number of layers to print, the worst first.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Name the layers that 8 bit or fp16 will break, the worst first; from the weights alone, or with photos."""
+    """Name the weak layers, which 8 bit or fp16 will break, from the weights alone or with photos."""
     with stderr().status(f"reading {model}"):
-        found = _lint(model, calib, photos)
+        found = lower_precision.weak_layers(model, calib=calib, photos=photos)
     if as_json:
         print(shown(found.to_json()))
     else:
         _show(found, top)
 
 
-def _lint(model: str, calib: Path | None, photos: int) -> WeakLayers:
-    if model.endswith(".onnx"):
-        from u2export.calibration.weak_layers import weak_layers_of_graph
-        from u2export.exporters.open import read_artifact
-
-        graph = _read(Path(model))
-        return weak_layers_of_graph(
-            graph, _photos(calib, read_artifact(Path(model)).contract, photos) if calib else None
-        )
-    from u2export.reference.source import Source
-
-    source = Source.open(model)  # says so where PyTorch is not installed, before anything imports it
-    from u2export.calibration.weak_layers import weak_layers
-
-    return weak_layers(source.model, _photos(calib, source.contract, photos) if calib else None)
-
-
-def _photos(calib: Path, contract: Contract, count: int) -> Calibration:
-    from u2export.calibration.dataset import Calibration
-
-    return Calibration.open(calib, contract).subset(count)
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        raise Unavailable("reading .onnx needs the onnx package", "pip install 'u2export[onnx]'") from None
-    try:
-        return onnx.load(path)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", "give a weights name or file, or an .onnx artifact") from None
-    except (DecodeError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not an ONNX file ({error})", "export or download it again") from None
-
-
 def _show(found: WeakLayers, top: int) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = stdout()
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("#", "layer", *(("dB at 8 bit",) if found.inputs else ("error at 8 bit",)), "bias", "problems"):
         table.add_column(title, justify="right" if title in ("#", "bias") or "8 bit" in title else "left")

@@ -1,107 +1,183 @@
-"""Options that several commands share, spelled once."""
+"""What commands share: groups of options, options with a few values, and how results are printed.
+
+A group is a dataclass whose fields are options. `grouped` replaces a parameter of such a type by the group's options,
+so each option stands in one place, whatever number of commands has it.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from u2export.api import exporting
+from u2export.commands.console import stderr
 from u2export.errors import UserError
-from u2export.reference.image import Contract
 
+Command = Callable[..., None]
+PRECISION_HELP = {
+    "fp32": "32-bit floating point.",
+    "fp16": "16-bit floating point.",
+    "int8": "8-bit integers; needs --calib.",
+    "w8a8": "8-bit weights and activations, experimental; needs --calib and --target ios17.",
+}
+
+
+def choice(values: Sequence[str], help: str, *names: str, **more: Any) -> Any:
+    """Return an option that takes one of the library's values; another value is a usage error."""
+
+    def parsed(text: str) -> str:
+        if text not in values:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(values)}.")
+        return text
+
+    return typer.Option(*names, parser=parsed, metavar="|".join(values), help=help, **more)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 Weights = Annotated[
     str,
-    typer.Option(help="A name of `u2export weights list`, random-u2net(p), or a .pth .safetensors .onnx file."),
+    typer.Option(help="A name of `u2export weights list`, random-u2net(p), or a .pth, .safetensors or .onnx file."),
 ]
-Out = Annotated[Path, typer.Option(help="Folder for the artifact and its record.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", help="Input size of the network in pixels.")]
-Resize = Annotated[str, typer.Option(help="bilinear (no anti-aliasing, as the author) or lanczos (as rembg).")]
+Resize = Annotated[
+    str, choice(exporting.RESIZES, "bilinear: without anti-aliasing, as the author does; lanczos: as rembg does.")
+]
 Calib = Annotated[
-    Path | None, typer.Option(help="Calibration photos: a folder, a manifest.json or an .npy file.", show_default=False)
+    Path | None,
+    typer.Option(help="Calibration photos: a folder, a manifest.json or an .npy file.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Fp32 = Annotated[bool, typer.Option("--fp32", help="32-bit floating point.")]
-Fp16 = Annotated[bool, typer.Option("--fp16", help="16-bit floating point.")]
-Int8 = Annotated[bool, typer.Option("--int8", help="8-bit integers; needs --calib.")]
 NoCondition = Annotated[
-    bool, typer.Option("--no-condition", help="Leave the network as it is; masks of lower precisions suffer badly.")
-]
-Mixed = Annotated[
-    bool,
-    typer.Option("--mixed", help="Beside --int8: keep the layers in float that matter most; published u2netp only."),
+    bool, typer.Option("--no-condition", help="Leave the network as it is; masks of lower precisions get much worse.")
 ]
 KeepFloat = Annotated[
     Path | None,
-    typer.Option(help="Beside --int8: layers to keep in float, a file of u2export sensitivity.", show_default=False),
+    typer.Option(help="With --int8: a file of `u2export sensitivity` that lists float layers.", show_default=False),
 ]
-Budget = Annotated[
-    str, typer.Option(help="Fidelity limits in place of the default ones, such as mae=0.003,iou_worst=0.97.")
-]
-
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Open TensorRT engines not built on this machine, from now on; native code!")
+    bool,
+    typer.Option(
+        "--trust",
+        help="Open TensorRT engines that other machines built, from now on. An engine is native code.",
+    ),
 ]
 
 
-def contract_of(size: str, resize: str) -> Contract:
-    """The image contract for `--size` and `--resize`.
+@dataclass(frozen=True)
+class Network:
+    """The options that say which network a command works on."""
 
-    Raises:
-        UserError: not a size, or out of range.
+    weights: Weights = "u2netp"
+    size: Size = "320"
+    resize: Resize = "bilinear"
+
+
+@dataclass(frozen=True)
+class Export(Network):
+    """The options of every export command."""
+
+    out: Annotated[Path, typer.Option(help="Folder for the artifact and its record.")] = Path("artifacts")
+    calib: Calib = None
+    no_condition: NoCondition = False
+    budget: Annotated[
+        str, typer.Option(help="Fidelity limits in place of the target's own, such as mae=0.003,iou_worst=0.97.")
+    ] = ""
+
+    def run(self, target: str, precision: str, /, **options: Any) -> exporting.Artifact:
+        """Export with these options and the target's own."""
+        with stderr().status("") as status:
+            return exporting.export(
+                target, precision, weights=self.weights, out=self.out, size=self.size, resize=self.resize,
+                calib=self.calib, condition=not self.no_condition, budget=self.budget, progress=status.update,
+                **options,
+            )  # fmt: skip
+
+
+def grouped(command: Command) -> Command:
+    """Replace parameters whose type is a dataclass by options, one for each field."""
+    return _with_options(command, {})
+
+
+def with_precisions(target: str, **more: str) -> Callable[[Command], Command]:
+    """Return a decorator: as `grouped`, and `precision` becomes one flag for each precision of the target.
+
+    Args:
+        target: a name in `exporting.PRECISIONS`; its first precision is the default.
+        more: help texts that differ from PRECISION_HELP, by precision.
     """
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", size.strip())
-    if not match:
-        raise UserError(f"--size {size!r} is not a size", "give N or HxW in pixels, such as 320 or 256x384")
-    height = int(match[1])
-    return Contract(height=height, width=int(match[2] or height), resize=resize)
+    texts = {**PRECISION_HELP, **more}
+    flags = {p: texts[p] for p in exporting.PRECISIONS[target] if p in texts}
+    return lambda command: _with_options(command, flags)
 
 
-def chosen(flags: dict[str, bool], default: str) -> str:
-    """The one precision whose flag was given, or the default.
+def _with_options(command: Command, flags: Mapping[str, str]) -> Command:
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters += _options(groups[parameter.name])
+        elif parameter.name == "precision" and flags:
+            parameters += [_flag(name, text) for name, text in flags.items()]
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hints[parameter.name]))
 
-    Raises:
-        UserError: more than one was given.
-    """
+    def run(**values: Any) -> None:
+        if flags:
+            values["precision"] = _chosen({name: values.pop(name) for name in flags})
+        made = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in groups.items()
+        }
+        command(**made, **values)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _options(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
+
+
+def _flag(name: str, text: str) -> inspect.Parameter:
+    annotation = Annotated[bool, typer.Option(f"--{name}", help=text)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+
+
+def _chosen(flags: dict[str, bool]) -> str:
+    """Return the one precision whose flag was given; empty for the default one."""
     given = [name for name, on in flags.items() if on]
     if len(given) > 1:
         raise UserError(f"--{' and --'.join(given)} exclude each other", "give one precision")
-    return given[0] if given else default
-
-
-def words(text: str) -> tuple[str, ...]:
-    """What an option lists between commas."""
-    return tuple(filter(None, (word.strip() for word in text.split(","))))
-
-
-def kept(path: Path | None) -> tuple[str, ...]:
-    """The layers that `--keep-float` lists; none without it.
-
-    Raises:
-        UserError: unreadable, or of another form.
-    """
-    if path is None:
-        return ()
-    from u2export.calibration.sensitivity import read_keep_float
-
-    return read_keep_float(path)
-
-
-def trust(paths: Iterable[Path]) -> None:
-    """Remember the TensorRT engines among artifacts as ones this machine may open."""
-    from u2export.exporters.open import read_artifact
-    from u2export.exporters.trt.engine import trust as remember
-    from u2export.exporters.trt.exporter import ENGINE
-
-    for path in paths:
-        if (engine := read_artifact(path).path).suffix == ENGINE:
-            remember(engine)
+    return given[0] if given else ""
 
 
 def shown(data: Any) -> str:
-    """JSON for standard output."""
-    import json
-
+    """Return JSON for standard output."""
     return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def show_artifact(artifact: exporting.Artifact, as_json: bool) -> None:
+    """Print an artifact's path, with a summary on standard error; or the whole record as JSON."""
+    if as_json:
+        print(shown({**artifact.to_json(), "path": str(artifact.path)}))
+        return
+    print(artifact.path)
+    digest = next(iter(artifact.files.values()))
+    lines = [f"  {artifact.size / 1e6:.2f} MB, sha256 {digest[:16]}…, {artifact.weights.label}"]
+    if f := artifact.fidelity:
+        lines.append(
+            f"  masks against PyTorch on {f['photos']} photos: MAE {f['mae']:.2g} (worst {f['mae_worst']:.2g}), "
+            f"IoU {f['iou']:.4f} (worst {f['iou_worst']:.4f})"
+        )
+    lines += [f"  note: {note}" for note in artifact.notes]
+    stderr().print("\n".join([*lines, f"  next: u2export bench {artifact.path} --images FOLDER"]), markup=False)

@@ -3,49 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from u2export.api import lower_precision
+from u2export.api.lower_precision import Point, Sensitivity
 from u2export.commands import options as o
 from u2export.commands.console import stderr
 from u2export.errors import UserError
-from u2export.reference.fidelity import parse_budget
-
-if TYPE_CHECKING:
-    from u2export.calibration.sensitivity import Point, Sensitivity
 
 
+@o.grouped
 def sensitivity(
+    network: o.Network,
     calib: Annotated[Path, typer.Option(help="Calibration photos: a folder, a manifest.json or an .npy file.")],
     images: Annotated[Path, typer.Option(help="Photos to measure masks on; not those of --calib.")],
-    weights: o.Weights = "u2netp",
     budget: Annotated[str, typer.Option(help="Fidelity limits to reach with the least float work.")] = "mae=0.0015",
     out: Annotated[Path, typer.Option(help="Folder for keep-float.json and pareto.png.")] = Path("artifacts"),
-    size: o.Size = "320",
-    resize: o.Resize = "bilinear",
-    scheme: Annotated[str, typer.Option(help="How the rest is quantised: as for ort or for trt.")] = "ort",
+    scheme: Annotated[
+        str, o.choice(lower_precision.SCHEMES, "How the other layers are quantised: as for ort or as for trt.")
+    ] = "ort",
     weight_bits: Annotated[int, typer.Option(help="8, or 7 for x86 processors without VNNI.")] = 7,
     photos: Annotated[
-        int, typer.Option(min=1, help="Measure on so many of --images; every third is held back to check the choice.")
+        int,
+        typer.Option(min=1, help="Number of photos to measure on; every third is held back to check the choice."),
     ] = 24,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Weigh layers by time saved on this machine, not by multiplications.")
+        bool,
+        typer.Option("--measure", help="Weigh layers by time saved on this machine, not by multiplications."),
     ] = False,
     no_condition: o.NoCondition = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Search the layers to keep in float, for use with --keep-float.
 
-    Runs some dozens of graphs on every photo, which takes a while. Of half as many photos again those are taken
-    of which the reference is surest.
+    The search runs some dozens of graphs on every photo, which takes a while. It reads half as many photos again as
+    --photos says, and takes those of which the reference is surest.
     """
-    from u2export.calibration.float_search import search_float_layers
-
-    with stderr().status(f"reading {weights}") as status:
-        found = search_float_layers(
-            weights, calib, images, parse_budget(budget), contract=o.contract_of(size, resize), scheme=scheme,
-            weight_bits=weight_bits, photos=photos, measured=measure, condition=not no_condition,
+    with stderr().status(f"reading {network.weights}") as status:
+        found = lower_precision.sensitivity(
+            calib, images, weights=network.weights, budget=budget, size=network.size, resize=network.resize,
+            scheme=scheme, weight_bits=weight_bits, photos=photos, measure=measure, condition=not no_condition,
             progress=status.update,
         )  # fmt: skip
     written = found.write(out)

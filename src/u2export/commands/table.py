@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from u2export.api import tables
+from u2export.commands.console import wide
+from u2export.commands.options import choice
 from u2export.errors import UserError
 from u2export.files import write_text
-
-
-class Format(str, Enum):
-    """How a table is written."""
-
-    term = "term"
-    md = "md"
-    csv = "csv"
-    html = "html"
 
 
 def table(
@@ -27,8 +20,8 @@ def table(
         typer.Argument(help="JSON files of `u2export bench --json` or `import`, published figures, folders of them."),
     ],
     form: Annotated[
-        Format, typer.Option("--format", help="For the terminal, Markdown, CSV, or an HTML page.")
-    ] = Format.term,
+        str, choice(tables.FORMATS, "For the terminal, Markdown, CSV, or an HTML page.", "--format")
+    ] = "term",
     overview: Annotated[
         bool, typer.Option("--overview", help="Markdown with one line for each device and artifact, in one table.")
     ] = False,
@@ -37,28 +30,20 @@ def table(
         Path | None, typer.Option(help="Put the overview between the table marks of this Markdown file.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Beside --into: change nothing, fail where the file is stale.")
+        bool, typer.Option("--check", help="With --into: change nothing, and fail where the file is stale.")
     ] = False,
 ) -> None:
-    """Render results as tables, each device's by itself; what others published stays apart and marked."""
-    from u2export.benchmarks.tables import columns as tables
-
+    """Show results as tables, one for each device; what others published stays apart and marked."""
     if check and not into:
         raise UserError("--check needs the file to check", "add --into FILE.md")
     reports = tables.gather(results)
     if into:
-        text = into.read_text(encoding="utf-8")
-        fresh = tables.inserted(text, tables.overview(reports), str(into))
-        if check and fresh != text:
-            raise UserError(f"the table in {into} is stale", "run the same command without --check")
-        if not check:
-            write_text(fresh, into)
-        typer.echo(into)
-    elif overview or out or form is not Format.term:
-        text = tables.overview(reports) if overview else tables.render(reports, form.value)
+        typer.echo(tables.update_overview(reports, into, check=check))
+    elif overview or out or form != "term":
+        text = tables.overview(reports) if overview else tables.tables_text(reports, form)
         if out:
             write_text(text, out)
         typer.echo(out or text, nl=bool(out))
     else:
         for report in tables.ordered(reports):
-            tables.console().print(tables.terminal(report))
+            wide().print(tables.report_table(report))

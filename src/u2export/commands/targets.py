@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from u2export.api import inspecting
+from u2export.commands.console import stdout
 from u2export.commands.options import AsJson, shown
 from u2export.errors import Unavailable
-from u2export.exporters import EXPORTERS
 
 
 def targets(as_json: AsJson = False) -> None:
-    """What this machine can export and run; where it cannot, why, and what to install."""
-    rows: list[dict[str, Any]] = [
-        {
-            "target": e.name,
-            "title": e.title,
-            "precisions": list(e.precisions),
-            "export": _state(e.missing()),
-            "run": _state(e.missing_runtime()),
-        }
-        for e in EXPORTERS.values()
-    ]
+    """Show what this machine can export and run; where it cannot, why, and what to install."""
+    found = inspecting.targets()
     if as_json:
+        rows = [
+            {"target": t.name, "title": t.title, "precisions": t.precisions, "export": _state(t.export),
+             "run": _state(t.run)}
+            for t in found
+        ]  # fmt: skip
         print(shown(rows))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("target", "precisions", "export", "run", box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(row["target"], " ".join(row["precisions"]), _cell(row["export"]), _cell(row["run"]))
-    Console().print(table)
+    for t in found:
+        table.add_row(t.name, " ".join(t.precisions), _cell(t.export), _cell(t.run))
+    stdout().print(table)
 
 
 def _state(problem: Unavailable | None) -> dict[str, str | bool]:
     return {"possible": True} if problem is None else {"possible": False, "why": problem.problem, "fix": problem.hint}
 
 
-def _cell(state: dict[str, str | bool]) -> str:
+def _cell(problem: Unavailable | None) -> str:
     from rich.markup import escape
 
-    if state["possible"]:
+    if problem is None:
         return "[green]yes[/]"
-    return f"[red]no[/]: {escape(str(state['why']))}\n    {escape(str(state['fix']))}"
+    return f"[red]no[/]: {escape(problem.problem)}\n    {escape(problem.hint)}"

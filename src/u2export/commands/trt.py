@@ -2,178 +2,156 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from u2export.api import tensorrt
+from u2export.api.exporting import CHOICES
 from u2export.commands import options as o
 from u2export.commands.console import stderr
-from u2export.commands.export import Placement, exported, show
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.trt.exporter import TensorRT
-from u2export.exporters.trt.recipe import SUFFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from u2export.exporters.trt.build import Options
-    from u2export.exporters.trt.layer_table import Table
-    from u2export.exporters.trt.recipe import Recipe
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-
-
-class Rest(str, Enum):
-    """What int8 leaves in floating point."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class Runtime(str, Enum):
-    """Who builds the engine."""
-
-    auto = "auto"
-    tensorrt = "tensorrt"
-    rtx = "rtx"
-
-
-class Typing(str, Enum):
-    """Who decides on precisions: the builder within the flags, or the graph."""
-
-    auto = "auto"
-    weak = "weak"
-    strong = "strong"
-
-
-RuntimeOption = Annotated[
-    Runtime, typer.Option(help="tensorrt (of a Jetson or GPU box) or rtx (builds without a GPU); auto: what is here.")
+RecipeFile = Annotated[
+    Path, typer.Argument(help="The .recipe.json that `u2export trt` wrote, with its .onnx beside it.")
 ]
-Target = Annotated[
-    str,
-    typer.Option(help="local, or GPU generations for rtx: sm75, or any of sm80,sm86,sm89,sm120 in one engine."),
-]
-TypingOption = Annotated[
-    Typing, typer.Option("--typing", help="weak (8.5 to 10): TensorRT chooses within the flags; strong (10, 11, rtx).")
-]
-Shapes = Annotated[
-    str, typer.Option(help="min,opt,max of a graph with free axes, as batches or NxCxHxW; memory grows with max.")
-]
-Workspace = Annotated[int, typer.Option(min=0, metavar="MIB", help="Scratch memory at most; 0: TensorRT's limit.")]
-Level = Annotated[int, typer.Option(min=-1, max=5, help="Builder's optimisation, 0 to 5; -1: TensorRT's own.")]
-TimingCache = Annotated[
-    Path | None, typer.Option(help="Kernel times to start from and to write: a second build is quick.")
-]
-VersionCompatible = Annotated[bool, typer.Option("--version-compatible", help="An engine for later versions too.")]
-HardwareCompatible = Annotated[
-    bool, typer.Option("--hardware-compatible", help="An engine for all GPUs from Ampere on; slower.")
-]
-Dla = Annotated[
-    int, typer.Option(min=-1, metavar="CORE", help="Accelerator core to prefer; tells how much fits on it.")
-]
-RecipeFile = Annotated[Path, typer.Argument(help="The .recipe.json that u2export trt wrote, its .onnx beside it.")]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """The options of a build that `trt` and `trt build` share."""
+
+    runtime: Annotated[
+        str,
+        o.choice(
+            tensorrt.RUNTIMES, "tensorrt: of a Jetson or GPU box; rtx: builds without a GPU; auto: what is installed."
+        ),
+    ] = "auto"
+    target: Annotated[
+        str,
+        typer.Option(help="local, or GPU generations for rtx: sm75, or any of sm80,sm86,sm89,sm120 in one engine."),
+    ] = "local"
+    typing: Annotated[
+        str,
+        o.choice(
+            tensorrt.TYPINGS,
+            "weak (8.5 to 10): TensorRT chooses within the flags; strong (10, 11, rtx): the graph decides.",
+        ),
+    ] = "auto"
+    shapes: Annotated[
+        str,
+        typer.Option(help="min,opt,max of a graph with free axes, as batches or NxCxHxW; memory grows with max."),
+    ] = ""
+
+    def options(self) -> tensorrt.BuildOptions:
+        """Return the same for the API."""
+        return tensorrt.BuildOptions(self.runtime, self.target, self.typing, self.shapes)
+
+
+@dataclass(frozen=True)
+class FullBuilder(Builder):
+    """All options of a build."""
+
+    workspace: Annotated[
+        int, typer.Option(min=0, metavar="MIB", help="Scratch memory at most; 0 for TensorRT's own limit.")
+    ] = 0
+    level: Annotated[
+        int, typer.Option(min=-1, max=5, help="The builder's optimisation, 0 to 5; -1 for TensorRT's own.")
+    ] = -1
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of kernel times to read and write; a second build is quick with it.")
+    ] = None
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Build an engine that later versions open too.")
+    ] = False
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Build an engine for all GPUs from Ampere on; slower.")
+    ] = False
+    dla: Annotated[
+        int,
+        typer.Option(min=-1, metavar="CORE", help="Accelerator core to prefer; the output says how much fits on it."),
+    ] = -1
+
+    def options(self) -> tensorrt.BuildOptions:
+        """Return the same for the API."""
+        return tensorrt.BuildOptions(
+            self.runtime, self.target, self.typing, self.shapes, self.workspace, self.level, self.timing_cache,
+            self.version_compatible, self.hardware_compatible, self.dla,
+        )  # fmt: skip
 
 
 @app.callback()
+@o.with_precisions("trt")
 def trt(
     context: typer.Context,
-    weights: o.Weights = "u2netp",
-    out: o.Out = Path("artifacts"),
-    size: o.Size = "320",
-    resize: o.Resize = "bilinear",
-    fp32: o.Fp32 = False,
-    fp16: o.Fp16 = False,
-    int8: o.Int8 = False,
+    common: o.Export,
+    precision: str,
     placement: Annotated[
-        Placement, typer.Option(help="Of int8's Q/DQ pairs: producer moves the least memory.")
-    ] = Placement.producer,
+        str,
+        o.choice(CHOICES["trt", "placement"], "With --int8: where Q/DQ pairs stand; producer moves the least memory."),
+    ] = "producer",
     rest: Annotated[
-        Rest, typer.Option(help="What int8 leaves in float: fp32 for every version, fp16 for TensorRT 10 and later.")
-    ] = Rest.fp32,
+        str,
+        o.choice(
+            CHOICES["trt", "rest"],
+            "With --int8: what the other layers are in; fp32 for every version, fp16 for TensorRT 10 and later.",
+        ),
+    ] = "fp32",
     keep_float: o.KeepFloat = None,
-    dynamic: Annotated[str, typer.Option(help="Free axes: any of batch,height,width; batch is advised.")] = "",
+    dynamic: Annotated[
+        str, typer.Option(help="Axes whose size stays free: any of batch,height,width; batch is advised.")
+    ] = "",
     prepare_only: Annotated[
-        bool, typer.Option("--prepare-only", help="Typed ONNX and recipe are all that is wanted from this machine.")
+        bool, typer.Option("--prepare-only", help="Write typed ONNX and recipe, and build nothing.")
     ] = False,
-    runtime: RuntimeOption = Runtime.auto,
-    target: Target = "local",
-    typing: TypingOption = Typing.auto,
-    shapes: Shapes = "",
-    calib: o.Calib = None,
-    no_condition: o.NoCondition = False,
-    budget: o.Budget = "",
+    builder: Builder = Builder(),
     as_json: o.AsJson = False,
 ) -> None:
     """Export typed ONNX for TensorRT (fp16 by default), then build the engine, where that can be done here."""
     if context.invoked_subcommand:
         _nothing_before(context)
         return
-    precision = o.chosen({"fp32": fp32, "fp16": fp16, "int8": int8}, "fp16")
-    exporter = TensorRT(placement.value, o.kept(keep_float), rest.value, o.words(dynamic))
-    targets = _targets(target)
-    reason = None if prepare_only else _hindrance(runtime, targets)
-    if reason and not isinstance(reason, Unavailable):
-        raise reason
-    contract = o.contract_of(size, resize)
-    made = exported(exporter, weights, out, contract, precision, calib, not no_condition, budget)
-    recipe = made.path.with_suffix(SUFFIX)
-    if prepare_only or reason or not as_json:
-        show(made, as_json)
+    options = builder.options()
+    options.check()
+    made = common.run("trt", precision, placement=placement, rest=rest, keep_float=keep_float, dynamic=dynamic)
+    recipe = tensorrt.recipe_of(made)
+    obstacle = None if prepare_only else _obstacle(options, recipe)
+    if prepare_only or obstacle or not as_json:
+        o.show_artifact(made, as_json)
     if not as_json:
         print(recipe)
-    if reason:
-        raise Unavailable(f"prepared, not built: {reason.problem}", reason.hint.replace("RECIPE", str(recipe)))
+    if obstacle:
+        raise Unavailable(f"prepared, not built: {obstacle.problem}", obstacle.hint)
     if not prepare_only:
-        from u2export.exporters.trt.build import Options
-
-        _build(recipe, out, runtime, Options(targets, typing.value), shapes, as_json)
+        _build(recipe, options, common.out, as_json)
 
 
 @app.command()
+@o.grouped
 def build(
     recipe: RecipeFile,
+    builder: FullBuilder,
     out: Annotated[Path | None, typer.Option(help="Folder for the engine; the recipe's by default.")] = None,
-    runtime: RuntimeOption = Runtime.auto,
-    target: Target = "local",
-    typing: TypingOption = Typing.auto,
-    shapes: Shapes = "",
-    workspace: Workspace = 0,
-    level: Level = -1,
-    timing_cache: TimingCache = None,
-    version_compatible: VersionCompatible = False,
-    hardware_compatible: HardwareCompatible = False,
-    dla: Dla = -1,
     as_json: o.AsJson = False,
 ) -> None:
-    """Build the engine of a recipe, and hold its layers' precisions against it."""
-    from u2export.exporters.trt.build import Options
-
-    options = Options(
-        _targets(target), typing.value, (), workspace, level, timing_cache, version_compatible, hardware_compatible, dla
-    )
-    if problem := _hindrance(runtime, options.targets):
-        raise problem
-    _build(recipe, out or recipe.parent, runtime, options, shapes, as_json)
+    """Build the engine of a recipe, and compare the precisions of its layers with the recipe."""
+    _build(recipe, builder.options(), out, as_json)
 
 
 @app.command()
 def check(
     recipe: RecipeFile,
     table: Annotated[Path, typer.Argument(help="JSON of trtexec --exportLayerInfo, or a build log.")],
-    weak: Annotated[bool, typer.Option("--weak", help="It was built with the flags --fp16 or --int8.")] = False,
+    weak: Annotated[bool, typer.Option("--weak", help="The engine was built with the flags --fp16 or --int8.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Hold the layer table of an engine built with trtexec against its recipe; a silent fallback is an error."""
-    from u2export.exporters.trt.build import check_precisions
-    from u2export.exporters.trt.layer_table import Comparison, read
-    from u2export.exporters.trt.recipe import Recipe
-
-    wanted, _ = Recipe.read(recipe)
-    found = read(table)
-    comparison = Comparison(wanted.layers, found.precisions(wanted.layers), weak, wanted.islands)
-    check_precisions(comparison)
+    """Compare the layer table of an engine built with trtexec with its recipe; a silent fallback is an error."""
+    found, comparison = tensorrt.check(recipe, table, weak=weak)
     if as_json:
         print(o.shown({"table": found.to_json(), "precisions": comparison.to_json()}))
         return
@@ -184,35 +162,23 @@ def check(
 def cache(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option(help="File to write.")],
-    tensorrt: Annotated[
-        str, typer.Option(help="TensorRT's version, such as 8.6.2; that of the package here by default.")
+    version: Annotated[
+        str,
+        typer.Option("--tensorrt", help="TensorRT's version, such as 8.6.2; that of the package here by default."),
     ] = "",
 ) -> None:
     """Write a calibration cache with the recipe's scales, for implicit INT8 of TensorRT up to 10 (DLA needs it)."""
-    from u2export.exporters.trt.build import installed, load
-    from u2export.exporters.trt.recipe import Recipe, write_calibration_cache
-
-    if not tensorrt and "tensorrt" not in installed():
-        raise Unavailable("no TensorRT here to ask its version of", "give --tensorrt 8.6.2, that of the device")
-    write_calibration_cache(Recipe.read(recipe)[0], tensorrt or str(load("tensorrt").__version__), out)
-    print(out)
+    print(tensorrt.calibration_cache(recipe, out, tensorrt=version))
 
 
 @app.command()
-def trust(
-    engine: Annotated[Path, typer.Argument(help="An engine built on another machine.")],
-) -> None:
-    """Let this machine open a foreign engine from now on; engines are native code, so know where it comes from."""
-    from u2export.exporters.trt.engine import trust as remember
-
-    if not engine.is_file():
-        raise UserError(f"no such file: {engine}", "give an .engine")
-    remember(engine)
-    print(engine)
+def trust(engine: Annotated[Path, typer.Argument(help="An engine built on another machine.")]) -> None:
+    """Let this machine open a foreign engine from now on. An engine is native code: know where it comes from."""
+    print(tensorrt.trust(engine))
 
 
 def _nothing_before(context: typer.Context) -> None:
-    """Options of the export mean nothing to a sub-command."""
+    """Refuse options of the export before a sub-command, where they have no effect."""
     given = [
         p.opts[0]
         for p in context.command.params
@@ -222,42 +188,21 @@ def _nothing_before(context: typer.Context) -> None:
         raise UserError(f"{given[0]} before {context.invoked_subcommand} has no effect", "put it behind")
 
 
-def _targets(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(o.words(text.lower())))
-    if not found:
-        raise UserError("--target names nothing", "give local, or such as sm86")
-    return found
-
-
-def _hindrance(runtime: Runtime, targets: tuple[str, ...]) -> UserError | None:
-    """Why no engine can be built here."""
-    from u2export.exporters.trt.build import choose, devices, load
-
+def _obstacle(options: tensorrt.BuildOptions, recipe: Path) -> Unavailable | None:
+    """Return why no engine can be built here, with the command for a machine that can."""
     try:
-        load(choose(runtime.value, targets, bool(devices())))
-    except UserError as error:
-        return error
+        tensorrt.builder(options, recipe)
+    except Unavailable as reason:
+        return reason
     return None
 
 
-def _build(recipe_file: Path, out: Path, runtime: Runtime, options: Options, shapes: str, as_json: bool) -> None:
-    from dataclasses import replace
-
-    from u2export.exporters.open import read_artifact
-    from u2export.exporters.trt.build import build as build_engine
-    from u2export.exporters.trt.build import choose, devices, load, parse_shapes
-    from u2export.exporters.trt.exporter import save_engine
-    from u2export.exporters.trt.recipe import Recipe
-
-    recipe, graph = Recipe.read(recipe_file)
-    options = replace(options, shapes=parse_shapes(shapes, recipe))
-    name = choose(runtime.value, options.targets, bool(devices()))
-    _advise(name, recipe)
-    with stderr().status(f"building {graph.name} with {name}") as status:
-        built = build_engine(
-            load(name), graph, recipe, options, lambda phase, done, total: status.update(f"{phase}: {done}/{total}")
+def _build(recipe: Path, options: tensorrt.BuildOptions, out: Path | None, as_json: bool) -> None:
+    with stderr().status("") as status:
+        engine = tensorrt.build(
+            recipe, options, out=out, progress=lambda phase, done, total: status.update(f"{phase}: {done}/{total}")
         )
-    artifact = save_engine(built, read_artifact(graph), recipe, options, out)
+    artifact, built = engine.artifact, engine.built
     if as_json:
         print(o.shown({**artifact.to_json(), "path": str(artifact.path)}))
         return
@@ -272,14 +217,7 @@ def _build(recipe_file: Path, out: Path, runtime: Runtime, options: Options, sha
     stderr().print("\n".join(lines), markup=False)
 
 
-def _advise(runtime: str, recipe: Recipe) -> None:
-    if runtime == "rtx" and recipe.precision == "int8":
-        stderr().print("[yellow]note:[/] on RTX fp16 is advised: its int8 convolutions move more memory than fp16 ones")
-
-
-def _confirmed(table: Table, got: Mapping[str, str]) -> str:
-    from collections import Counter
-
+def _confirmed(table: tensorrt.LayerTable, got: Mapping[str, str]) -> str:
     counts = ", ".join(f"{n} {name}" for name, n in Counter(got.values()).most_common())
     return (
         f"convolutions in {counts}, as asked for; {len(table.layers)} layers, {table.traffic / 1e6:.0f} MB moved a run"

@@ -1,0 +1,129 @@
+"""Verdicts as text: for the terminal, and as JUnit, JSON, Markdown and GitHub annotations."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from xml.etree import ElementTree
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from u2export.benchmarks.gate.verdicts import Finding, Judgement, Verdicts
+from u2export.benchmarks.tables.markdown import escaped, table
+
+FORMATS = ("term", "junit", "json", "markdown", "github")
+COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
+SHOWN = ("mean mae", "worst mae", "mean iou", "worst iou", "worst boundary_f", "collapse", "latency", "size")
+SHORT = {"mean mae": "MAE", "worst mae": "worst", "mean iou": "IoU", "worst iou": "worst",
+         "worst boundary_f": "b. F worst", "collapse": "area", "latency": "time", "size": "size"}  # fmt: skip
+
+
+def headline(verdicts: Verdicts) -> str:
+    """Return the outcome in one line."""
+    counts = Counter(j.verdict for j in verdicts.judgements)
+    told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    return f"{verdicts.outcome}: {told} ({verdicts.photos} photos)"
+
+
+def terminal(verdicts: Verdicts) -> RenderableType:
+    """Return a table for rich, and below it the reasons of every artifact that did not pass.
+
+    The table shows losses against the accepted state, and ratios for area, time and size.
+    """
+    used = [m for m in SHOWN if any(f.measure == m for j in verdicts.judgements for f in j.findings)]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid.add_column("artifact", overflow="fold")
+    grid.add_column("verdict")
+    for measure in used:
+        grid.add_column(SHORT[measure], justify="right")
+    for judgement in verdicts.judgements:
+        found = {f.measure: f for f in judgement.findings}
+        colour = COLOURS[judgement.verdict]
+        grid.add_row(judgement.artifact, Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used))
+    notes = [
+        Text.assemble((f"{j.artifact}: ", "bold"), f"{f.title}: {f.text}")
+        for j in verdicts.judgements
+        if j.verdict != "pass"
+        for f in j.reasons
+    ]
+    return Group(grid, Text(), *notes, Text(headline(verdicts), style="bold"))
+
+
+def _cell(finding: Finding | None) -> Text:
+    if finding is None or finding.value is None:
+        return Text("–", style="dim")
+    return Text(_number(finding), style=COLOURS[finding.verdict] if finding.verdict != "pass" else "")
+
+
+def _number(finding: Finding) -> str:
+    ratio = finding.measure in ("collapse", "latency", "size")
+    return f"{finding.value:.3f}" if ratio else f"{finding.value:+.5f}"
+
+
+def junit(verdicts: Verdicts) -> str:
+    """Return JUnit XML, with a test case for each measure of each artifact.
+
+    An inconclusive or new finding is a skipped test case, unless the policy counts it as a failure.
+    """
+    suite = ElementTree.Element("testsuite", name="u2export check")
+    counts: Counter[str] = Counter()
+    for judgement in verdicts.judgements:
+        for finding in judgement.findings:
+            case = ElementTree.SubElement(suite, "testcase", classname=judgement.artifact, name=finding.title, time="0")
+            outcome = verdicts.policy.verdicts.get(finding.verdict, finding.verdict)
+            if outcome == "fail":
+                ElementTree.SubElement(case, "failure", message=finding.text, type=finding.verdict)
+            elif finding.verdict != "pass":
+                outcome = "skipped"
+                ElementTree.SubElement(case, "skipped", message=f"{finding.verdict}: {finding.text}")
+            counts[outcome] += 1
+    told = {"tests": counts.total(), "failures": counts["fail"], "errors": 0, "skipped": counts["skipped"]}
+    suite.attrib.update({name: str(number) for name, number in told.items()})
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def as_json(verdicts: Verdicts) -> str:
+    """Return all findings as JSON."""
+    return json.dumps(verdicts.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def markdown(verdicts: Verdicts) -> str:
+    """Return GitHub Markdown: a table, and the reasons of every artifact that did not pass."""
+    rows = []
+    for judgement in verdicts.judgements:
+        found = {f.measure: f for f in judgement.findings}
+        rows.append([judgement.artifact, judgement.verdict, *(_cell(found.get(m)).plain for m in SHOWN)])
+    titles = ("artifact", "verdict", *(SHORT[m] for m in SHOWN))
+    lines = [f"**{headline(verdicts)}**", "", table(titles, rows, "ll" + "r" * len(SHOWN))]
+    told = [(j.artifact, f) for j in verdicts.judgements for f in j.reasons if j.verdict != "pass"]
+    lines += ["", *(f"- {escaped(artifact)}: {f.title}: {escaped(f.text)}" for artifact, f in told)] if told else []
+    return "\n".join(lines) + "\n"
+
+
+def github(verdicts: Verdicts) -> str:
+    """Return GitHub workflow commands: an annotation for each reason of each artifact that did not pass."""
+    lines = []
+    for judgement in verdicts.judgements:
+        outcome = verdicts.counts_as(judgement)
+        level = {"fail": "error", "inconclusive": "warning", "pass": "notice"}[outcome]
+        if judgement.verdict != "pass":
+            lines += [_annotation(level, judgement, finding) for finding in judgement.reasons]
+    return "\n".join([*lines, headline(verdicts)]) + "\n"
+
+
+def _annotation(level: str, judgement: Judgement, finding: Finding) -> str:
+    title = _escaped(f"{judgement.artifact}: {finding.title}").replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={title}::{_escaped(finding.text)}"
+
+
+def _escaped(text: str) -> str:
+    """Escape data of a workflow command as GitHub's toolkit (actions/toolkit, core/src/command.ts) does."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def render(verdicts: Verdicts, form: str) -> str:
+    """Return the verdicts as text in one of FORMATS except "term"."""
+    return {"junit": junit, "json": as_json, "markdown": markdown, "github": github}[form](verdicts)

@@ -1,0 +1,189 @@
+"""A whole bench, from the names of files to the results on disk. The Python API and the command line call it.
+
+This module stands above the rooms: it reads the artifacts and the photos, has them measured (`measuring`), saves the
+masks (`gate`) and draws the contact sheet (`tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.ground_truth import find_masks
+from u2export.benchmarks.measuring.judging import Judged
+from u2export.benchmarks.measuring.machine import Machine
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan, Progress, settings
+from u2export.benchmarks.report import Report
+from u2export.errors import UserError
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.open import read_artifact
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What a bench shall measure and what it shall write, in plain values. The options of `u2export bench` equal these.
+
+    Attributes:
+        artifacts: the artifacts to measure: exported models, their .json records, or opened artifacts.
+        images: folder of photos, or one photo. Calibration photos do not belong here.
+        masks: folder of ground-truth masks with the stems of the photos; adds maxF, MAE and S to the rows.
+        limit: the most photos to use, spread evenly over the folder; 0 for all.
+        tier: "quick", "normal" or "official": how many samples, seconds and rounds each row gets (`TIERS`).
+        samples: least number of samples of each row; None for the tier's own.
+        seconds: least time of each row in seconds; None for the tier's own.
+        rounds: number of turns that each row gets; None for the tier's own.
+        threads: threads of each runtime; 0 for one on each processor.
+        scenario: "latency" for one picture at a time, "throughput" for pictures in batches and streams.
+        batch: pictures in one inference; more than one only for throughput.
+        streams: inferences at the same time; more than one only for throughput.
+        sustained: seconds that each row runs alone after the rounds; 0 for no such run.
+        cooldown: seconds of rest before each sustained run.
+        arithmetics: "all" for a row in each arithmetic in which the machine can run an artifact, "default" for one row.
+        device: "local", or "ssh://user@host:port" for another machine.
+        device_python: Python on the other machine, with numpy, Pillow and the runtime.
+        ssh_config: configuration file of ssh in place of the user's own.
+        timeout: seconds to wait for one answer of a runtime.
+        reference: what the masks are compared with: "auto" (PyTorch where torch and the weights are present, or else
+            an fp32 ONNX artifact), "pytorch", a weights file, an artifact, or an .npz of reference maps.
+        baseline_row: name of the row that speed-ups are relative to; empty for the reference, or else the first row.
+        latency: whether the rows are timed; without it only the masks are compared.
+        strict: whether a photo that cannot be read is an error; otherwise the report counts it as broken.
+        trust: whether TensorRT engines that were built on another machine may be opened here, from now on. An engine
+            holds native code.
+        json: file to write the report to, after every step.
+        resume: whether to continue the interrupted report in `json`; a missing file starts a new report.
+        contact_sheet: PNG to draw of photos, masks and differences.
+        sheet_photos: photos on the contact sheet, the worst ones first.
+        save_reference: .npz to write the reference's maps to, for a machine without PyTorch.
+        keep_masks: .npz to write the masks of all rows to, for the gate.
+    """
+
+    artifacts: Sequence[Path | Artifact]
+    images: Path
+    masks: Path | None = None
+    limit: int = 0
+    tier: str = "quick"
+    samples: int | None = None
+    seconds: float | None = None
+    rounds: int | None = None
+    threads: int = 0
+    scenario: str = "latency"
+    batch: int = 1
+    streams: int = 1
+    sustained: float = 0.0
+    cooldown: float = 60.0
+    arithmetics: str = "all"
+    device: str = "local"
+    device_python: str = "python3"
+    ssh_config: Path | None = None
+    timeout: float = 300.0
+    reference: str | Path = "auto"
+    baseline_row: str = ""
+    latency: bool = True
+    strict: bool = False
+    trust: bool = False
+    json: Path | None = None
+    resume: bool = False
+    contact_sheet: Path | None = None
+    sheet_photos: int = 6
+    save_reference: Path | None = None
+    keep_masks: Path | None = None
+
+
+def bench(
+    request: BenchRequest,
+    saved: Callable[[Report], None] = lambda report: None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Report:
+    """Measure artifacts, and write the files that the request names.
+
+    Args:
+        request: what to measure and what to write.
+        saved: receives the report after every step. The report that it received last is what an interruption leaves.
+        progress: receives the stage, the steps done and the steps in all.
+
+    Returns:
+        The complete report.
+
+    Raises:
+        UserError: a file or a folder is missing or damaged, no photo can be read, the reference does not fit, an option
+            has no valid value, the results to resume are of another bench, the machine cannot be reached, or a file
+            cannot be written.
+    """
+    if request.resume and not request.json:
+        raise UserError("a bench resumes from the results of an earlier run", "name the file of these results")
+    plan = _plan(request)
+    earlier = Report.load(request.json) if request.resume and request.json and request.json.exists() else None
+
+    def save(report: Report) -> None:
+        saved(report)
+        if request.json:
+            report.save(request.json)
+
+    def use_maps(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
+        _write_pictures(request, report, photos, judged)
+
+    return measure(plan, save, progress, earlier, use_maps)
+
+
+def _plan(request: BenchRequest) -> Plan:
+    artifacts = [a if isinstance(a, Artifact) else read_artifact(a) for a in request.artifacts]
+    if not artifacts:
+        raise UserError("there is no artifact to measure", "name at least one exported model")
+    if request.trust:
+        _trust(artifacts)
+    photos = photos_in(request.images, request.limit, arrays=any(a.contract.channels not in (1, 3) for a in artifacts))
+    return Plan(
+        artifacts,
+        photos,
+        masks=find_masks(request.masks, list(photos.values())) if request.masks else {},
+        settings=settings(
+            request.tier, request.samples, request.seconds, request.rounds, request.threads, scenario=request.scenario,
+            batch=request.batch, streams=request.streams, sustained=request.sustained,
+            cooldown=request.cooldown if request.sustained else 0,
+        ),
+        arithmetics=request.arithmetics,
+        reference=str(request.reference),
+        baseline=request.baseline_row,
+        timeout=request.timeout,
+        latency=request.latency,
+        strict=request.strict,
+        save_reference=request.save_reference,
+        all_maps=bool(request.contact_sheet or request.keep_masks),
+        machine=_machine(request),
+    )  # fmt: skip
+
+
+def _trust(artifacts: Sequence[Artifact]) -> None:
+    from u2export.exporters.trt.engine_file import ENGINE
+    from u2export.exporters.trt.trust import trust
+
+    for artifact in artifacts:
+        if artifact.path.suffix == ENGINE:
+            trust(artifact.path)
+
+
+def _machine(request: BenchRequest) -> Machine | None:
+    """The machine that `device` names; None for this machine."""
+    if request.device == "local":
+        return None
+    from u2export.benchmarks.measuring.ssh import SshMachine, address
+
+    return SshMachine(address(request.device), request.device_python, request.ssh_config)
+
+
+def _write_pictures(
+    request: BenchRequest, report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]
+) -> None:
+    """Write the files that are made of maps, while the maps exist."""
+    if request.keep_masks:
+        from u2export.benchmarks.gate.saved_masks import SavedMasks
+
+        SavedMasks.of(report, judged).save(request.keep_masks)
+    if request.contact_sheet:
+        from u2export.benchmarks.tables.contact_sheet import draw
+
+        draw(report, photos, judged, request.contact_sheet, request.sheet_photos)

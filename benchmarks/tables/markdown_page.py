@@ -1,0 +1,86 @@
+"""Reports as Markdown: a table for each device, one table of all devices, and a table inside a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+from u2export.benchmarks.report import Report
+from u2export.benchmarks.tables import markdown
+from u2export.benchmarks.tables.columns import Table, table_of
+from u2export.benchmarks.tables.gather import is_published, ordered
+from u2export.benchmarks.tables.legend import LEGEND, about, codes, facts, sources
+from u2export.errors import UserError
+
+# What a reader compares devices by. The table of one device shows the rest.
+OVERVIEW = ("artifact", "runs as", "unit", "by", "MAE", "MAE worst", "IoU worst", "p50 ms", "p90 ms", "speed-up", "MB",
+            "peak MB", "load ms", "note")  # fmt: skip
+# Published figures have no mask, and they rarely say which statistic a time is.
+OVERVIEW_PUBLISHED = ("artifact", "runs as", "unit", "p50 ms", "peak MB", "note")
+BEGIN, END = "<!-- table: begin", "<!-- table: end -->"
+
+
+def page(reports: Sequence[Report]) -> str:
+    """Return one table for each device; figures that others published stand last."""
+    return "\n\n".join(_section(table_of(report)) for report in ordered(reports)) + "\n"
+
+
+def _section(table: Table) -> str:
+    titles = [column.title for column in table.columns]
+    return f"{markdown.table(titles, table.rows, _align(table))}\n\n{_list(about(table))}"
+
+
+def overview(reports: Sequence[Report]) -> str:
+    """Return one table of all devices, and below it, apart, one table of what others published."""
+    ours = [table_of(report, OVERVIEW) for report in reports if not is_published(report)]
+    theirs = [table_of(report, OVERVIEW_PUBLISHED) for report in reports if is_published(report)]
+    parts = [_measured(ours) if ours else "Nothing has been measured yet."]
+    if theirs:
+        parts += ["Published by others, not measured by this project:", _published(theirs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(tables: Sequence[Table]) -> str:
+    titles = [column.title for column in tables[0].columns]
+    notes = chain.from_iterable(facts(table.report) for table in tables)
+    return f"{_by_device(titles, tables)}\n\n{_list((*notes, LEGEND, *codes(tables)))}"
+
+
+def _published(tables: Sequence[Table]) -> str:
+    # The titles do not call a time the median, because the figures are of several kinds.
+    titles = [column.title.replace("p50 ms", "ms") for column in tables[0].columns]
+    notes = chain.from_iterable(sources(table.report.rows) for table in tables)
+    return f"{_by_device(titles, tables)}\n\n{_list((*notes, *codes(tables)))}"
+
+
+def _by_device(titles: Sequence[str], tables: Sequence[Table]) -> str:
+    """Return the tables of several devices as one table; its first column names the device."""
+    rows = [(table.report.device.model or table.report.device.cpu, *cells) for table in tables for cells in table.rows]
+    return markdown.table(("device", *titles), rows, "l" + _align(tables[0]))
+
+
+def _align(table: Table) -> str:
+    return "".join("r" if column.right else "l" for column in table.columns)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown.escaped(line)}" for line in dict.fromkeys(lines))
+
+
+def inserted(text: str, table: str, where: str) -> str:
+    """Return the text of a page with the table between its two marks.
+
+    Args:
+        text: the page.
+        table: what to put between the marks; it replaces what stands there.
+        where: the name of the page, for the error.
+
+    Raises:
+        UserError: a mark is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    mark, closing, rest = rest.partition("-->\n")
+    _, end, after = rest.partition(END)
+    if not (begin and closing and end):
+        raise UserError(f"{where} has no place for a table", f"put the lines {BEGIN} --> and {END} where it belongs")
+    return f"{before}{begin}{mark}{closing}\n{table}\n{end}{after}"

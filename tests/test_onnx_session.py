@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from u2export.errors import UserError
+from u2export.reference.onnx_file import check_onnx, read_onnx
+from u2export.reference.onnx_session import open_graph, open_session, profiled, run, timed_session, write_ort_format
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+X = np.ones((1, 3, 32, 48), np.float32)
+
+
+def test_a_file_a_graph_and_the_runtimes_own_format_agree(tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
+    path = tiny("first.onnx", 1.0)
+    write_ort_format(read_onnx(path), tmp_path / "first.ort")
+    sessions = [open_session(path), open_session(path, threads=1, optimise=False), open_graph(read_onnx(path))]
+    want, *others = (s.run(None, {"image": X})[0] for s in (*sessions, open_session(tmp_path / "first.ort")))
+    for got in others:
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"", b"noise", b"\x08\x07"])
+def test_what_is_no_onnx_is_refused_in_one_way(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not an ONNX file"):
+        read_onnx(path)
+    with pytest.raises(UserError, match=r"ONNX Runtime .* cannot open"):
+        open_session(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_onnx(tmp_path / "none.onnx")
+    with pytest.raises(UserError, match="not an ONNX file"):
+        read_onnx(tmp_path)
+
+
+def test_weights_that_lie_in_another_file(tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
+    path, model = tmp_path / "apart.onnx", read_onnx(tiny("first.onnx", 1.0))
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, path, save_as_external_data=True, location="apart.bin", size_threshold=0)
+    assert read_onnx(path).graph.initializer[0].raw_data
+    (tmp_path / "apart.bin").unlink()
+    with pytest.raises(UserError, match="weights lie in another file"):
+        read_onnx(path)
+
+
+def test_an_invalid_graph_is_named(tiny: Callable[[str, float], Path]) -> None:
+    model = read_onnx(tiny("first.onnx", 1.0), shapes=True)
+    assert [v.name for v in model.graph.value_info] == ["sum"]
+    check_onnx(model, "it", "", full=True)
+    model.graph.node[0].op_type = "Convolve"
+    with pytest.raises(UserError, match="it is not valid ONNX: No Op registered for Convolve"):
+        check_onnx(model, "it", "")
+
+
+def test_profiles(tiny: Callable[[str, float], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny("first.onnx", 1.0)
+    events = profiled(read_onnx(path), X, runs=3)
+    kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith("_kernel_time")]
+    assert len(kernels) >= 3 and all(e["dur"] >= 0 for e in kernels)
+
+    def unreadable(text: str) -> None:
+        raise json.JSONDecodeError("cut short", text, 0)
+
+    monkeypatch.setattr("u2export.reference.onnx_session.json.loads", unreadable)
+    session, opening = timed_session(path, "CPUExecutionProvider", 1)
+    assert opening == {} and session.run(None, {"image": X})
+
+
+def test_tensors_inside(tiny: Callable[[str, float], Path]) -> None:
+    model = read_onnx(tiny("first.onnx", 1.0))
+    found = [values[0].item(0) for values in run(model, [X, 2 * X], ["mask"])]
+    assert found == pytest.approx([1 / (1 + np.exp(-1.25)), 1 / (1 + np.exp(-2.5))])
+    with pytest.raises(UserError, match="no photos"):
+        list(run(model, [], ["mask"]))

@@ -1,0 +1,92 @@
+"""The skeleton of the studies, and the studies that need no artifact."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from u2export.benchmarks.studies import __main__ as entry
+from u2export.benchmarks.studies import gate_coverage
+from u2export.benchmarks.studies.photo_sets import folders
+from u2export.benchmarks.studies.study import COMMAND, Pages, repeats
+from u2export.errors import UserError
+
+HELPERS = {"__init__", "__main__", "faults", "graph_surgery", "photo_sets", "slowed", "study"}
+
+
+def test_every_study_can_be_named() -> None:
+    room = {path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py")}
+    assert room - HELPERS == set(entry.NAMES)
+
+
+@pytest.mark.parametrize("name", entry.NAMES)
+def test_studies_share_a_skeleton(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_spec("onnx") is None or find_spec("torch") is None:
+        pytest.skip("a study imports the exporters")
+    found = entry.study(name)
+    assert found.name == name and found.about.endswith((".", "?"))
+    with pytest.raises(SystemExit):
+        found.main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"{COMMAND} {name}" in shown and f"{found.stem}.json" in shown
+
+
+def test_unknown_studies_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["gate"]) == 1
+    assert "there is no study 'gate'" in capsys.readouterr().err
+    assert entry.main([]) == 0 and "gate_coverage" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is not NAME=FOLDER"):
+        folders(["horses"])
+
+
+def test_the_line_that_repeats_a_study_has_no_path_of_this_machine(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("sets", nargs="+")
+    parser.add_argument("--calib", type=Path, required=True)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--photos", type=int, default=22)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1])
+    parser.add_argument("--shipped", action="store_true")
+    words = [f"a={tmp_path}", "--calib", str(tmp_path), "--keep", str(tmp_path / "k.txt"), "--counts", "2", "3"]
+    line = repeats("x", parser, parser.parse_args([*words, "--shipped"]))
+    assert line == f"{COMMAND} x a=FOLDER --calib FOLDER --keep k.txt --counts 2 3 --shipped"
+    assert repeats("x", parser, parser.parse_args(["a=b", "--calib", "c"])) == f"{COMMAND} x a=FOLDER --calib c"
+
+
+def test_pages_resume_only_the_same_inputs(tmp_path: Path) -> None:
+    pages = Pages(tmp_path, "x", "again")
+    assert pages.resumed({"size": 1}) is None
+    pages.publish({"size": 1, "rows": [2]}, "page\n")
+    assert pages.resumed({"size": 1}) == {"size": 1, "rows": [2]} and (tmp_path / "x.md").read_text() == "page\n"
+    with pytest.raises(UserError, match=r"other inputs \(size\)"):
+        pages.resumed({"size": 2})
+
+
+def test_gate_coverage_with_few_simulations(tmp_path: Path) -> None:
+    words = ["--runs", "40", "--photos", "4", "--rounds", "6", "--out", str(tmp_path)]
+    assert gate_coverage.STUDY.main(words) in (0, 1)
+    data = json.loads((tmp_path / "coverage.json").read_text())
+    assert len(data["losses"]) == len(gate_coverage.LOSSES) and data["runs"] == 40
+    assert data["rerun"] == f"{COMMAND} gate_coverage --runs 40 --photos 4 --rounds 6 --out FOLDER"
+    assert "| lognormal, sigma 1 | 4 |" in (tmp_path / "coverage.md").read_text()
+
+
+def test_the_committed_coverage_is_what_the_intervals_claim() -> None:
+    data = json.loads((ROOT / "benchmarks" / "results" / "gate" / "coverage.json").read_text())
+    assert data["runs"] >= 10_000 and data["confidence"] == 0.95
+    wanted = {(name, n) for name in ("normal", "lognormal, sigma 1") for n in (4, 8, 18, 30)}
+    assert wanted <= {(row["losses"], row["photos"]) for row in data["losses"]}
+    assert all(row["covered"] >= 0.93 for row in [*data["losses"], *data["times"]])
+
+
+def test_committed_pages_name_the_command_that_made_them() -> None:
+    results = ROOT / "benchmarks" / "results"
+    texts = {path: path.read_text(encoding="utf-8") for path in (*results.rglob("*.md"), *results.rglob("*.json"))}
+    assert not [path for path, text in texts.items() if "python -m u2export" in text]
+    named = {word for text in texts.values() for word in text.replace("`", " ").split() if word in entry.NAMES}
+    assert named >= set(entry.NAMES) - {"coreml_fidelity", "trt_fidelity"}
