@@ -100,7 +100,7 @@ class Contract:
             raise UserError(f"unreadable image contract: {error}", "export the artifact again") from None
 
     def tensor(self, pixels: Picture) -> Floats:
-        """Return the network input (1, channels, height, width) of a picture (H, W, channels), uint8 or float32 from 0."""
+        """Return the network input (1, channels, height, width) of a picture (H, W, channels), uint8 or float32."""
         x = self._resized(pixels)
         x = x / np.maximum(x.max(), np.float32(FLAT))
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)

@@ -264,7 +264,7 @@ def build(state: Mapping[str, torch.Tensor]) -> U2Net:
 
 
 def state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint or ONNX file under the published parameter names, in float32 where they are real.
+    """Read the tensors of a checkpoint or ONNX file under the published parameter names; real ones in float32.
 
     Raises:
         UserError: as `u2export.reference.checkpoint.read_checkpoint` or `u2export.reference.onnx_weights`.
