@@ -18,10 +18,13 @@ from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
+from u2export.exporters.coreml.exporter import INPUT, OUTPUT, CoreML
+from u2export.exporters.coreml.ports import FLAT, picture, unstretched
+from u2export.exporters.coreml.simulated_runner import SIMULATED
 from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
+from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, saliency
 from u2export.reference.photos import find_photos, read_input
@@ -221,7 +224,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
-    assert "u2export[coreml]" in problem.hint
+    assert problem.hint == how_to_install("coreml", ["torch", "coremltools"])
 
 
 # Inspection
