@@ -63,7 +63,7 @@ class Reader:
         """Nodes, weights and biases in the graph's order."""
         found = []
         for node in self.nodes:
-            if node.op_type == "Conv" and len(node.input) > 1:
+            if node.op_type == "Conv":
                 weight = self.value(node.input[1])
                 if weight is not None:
                     found.append((node, weight, self.value(node.input[2]) if len(node.input) > 2 else None))
@@ -98,11 +98,18 @@ def read_onnx_weights(path: Path, model: onnx.ModelProto) -> dict[str, torch.Ten
     """The state dict of a graph; `verify` must confirm the network that is built of it.
 
     Raises:
-        UserError: another number of convolutions, or batch norms that cannot be read.
+        UserError: another number of convolutions, batch norms that cannot be read, or damaged tensors.
     """
+    try:
+        return _state(Reader(model, path), path)
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # tensors or nodes that are damaged
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: its weights cannot be read ({text})", "download it again") from None
+
+
+def _state(reader: Reader, path: Path) -> dict[str, torch.Tensor]:
     import torch
 
-    reader = Reader(model, path)
     names, convolutions = _order(), reader.convolutions()
     if len(convolutions) != len(names):
         raise UserError(

@@ -382,6 +382,9 @@ def find_photos(paths: Sequence[Path], own_masks: bool = False, arrays: bool = F
         )
     if not found:
         names = ", ".join(str(p) for p in paths)
+        if arrays:
+            hint = "photos have 1 or 3 channels; for other models save arrays (height, width, channels) with numpy.save"
+            raise UserError(f"no .npy pictures in {names}", hint)
         raise UserError(f"no pictures in {names}", f"pictures end in {' '.join(sorted(suffixes))}")
     return found
 

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from builders import imported_report, mixed_report
 from conftest import Cli, two_lines
 from PIL import Image
-from test_table import imported, report
 
 from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.tables.charts import FLOOR, KINDS, draw, drawable, front, name, short
@@ -30,25 +30,25 @@ def test_front_holds_what_nothing_beats() -> None:
 
 
 def test_rows_that_can_be_drawn() -> None:
-    found = {row.name: (ms, mae) for row, ms, mae in drawable(report())}
+    found = {row.name: (ms, mae) for row, ms, mae in drawable(mixed_report())}
     assert found["u2netp-320-pytorch-fp32"] == (pytest.approx(201, abs=0.01), FLOOR)  # the reference itself
     assert found["u2netp-320-openvino-fp16.xml"][1] == pytest.approx(0.00645)
     assert "u2netp-320-trt-fp16.engine" not in found
-    assert drawable(imported()) == []
+    assert drawable(imported_report()) == []
 
 
 def test_short_names_tell_what_ran() -> None:
-    names = [short(row) for row in report().rows]
-    assert names[0] == "pytorch fp32" and short(imported().rows[0]).endswith("(imported)")
-    odd = replace(report().rows[1], runtime={"runtime": "OpenVINO", "arithmetic": "bf16"})
+    names = [short(row) for row in mixed_report().rows]
+    assert names[0] == "pytorch fp32" and short(imported_report().rows[0]).endswith("(imported)")
+    odd = replace(mixed_report().rows[1], runtime={"runtime": "OpenVINO", "arithmetic": "bf16"})
     assert short(odd) == "onnx fp32 run in bf16"
-    twice = replace(report(), rows=(*report().rows, replace(report().rows[2], name="mixed.onnx")))
+    twice = replace(mixed_report(), rows=(*mixed_report().rows, replace(mixed_report().rows[2], name="mixed.onnx")))
     assert name(twice, twice.rows[0]) == "pytorch fp32" and name(twice, twice.rows[4]).startswith("mixed.onnx")
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    yield draw(report(), KINDS, ("png", "svg"), tmp_path_factory.mktemp("charts"), "r")
+    yield draw(mixed_report(), KINDS, ("png", "svg"), tmp_path_factory.mktemp("charts"), "r")
 
 
 def test_pictures_show_every_row(pictures: list[Path]) -> None:
@@ -64,12 +64,14 @@ def test_pictures_show_every_row(pictures: list[Path]) -> None:
 
 
 def test_svg_is_the_same_each_time(pictures: list[Path], tmp_path: Path) -> None:
-    again = draw(report(), ("pareto",), ("svg",), tmp_path, "r")
+    again = draw(mixed_report(), ("pareto",), ("svg",), tmp_path, "r")
     assert again[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_results_without_what_a_chart_needs(tmp_path: Path) -> None:
-    bare = replace(report(), rows=tuple(replace(r, latency=Latency(), images={}) for r in report().rows[1:]))
+    bare = replace(
+        mixed_report(), rows=tuple(replace(r, latency=Latency(), images={}) for r in mixed_report().rows[1:])
+    )
     for kind, says in (("pareto", "both a latency"), ("photos", "masks that were compared"), ("latency", "samples")):
         with pytest.raises(UserError, match=says):
             draw(bare, (kind,), ("png",), tmp_path, "r")
@@ -78,12 +80,12 @@ def test_results_without_what_a_chart_needs(tmp_path: Path) -> None:
 
 def test_equal_masks_and_one_sample_can_be_drawn(tmp_path: Path) -> None:
     same = ImageFidelity(0.0, 0.0, 1.0, 1.0, 1.0, 0.0)
-    row = replace(report().rows[1], images={"a.png": same}, latency=Latency(((1_000_000,),)))
-    assert len(draw(replace(report(), rows=(row,), baseline=""), KINDS, ("png",), tmp_path, "one")) == 3
+    row = replace(mixed_report().rows[1], images={"a.png": same}, latency=Latency(((1_000_000,),)))
+    assert len(draw(replace(mixed_report(), rows=(row,), baseline=""), KINDS, ("png",), tmp_path, "one")) == 3
 
 
 def test_chart_command(cli: Cli, tmp_path: Path) -> None:
-    report().save(tmp_path / "r.json")
+    mixed_report().save(tmp_path / "r.json")
     done = cli("chart", tmp_path / "r.json", "--kind", "photos", "--format", "png", "--out", tmp_path / "out")
     assert done.stdout.split() == [str(tmp_path / "out" / "r-photos.png")], done.stderr
     two_lines(cli("chart", tmp_path / "none.json"), "no such file")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import builders
 import numpy as np
 import pytest
+from builders import BOARD
 from conftest import ROOT, Cli, two_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from u2export.benchmarks.device import Device
 from u2export.benchmarks.gate import formats
 from u2export.benchmarks.gate.baseline import Baseline, bare, differences, pairs, updated
 from u2export.benchmarks.gate.judging import judge
@@ -33,22 +34,16 @@ from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract
 from u2export.reference.weights import Identity
 
-DEVICE = Device("Board", "CPU", "x86_64", 4, ("avx2",), 8.0, "Linux")
 PHOTOS = tuple(f"p{i}.png" for i in range(8))
 GOOD = ImageFidelity(mae=0.001, max_abs=0.1, iou=0.98, boundary_f=0.97, area=1.01, raw_mae=0.001)
 
 
 def row(name: str = "a.onnx", digest: str = "1" * 64, **changes: Any) -> Row:
-    made = Row(
-        name, "onnx", "fp32", "fp32", "u2netp", Identity("u2netp", "0" * 64), Contract().to_json(), digest, 4_600_000,
-        reference="ref", images=dict.fromkeys(PHOTOS, GOOD), runtime={"arithmetic": "fp32"},
-    )  # fmt: skip
-    return replace(made, **changes)
+    return builders.row(name, digest=digest, **({"images": dict.fromkeys(PHOTOS, GOOD)} | changes))
 
 
 def report(*rows: Row, **changes: Any) -> Report:
-    made = Report(DEVICE, Settings(), {}, PHOTOS, "2" * 64, rows=rows or (row(),), complete=True, created="2026-01-01")
-    return replace(made, **changes)
+    return builders.report(*(rows or (row(),)), **({"photos": PHOTOS} | changes))
 
 
 def accepted(*rows: Row) -> Baseline:
@@ -152,7 +147,7 @@ def test_size_missing_new_and_crashed() -> None:
             r"photos differ from those of the accepted state: 1 missing \(p7.png",
         ),
         (report(photos_digest="3" * 64), "the names are the same, but the files"),
-        (report(device=replace(DEVICE, cpu="Z80", cores=1)), r"cpu 'Z80', not 'CPU', cores 1, not 4"),
+        (report(device=replace(BOARD, cpu="Z80", cores=1)), r"cpu 'Z80', not 'CPU', cores 1, not 4"),
         (report(row(images={})), "not compared with a reference"),
         (report(complete=False), "interrupted"),
     ],
@@ -166,7 +161,7 @@ def test_what_cannot_be_compared_is_an_error(changed: Report, says: str) -> None
 
 
 def test_masks_in_a_pinned_arithmetic_are_compared_on_any_device() -> None:
-    assert judge(report(device=replace(DEVICE, cpu="Z80")), accepted()).outcome == "pass"
+    assert judge(report(device=replace(BOARD, cpu="Z80")), accepted()).outcome == "pass"
 
 
 # Times
@@ -370,7 +365,7 @@ def test_baseline_round_trip(tmp_path: Path) -> None:
     made.save(file)
     loaded = Baseline.load(file)
     assert loaded.artifacts["a.onnx"].images["p0.png"] == replace(images["p0.png"], mae=0.001235)
-    assert loaded.device == DEVICE and loaded.why == "because" and loaded.photos == PHOTOS
+    assert loaded.device == BOARD and loaded.why == "because" and loaded.photos == PHOTOS
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == file.read_text() and "Infinity" not in file.read_text()
     assert len(file.read_text().splitlines()) < 80

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import PLANTED, plant, smooth, untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,13 +37,9 @@ from u2export.calibration.condition import (  # noqa: E402
 from u2export.calibration.condition_report import Change, ConditionReport, Criteria  # noqa: E402
 from u2export.calibration.probes import module_probe  # noqa: E402
 from u2export.reference import weights  # noqa: E402
-from u2export.reference.model import U2Net  # noqa: E402
 from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
 from u2export.reference.verification import verification_inputs  # noqa: E402
 
-LEVEL = 200.0
-# Behind an upsampling; in a block without pooling, read by two dilated convolutions; at the dilated bottom of a U.
-PLANTED = ("stage2d.rebnconv2d", "stage5.rebnconv2", "stage3.rebnconv5")
 POOLED, ADDED = "stage2.rebnconv1", "stage2.rebnconvin"
 
 
@@ -50,41 +47,6 @@ POOLED, ADDED = "stage2.rebnconv1", "stage2.rebnconvin"
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def untrained(variant: str = "u2netp", inputs: int = 3, outputs: int = 1) -> Any:
-    """Random weights with batch statistics that keep activations in range."""
-    torch.manual_seed(0)
-    model = U2Net(variant, inputs, outputs)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-            nn.init.uniform_(module.weight, 0.7, 1.3)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-    model.train()(torch.from_numpy(smooth((96, 96), inputs, count=2)))
-    return model.eval()
-
-
-def plant(model: Any, unit: str, channel: int = 3) -> Any:
-    """Make a channel near-constant, and its readers cancel the constant: what training did to the published weights."""
-    readers = next(r for r in from_module(fold_batch_norm(model)).routes() if r.producer == f"{unit}.conv_s1").readers
-    norm = model.get_submodule(unit).bn_s1
-    norm.weight[channel] *= 0.02
-    norm.bias[channel] = LEVEL
-    for reader in readers:
-        conv = model.get_submodule(reader.conv)
-        conv.weight[:, reader.offset + channel] *= 0.1  # else the border, where taps fall on zeros, is all there is
-        conv.weight[:, reader.offset + channel, 1, 1] *= 50
-        taps = conv.weight[:, reader.offset + channel].sum((1, 2))
-        model.get_submodule(reader.conv.removesuffix("conv_s1") + "bn_s1").running_mean += LEVEL * taps
-    return model
-
-
-def smooth(size: tuple[int, int], channels: int = 3, count: int = 1, seed: int = 0) -> Floats:
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, channels, 6, 7, generator=generator)
-    array: Floats = F.interpolate(coarse, size=size, mode="bicubic").numpy()
-    return array
 
 
 def unusual(size: tuple[int, int], channels: int = 3) -> dict[str, Any]:

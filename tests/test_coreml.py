@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import ANY_MASKS, SMALL, random_source
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +18,13 @@ from u2export.calibration.dataset import Calibration
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.coreml.exporter import FLAT, INPUT, OUTPUT, SIMULATED, CoreML, picture, unstretched
+from u2export.exporters.coreml.exporter import INPUT, OUTPUT, CoreML
+from u2export.exporters.coreml.ports import FLAT, picture, unstretched
+from u2export.exporters.coreml.simulated_runner import SIMULATED
 from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
+from u2export.install import how_to_install
 from u2export.reference.fidelity import Fidelity, compare
 from u2export.reference.image import Contract, Floats, saliency
 from u2export.reference.photos import find_photos, read_input
@@ -34,17 +38,14 @@ from u2export.exporters.coreml.package import Package  # noqa: E402
 from u2export.reference.model import U2Net  # noqa: E402
 from u2export.reference.source import Source  # noqa: E402
 
-SMALL = Contract(64, 64)
-ANY = {"mae": 1.0, "mae_worst": 1.0}  # of untrained weights, whose masks are noise
-
 
 def plain(precision: str, calibration: Calibration | None = None) -> Request:
-    return Request(precision, calibration, condition=False, budget=ANY)
+    return Request(precision, calibration, condition=False, budget=ANY_MASKS)
 
 
 @pytest.fixture(scope="module")
 def small() -> Source:
-    return Source.open("random-u2netp", SMALL)
+    return random_source()
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = CoreML().missing()
     assert isinstance(problem, Unavailable)
     assert "coremltools" in problem.problem
-    assert "u2export[coreml]" in problem.hint
+    assert problem.hint == how_to_install("coreml", ["torch", "coremltools"])
 
 
 # Inspection
@@ -371,7 +372,7 @@ def test_eight_bit_grey_output(fp16: Artifact, small: Source, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(72, 100), (33, 64)])
 def test_odd_sizes_are_exact(height: int, width: int, tmp_path: Path) -> None:
-    source = Source.open("random-u2netp", Contract(height, width))
+    source = random_source(Contract(height, width))
     artifact = CoreML(output="raw").export(source, tmp_path, Request("fp32"))
     assert artifact.fidelity["max_abs"] < 1e-4
 
@@ -391,7 +392,7 @@ def test_enumerated_sizes_are_exact_at_each(small: Source, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_full_size_network(tmp_path: Path) -> None:
-    source = Source.open("random-u2net", Contract(96, 96))
+    source = random_source(Contract(96, 96), "u2net")
     artifact = CoreML().export(source, tmp_path, plain("fp16"))
     assert 80e6 < artifact.size < 95e6
     assert artifact.fidelity["raw_mae"] < 5e-3

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import picture, pictures
 from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,24 +20,11 @@ from PIL import Image
 
 from u2export.calibration.dataset import Calibration, read_manifest
 from u2export.errors import UserError
-from u2export.reference.image import Contract, Pixels
+from u2export.reference.image import Contract
 from u2export.reference.photos import read_input
 from u2export.reference.verification import verification_photos
 
 SMALL = Contract(48, 64)
-
-
-def picture(seed: int, height: int = 120, width: int = 160) -> Pixels:
-    """A smooth random picture, cheap and unlike any other."""
-    grid = np.random.default_rng(seed).integers(0, 256, (9, 9, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def fill(folder: Path, count: int, first: int = 0) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(first, first + count):
-        Image.fromarray(picture(seed)).save(folder / f"p{seed:03d}.png")
-    return folder
 
 
 def noise(folder: Path, count: int) -> Path:
@@ -51,7 +39,7 @@ def broken(folder: Path) -> Path:
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"")
     (folder / "b.png").write_text("not a picture")
-    whole = fill(folder, 1) / "p000.png"
+    whole = pictures(folder, 1) / "p000.png"
     whole.write_bytes(whole.read_bytes()[:700])
     return folder
 
@@ -70,7 +58,7 @@ def flat(folder: Path) -> Path:
 
 
 def copies(folder: Path) -> Path:
-    fill(folder, 1)
+    pictures(folder, 1)
     shutil.copy(folder / "p000.png", folder / "again.png")
     return folder
 
@@ -85,13 +73,13 @@ def verified(folder: Path) -> Path:
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda p: p, "no such file or folder"),
     "empty": (empty, "no pictures in"),
-    "one": (lambda p: fill(p, 1), "only 1 usable photo"),
+    "one": (lambda p: pictures(p, 1), "only 1 usable photo"),
     "broken": (broken, "none of 3 pictures can be used (a.jpg: the file is empty)"),
     "noise": (lambda p: noise(p, 4), "all 4 pictures are noise"),
     "flat": (flat, "one flat colour"),
     "one photo twice": (copies, "only 1 usable photo (1 skipped, p000.png: the same pixels as again.png)"),
     "verification photos": (verified, "every export is verified on this photo"),
-    "a single picture": (lambda p: fill(p, 1) / "p000.png", "is a single file"),
+    "a single picture": (lambda p: pictures(p, 1) / "p000.png", "is a single file"),
 }
 
 
@@ -120,9 +108,9 @@ def test_no_permission(what: str, tmp_path: Path, obeys_modes: Callable[[], None
         "try: print(Calibration.open(Path(sys.argv[1]), Contract(32, 32)).skipped)\n"
         "except UserError as error: print(error.problem); print(error.hint)"
     )
-    folder = fill(tmp_path / "set", 3)
+    folder = pictures(tmp_path / "set", 3)
     np.save(folder / "a.npy", np.stack([picture(s) for s in range(3)]))
-    inner = fill(folder / "inner", 1, first=9)
+    inner = pictures(folder / "inner", 1, first=9)
     closed = {
         "folder": [folder], "sub-folder": [inner], "all files": [*folder.glob("*.png")], "array": [folder / "a.npy"]
     }[what]  # fmt: skip
@@ -145,7 +133,7 @@ def test_no_permission(what: str, tmp_path: Path, obeys_modes: Callable[[], None
 
 
 def test_mixed_folder_uses_the_good_and_says_what_it_skipped(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "set", 9)
+    folder = pictures(tmp_path / "set", 9)
     noise(folder, 1)
     (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
     mask = np.zeros((80, 80), np.uint8)
@@ -167,7 +155,7 @@ def test_mixed_folder_uses_the_good_and_says_what_it_skipped(tmp_path: Path) -> 
 
 
 def test_few_photos_and_look_alikes_are_warned_of(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "set", 4)
+    folder = pictures(tmp_path / "set", 4)
     Image.fromarray(picture(2)).resize((80, 60)).save(folder / "q.jpg", quality=40)
     found = Calibration.open(folder, SMALL)
     assert [p.twin for p in found.photos] == ["", "", "", "", "p002.png"]
@@ -177,7 +165,7 @@ def test_few_photos_and_look_alikes_are_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["none", "half size", "recompressed", "grey", "brighter"])
 def test_overlap_with_the_evaluation_set_is_refused(change: str, tmp_path: Path) -> None:
-    folder, other = fill(tmp_path / "set", 9), fill(tmp_path / "other", 3, first=100)
+    folder, other = pictures(tmp_path / "set", 9), pictures(tmp_path / "other", 3, first=100)
     image = Image.fromarray(picture(5))
     changed = {
         "none": image, "half size": image.resize((80, 60)), "recompressed": image, "grey": image.convert("L"),
@@ -191,14 +179,14 @@ def test_overlap_with_the_evaluation_set_is_refused(change: str, tmp_path: Path)
 
 
 def test_overlap_is_seen_across_arrays_and_pictures(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "set", 4)
+    folder = pictures(tmp_path / "set", 4)
     np.save(tmp_path / "inputs.npy", np.concatenate([SMALL.tensor(picture(s)) for s in (20, 3)]))
     with pytest.raises(UserError, match=r"p003\.png is inputs\.npy\[1\]"):
         Calibration.open(folder, SMALL, avoid=[tmp_path / "inputs.npy"])
 
 
 def test_iteration_gives_the_contracts_inputs_in_order_again_and_again(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "set", 5)
+    folder = pictures(tmp_path / "set", 5)
     found = Calibration.open(folder, SMALL)
     for _ in range(2):
         for x, path in zip(found, sorted(folder.iterdir()), strict=True):
@@ -209,8 +197,8 @@ def test_iteration_gives_the_contracts_inputs_in_order_again_and_again(tmp_path:
 
 
 def test_digest_follows_pixels_and_names_only(tmp_path: Path) -> None:
-    first = Calibration.open(fill(tmp_path / "a", 4), SMALL)
-    again = Calibration.open(fill(tmp_path / "b" / "elsewhere", 4), Contract(32, 32))
+    first = Calibration.open(pictures(tmp_path / "a", 4), SMALL)
+    again = Calibration.open(pictures(tmp_path / "b" / "elsewhere", 4), Contract(32, 32))
     assert first.digest == again.digest and len(first.digest) == 64
     (tmp_path / "a" / "p000.png").rename(tmp_path / "a" / "renamed.png")
     assert Calibration.open(tmp_path / "a", SMALL).digest != first.digest
@@ -240,7 +228,7 @@ def test_subset_and_split_share_nothing_and_are_spread(count: int, wanted: int) 
 
 
 def test_limit_takes_photos_from_the_whole_range(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "set", 12)
+    folder = pictures(tmp_path / "set", 12)
     found = Calibration.open(folder, SMALL, limit=3)
     assert [p.name for p in found.photos] == ["p002.png", "p006.png", "p010.png"]
     with pytest.raises(UserError, match="cannot calibrate on 1"):
@@ -249,7 +237,7 @@ def test_limit_takes_photos_from_the_whole_range(tmp_path: Path) -> None:
 
 def test_memory_is_flat(tmp_path: Path) -> None:
     """Sixty inputs of 1.2 MB each: opening and iterating hold a few at a time."""
-    folder = fill(tmp_path / "set", 60)
+    folder = pictures(tmp_path / "set", 60)
     tracemalloc.start()
     try:
         found = Calibration.open(folder, Contract())
@@ -279,8 +267,8 @@ def test_arrays_of_photos_and_of_inputs_mean_the_same(tmp_path: Path) -> None:
 
 def test_arrays_serve_models_that_take_no_photos(tmp_path: Path) -> None:
     contract = SMALL.with_channels(4)
-    with pytest.raises(UserError, match="the model takes 4"):
-        Calibration.open(fill(tmp_path / "set", 3), contract)
+    with pytest.raises(UserError, match=r"no \.npy pictures in"):
+        Calibration.open(pictures(tmp_path / "set", 3), contract)
     x = np.concatenate([SMALL.tensor(picture(s)) for s in range(3)])
     x = x[:, [0, 1, 2, 0]]
     x[1, 0, 0, 0] = np.nan
@@ -333,7 +321,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 def manifest(folder: Path, **change: str) -> Path:
     from u2export.reference.weights import file_digest
 
-    fill(folder / "images", 3)
+    pictures(folder / "images", 3)
     entries = [{"file": f"images/{p.name}", "sha256": file_digest(p)} for p in sorted((folder / "images").iterdir())]
     entries[1].update(change)
     path = folder / "manifest.json"
@@ -343,7 +331,7 @@ def manifest(folder: Path, **change: str) -> Path:
 
 def test_a_manifest_names_exactly_its_photos(tmp_path: Path) -> None:
     path = manifest(tmp_path / "set")
-    fill(tmp_path / "set" / "images", 1, first=50)
+    pictures(tmp_path / "set" / "images", 1, first=50)
     listed = Calibration.open(path, SMALL)
     assert [p.name for p in listed.photos] == [f"images/p00{i}.png" for i in range(3)]
     assert Calibration.open(tmp_path / "set", SMALL).digest == listed.digest

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import SMALL, random_source
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
@@ -31,13 +32,11 @@ ort = pytest.importorskip("onnxruntime")
 
 from u2export.reference.source import Source  # noqa: E402
 
-SMALL = Contract(64, 64)
-
 
 @pytest.fixture(scope="module")
 def small() -> Source:
     """Untrained weights at 64x64: structure and plumbing in little time."""
-    return Source.open("random-u2netp", SMALL)
+    return random_source()
 
 
 def graph_of(source: Source, graph: Graph) -> Any:
@@ -279,7 +278,7 @@ def test_real_weights_within_the_promise(u2netp: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_full_size_u2net_takes_the_same_path(tmp_path: Path) -> None:
-    source = Source.open("random-u2net", Contract(128, 128))
+    source = random_source(Contract(128, 128), "u2net")
     for exporter in (Onnx(), OpenVINO()):
         if not exporter.missing():
             artifact = exporter.export(source, tmp_path, Request("fp32"))

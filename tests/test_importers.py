@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import stub_artifact
 from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +20,6 @@ from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables.render import FORMATS as TABLES
 from u2export.benchmarks.tables.render import render
 from u2export.errors import UserError
-from u2export.exporters.artifact import Artifact, hashes
-from u2export.files import write_json
-from u2export.reference.image import Contract
-from u2export.reference.weights import Identity
 
 DATA = Path(__file__).parent / "data"
 
@@ -213,21 +210,11 @@ def test_aihub(tmp_path: Path) -> None:
     assert "one job's figure, listed for Snapdragon X Elite CRD too" in first.notes
 
 
-def artifact(folder: Path) -> Artifact:
-    path = folder / "random-u2netp-64-ort-fp32.ort"
-    path.write_bytes(b"a model")
-    made = Artifact(
-        "ort", "fp32", "u2netp", Identity("random-u2netp", "1" * 64, True), Contract(64, 64), path, hashes(path)
-    )
-    write_json(made.to_json(), made.record)
-    return made
-
-
 def test_rows_are_joined_to_the_artifact(tmp_path: Path) -> None:
-    made, file = artifact(tmp_path), tmp_path / "t.json"
+    made, file = stub_artifact(tmp_path / "random-u2netp-64-ort-fp32.ort", "ort"), tmp_path / "t.json"
     file.write_text(times([5.0]))
     (row,) = one(file, "trtexec", Claim("board", artifact=made)).rows
-    assert (row.name, row.weights, row.size, row.exporter) == (made.name, made.weights, 7, "ort")
+    assert (row.name, row.weights, row.size, row.exporter) == (made.name, made.weights, made.size, "ort")
     assert row.contract == made.contract.to_json() and not any("not known" in note for note in row.notes)
     (alone,) = one(file, "trtexec").rows
     assert alone.weights.sha256 == "" and any("weights and preprocessing are not known" in n for n in alone.notes)
@@ -263,7 +250,7 @@ def test_real_benchmark_app_reports(name: str, tmp_path: Path) -> None:
 
 
 def test_a_report_of_another_model_is_not_joined(tmp_path: Path) -> None:
-    made = artifact(tmp_path)
+    made = stub_artifact(tmp_path / "random-u2netp-64-ort-fp32.ort", "ort")
     other = replace(made, path=tmp_path / "u2netp-320-openvino-fp32.xml")
     with pytest.raises(UserError, match="is of another artifact than u2netp-320-openvino-fp32"):
         reports(DATA / "benchmark_report.csv", "benchmark_app", Claim("CPU", artifact=replace(other, files={})))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import SMALL, random_source
 from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,18 +21,15 @@ from u2export.benchmarks.report import Report
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Request
-from u2export.reference.image import Contract
 from u2export.reference.source import Source
 
 for _module in ("torch", "onnx", "onnxsim", "onnxruntime"):
     pytest.importorskip(_module)
 
-TINY = Contract(64, 64)
-
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return Source.open("random-u2netp", TINY)
+    return random_source()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +123,7 @@ def test_android_kit_is_complete(kit: Path, artifact: Artifact) -> None:
     assert all(word in readme for word in ("adb push", "onnxruntime_perf_test", "u2export import results/result.json"))
     tensor = numpy_helper.to_array(onnx.load_tensor(kit / "test_data_set_0" / "input_0.pb"))
     golden = np.fromfile(kit / "inputs" / "golden.bin", "<f4")
-    assert tensor.shape == TINY.shape and (tensor.ravel() == golden).all()
+    assert tensor.shape == SMALL.shape and (tensor.ravel() == golden).all()
     assert artifact_of(kit).files == artifact.files
     (kit.parent / "copy").mkdir(exist_ok=True)
     copy = Path(shutil.copytree(kit, kit.parent / "copy" / kit.name))
@@ -153,9 +151,9 @@ def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
     from u2export.exporters.coreml.ports import picture
     from u2export.reference.image import saliency
 
-    source = Source.open("random-u2netp", TINY)
+    source = random_source()
     made = CoreML().export(source, tmp_path, Request("fp16", condition=False, budget={"mae": 1, "mae_worst": 1}))
-    source = Source.open("random-u2netp", made.contract)
+    source = random_source(made.contract)
     kit = write(made, source, PLATFORMS["coreml"], tmp_path)
     assert (kit / made.name).is_dir() and made.name in (kit / "README.md").read_text()
     # What Core ML would give, by the evaluator of the saved package; the picture is read back from the kit's PNG.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import noise_pictures, stub_artifact
 from conftest import Cli, two_lines
 from PIL import Image
 
@@ -49,9 +50,7 @@ def hostile(tmp_path: Path) -> Make:
 
     def make(arithmetic: str, weights: Identity = WEIGHTS, contract: Contract = SMALL) -> Artifact:
         path = tmp_path / f"{arithmetic}.hostile"
-        path.write_text(f"model {arithmetic}")
-        artifact = Artifact("hostile", "fp32", "toy", weights, contract, path, hashes(path))
-        write_json(artifact.to_json(), artifact.record)
+        stub_artifact(path, "hostile", contract, weights, "toy")
         return read_artifact(path)
 
     return make
@@ -59,12 +58,7 @@ def hostile(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> dict[str, Path]:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(random.integers(0, 255, (30 + i, 41, 3), np.uint8)).save(folder / f"p{i}.png")
-    return photos_in(folder)
+    return photos_in(noise_pictures(tmp_path / "photos", (f"p{i}.png" for i in range(3))))
 
 
 def run(artifacts: list[Artifact], photos: dict[str, Path], **changes: Any) -> Report:

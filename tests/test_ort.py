@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import ANY_MASKS, SMALL, random_source
 
 from u2export.calibration.dataset import Calibration
 from u2export.errors import UserError
@@ -13,25 +14,21 @@ from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Request
 from u2export.exporters.open import read_artifact
 from u2export.exporters.ort import Ort, preset
-from u2export.reference.image import Contract
 from u2export.reference.source import Source
-
-CONTRACT = Contract(64, 64)
-ANY = {"mae": 1.0, "mae_worst": 1.0}  # random weights show structure, not fidelity
 
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return Source.open("random-u2netp", CONTRACT)
+    return random_source()
 
 
 @pytest.fixture(scope="module")
 def photos() -> Calibration:
-    return Calibration.bundled(CONTRACT).subset(3)
+    return Calibration.bundled(SMALL).subset(3)
 
 
 def int8(photos: Calibration) -> Request:
-    return Request("int8", photos, condition=False, budget=ANY)
+    return Request("int8", photos, condition=False, budget=ANY_MASKS)
 
 
 @pytest.fixture(scope="module")

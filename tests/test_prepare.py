@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import SMALL, random_source
 
 torch = pytest.importorskip("torch")
 
@@ -16,10 +17,8 @@ from u2export.calibration.condition import condition  # noqa: E402
 from u2export.calibration.condition_report import Criteria  # noqa: E402
 from u2export.calibration.dataset import Calibration  # noqa: E402
 from u2export.calibration.prepare import conditioned  # noqa: E402
-from u2export.reference.image import Contract, Floats  # noqa: E402
-from u2export.reference.source import Source  # noqa: E402
+from u2export.reference.image import Floats  # noqa: E402
 
-CONTRACT = Contract(64, 64)
 CONSTANT = "stage2d.rebnconv2d.conv_s1"
 
 
@@ -39,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def model() -> Any:
     """Random weights with one near-constant channel."""
-    model = Source.open("random-u2netp", CONTRACT).model
+    model = random_source().model
     layer = model.get_submodule(CONSTANT)
     with torch.no_grad():
         layer.weight[3] *= 0.01
@@ -49,7 +48,7 @@ def model() -> Any:
 
 @pytest.fixture
 def photos() -> Calibration:
-    return Calibration.bundled(CONTRACT).subset(3)
+    return Calibration.bundled(SMALL).subset(3)
 
 
 def unread(photos: Calibration) -> Calibration:
@@ -70,7 +69,7 @@ def test_the_second_time_gives_the_same_without_running_the_network(model: Any, 
 
 def test_anything_that_changed_is_measured_anew(model: Any, photos: Calibration, home: Path) -> None:
     conditioned(model, photos)
-    for other in (photos.subset(2), replace(photos, contract=replace(CONTRACT, resize="lanczos"))):
+    for other in (photos.subset(2), replace(photos, contract=replace(SMALL, resize="lanczos"))):
         with pytest.raises(AssertionError, match="run again"):
             conditioned(model, unread(other))
     with pytest.raises(AssertionError, match="run again"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from builders import random_source
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -24,7 +25,7 @@ from u2export.calibration.quant_plan import (
 )
 from u2export.calibration.quantize import calibrated, quantize
 from u2export.errors import UserError
-from u2export.reference.image import Contract, Floats
+from u2export.reference.image import Floats
 from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes
 from u2export.reference.onnx_session import open_graph
 from u2export.reference.photos import read_input
@@ -372,9 +373,8 @@ def test_refusals() -> None:
 def test_a_random_u2netp_in_both_schemes() -> None:
     """The whole network, small: structure, and masks of quantised graphs near the float ones."""
     from u2export.reference.onnx_export import Graph, to_onnx
-    from u2export.reference.source import Source
 
-    source = Source.open("random-u2netp", Contract(64, 64))
+    source = random_source()
     model = to_onnx(source.model, source.contract, Graph(), {})
     images = photos(2, 64)
     ranges = observe(model, images)

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
+from builders import BOARD, MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,18 +20,12 @@ from u2export.benchmarks.sensors import state
 from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
-from u2export.reference.image import Contract
-from u2export.reference.weights import Identity
-
-DEVICE = Device("Board", "CPU", "x86_64", 4, ("avx2",), 8.0, "Linux")
-MS = 1_000_000
 
 
 def row(name: str = "a.onnx", rounds: tuple[tuple[int, ...], ...] = ((5 * MS, 7 * MS), (6 * MS,))) -> Row:
     image = ImageFidelity(0.001, 0.5, 0.99, 0.98, float("inf"), 0.002)
-    return Row(
-        name, "onnx", "fp32", "fp32", "u2netp", Identity("u2netp", "0" * 64), Contract().to_json(), "1" * 64, 4_600_000,
-        reference="ref", images={"p.png": image, "q.png": replace(image, area=1.0, empty=True)},
+    return builders.row(
+        name, images={"p.png": image, "q.png": replace(image, area=1.0, empty=True)},
         accuracy={"maxf": 0.95, "mae": 0.04, "s": 0.93, "images": 2}, load_ns=(3 * MS, 2 * MS), first_ns=9 * MS,
         warmup_ns=(8 * MS,), steady=True, latency=Latency(rounds), preprocess_ns=(1, 2), postprocess_ns=(3, 4),
         memory={"start": 1, "peak": 2}, runtime={"runtime": "ONNX Runtime 1", "arithmetic": "fp32"},
@@ -41,7 +37,7 @@ def row(name: str = "a.onnx", rounds: tuple[tuple[int, ...], ...] = ((5 * MS, 7 
 
 def report(*rows: Row) -> Report:
     chosen = rows or (row(), row("b.onnx", ((10 * MS, 14 * MS), (12 * MS,))))
-    return Report(DEVICE, Settings(), {"python": "3"}, ("p.png", "q.png"), "2" * 64, baseline="a.onnx", rows=chosen)
+    return builders.report(*chosen, environment={"python": "3"}, baseline="a.onnx", complete=False, created="")
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -65,7 +61,7 @@ def test_results_of_the_first_schema_are_read(tmp_path: Path) -> None:
     loaded = Report.load(tmp_path / "r.json")
     one = loaded.rows[0]
     assert (one.scenario, one.batch, one.sustained.slices.ns, one.latency) == ("latency", 1, (), row().latency)
-    assert loaded.settings == Settings() and loaded.device == DEVICE and loaded.schema == 2
+    assert loaded.settings == Settings() and loaded.device == BOARD and loaded.schema == 2
 
 
 def test_throughput_counts_pictures_over_the_wall_clock() -> None:
@@ -104,7 +100,7 @@ def test_setup_is_the_device_and_its_runtimes() -> None:
     made = report()
     assert made.fingerprint == replace(made, environment={"python": "4", "numpy": "1"}).fingerprint
     assert made.fingerprint != replace(made, environment={"onnxruntime": "1.20"}).fingerprint
-    assert made.fingerprint != replace(made, device=replace(DEVICE, soc="T234")).fingerprint
+    assert made.fingerprint != replace(made, device=replace(BOARD, soc="T234")).fingerprint
 
 
 def test_statistics_are_derived() -> None:
@@ -236,8 +232,8 @@ def test_rows_replace_their_like() -> None:
 
 
 def test_device_is_told_apart_by_what_it_is() -> None:
-    assert DEVICE.fingerprint == replace(DEVICE).fingerprint != replace(DEVICE, memory=16.0).fingerprint
-    assert Device.from_json(json.loads(json.dumps(report().to_json()["device"]))) == DEVICE
+    assert BOARD.fingerprint == replace(BOARD).fingerprint != replace(BOARD, memory=16.0).fingerprint
+    assert Device.from_json(json.loads(json.dumps(report().to_json()["device"]))) == BOARD
 
 
 def test_this_device() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import random_source
 from conftest import Cli, two_lines
 
 from u2export.benchmarks.roofline import (
@@ -118,11 +119,9 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
     import onnx
     from torch.utils.flop_counter import FlopCounterMode
 
-    from u2export.reference.image import Contract
     from u2export.reference.onnx_export import Graph, to_onnx
-    from u2export.reference.source import Source
 
-    source = Source.open("random-u2netp", Contract(64, 64))
+    source = random_source()
     path = tmp_path / "u2netp.onnx"
     onnx.save(to_onnx(source.model, source.contract, Graph(), {}), path)
     work = count(path)
@@ -139,12 +138,12 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
 
 
 def test_share_of_the_peak(tmp_path: Path) -> None:
-    from test_table import report
+    from builders import mixed_report
 
     from u2export.exporters.artifact import Artifact
     from u2export.reference.image import Contract
 
-    made = report()
+    made = mixed_report()
     network = Artifact("onnx", "fp32", "u2netp", made.rows[0].weights, Contract(), tmp_path / "m.onnx")
     rows = of_network(made, network)
     assert [row.name for row in rows] == ["u2netp-320-pytorch-fp32", "u2netp-320-openvino-fp16.xml"]

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
+from builders import noise_pictures, random_source
 from conftest import Cli, two_lines
-from PIL import Image
 from test_layers import imports
 
 from u2export.benchmarks.measuring.bench import measure
@@ -137,12 +136,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "my photos"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for name in ("-rf.png", "$(touch pwned).png", "plain.png"):
-        Image.fromarray(random.integers(0, 255, (30, 41, 3), np.uint8)).save(folder / name)
-    return folder
+    return noise_pictures(tmp_path / "my photos", ("-rf.png", "$(touch pwned).png", "plain.png"))
 
 
 def test_the_same_rows_here_and_over_ssh(
@@ -190,10 +184,8 @@ def test_reference_masks_are_made_here(
     pytest.importorskip("torch")
     from u2export.exporters.exporter import Request
     from u2export.exporters.onnx import Onnx
-    from u2export.reference.image import Contract
-    from u2export.reference.source import Source
 
-    source = Source.open("random-u2netp", Contract(height=64, width=64))
+    source = random_source()
     artifact = Onnx().export(source, tmp_path / "out", Request("fp32"))
     settings = Settings("custom", 5, 0.0, 5)
     with_torch = dict(list(photos_in(photos).items())[:2])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from builders import random_source
 
 from u2export.exporters.coreml.exporter import CoreML
 from u2export.exporters.exporter import Exporter, Request
@@ -17,7 +18,6 @@ from u2export.reference.image import Contract
 pytest.importorskip("torch")
 pytest.importorskip("onnxsim")
 
-from u2export.reference.source import Source
 
 COMMON = {"contract", "variant", "weights", "weights_sha256", "precision", "tools"}
 
@@ -35,7 +35,7 @@ def test_values_come_back_as_they_were_written() -> None:
 def test_every_format_says_the_same(tmp_path: Path, exporter: Exporter) -> None:
     if problem := exporter.missing():
         pytest.skip(str(problem))
-    small = Source.open("random-u2netp", Contract(64, 64))
+    small = random_source()
     artifact = exporter.export(small, tmp_path, Request("fp32"))
     found = inspect(artifact.path)
     assert found.stamp.keys() == COMMON | ({"output"} if exporter.name == "coreml" else {"graph"})

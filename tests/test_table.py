@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import MS, imported_report, measured_row, mixed_report
 from conftest import ROOT, Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from u2export.benchmarks.device import Device
 from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring.judging import Judged
-from u2export.benchmarks.report import Report, Row, Settings
 from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
 from u2export.benchmarks.tables.gather import gather
@@ -29,42 +28,10 @@ from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.benchmarks.tables.terminal import WIDTH
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
-from u2export.reference.image import Contract
-from u2export.reference.weights import Identity
-
-MS = 1_000_000
-CALM = Latency(tuple((200 * MS + i, 202 * MS) * 4 for i in range(10)))
-FAST = Latency(tuple((100 * MS + i, 101 * MS) * 4 for i in range(10)))
-
-
-def row(name: str, mode: str = "fp32", **changes: object) -> Row:
-    fields: dict[str, object] = {
-        "reference": "u2netp-320-pytorch-fp32", "size": 4_600_000, "load_ns": (300 * MS, 200 * MS),
-        "first_ns": 250 * MS, "memory": {"start": 2**25, "peak": 2**28}, "latency": CALM,
-        "images": {"a.png": ImageFidelity(0.0021, 0.3, 0.991, 0.98, 1.01, 0.002),
-                   "b.png": ImageFidelity(0.0108, 0.4, 0.973, 0.9, 0.9, 0.002)},
-        "runtime": {"runtime": "ONNX Runtime 1.32.0", "arithmetic": mode}, **changes,
-    }  # fmt: skip
-    weights = Identity("random-u2net" if "random" in name else "u2netp", "0" * 64, "random" in name)
-    return Row(name, "onnx", "fp32", mode, "u2netp", weights, Contract().to_json(), **fields)  # type: ignore[arg-type]
-
-
-def report() -> Report:
-    torch = row("u2netp-320-pytorch-fp32", reference="", images={}, size=0, runtime={"runtime": "PyTorch 2.13.0"})
-    rows = (
-        replace(torch, exporter="pytorch"),
-        row("u2netp-320-openvino-fp16.xml", "fp32", latency=FAST, accuracy={"maxf": 0.951, "mae": 0.038, "s": 0.932}),
-        row("random-u2net-320-onnx-fp32.onnx", latency=Latency(((5 * MS, 50 * MS),))),
-        row("u2netp-320-trt-fp16.engine", "fp16", latency=Latency(), images={}, runtime={}, first_ns=0, memory={},
-            load_ns=(), reason="unavailable", problem="no NVIDIA GPU | here"),
-    )  # fmt: skip
-    device = Device("", "AMD EPYC", "x86_64", 2, (), 23.5, "Debian")
-    return Report(device, Settings(), {"onnxruntime": "1.32.0", "before": {"load": 1.75}}, ("a.png", "b.png"),
-                  "2" * 64, {"c.png": "c.png: empty"}, (), rows[0].name, rows, complete=True)  # fmt: skip
 
 
 def test_markdown_is_a_table_of_all_rows() -> None:
-    lines = render([report()], "md").splitlines()
+    lines = render([mixed_report()], "md").splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6 and len({line.replace("\\|", "").count("|") for line in table}) == 1
     cells = dict(zip(*([c.strip() for c in table[i].split(" | ")] for i in (0, 3)), strict=True))
@@ -78,34 +45,34 @@ def test_markdown_is_a_table_of_all_rows() -> None:
 
 
 def test_columns_that_nobody_fills_are_left_out() -> None:
-    bare = replace(report(), rows=tuple(replace(r, latency=Latency(), accuracy={}) for r in report().rows))
+    bare = replace(mixed_report(), rows=tuple(replace(r, latency=Latency(), accuracy={}) for r in mixed_report().rows))
     text = render([bare], "md")
     assert "p50 ms" not in text and "maxF" not in text and "IoU worst" in text and "timed:" not in text
 
 
 def test_what_a_reader_must_know() -> None:
-    text = "\n".join(about(table_of(report())))
+    text = "\n".join(about(table_of(mixed_report())))
     assert "reference of the masks: PyTorch 2.13.0 fp32 (u2netp-320-pytorch-fp32)\n" in text
-    onnx = replace(report(), rows=(replace(report().rows[0], exporter="onnx"), report().rows[1]))
+    onnx = replace(mixed_report(), rows=(replace(mixed_report().rows[0], exporter="onnx"), mixed_report().rows[1]))
     assert "(u2netp-320-pytorch-fp32), not PyTorch on this machine\n" in "\n".join(about(table_of(onnx)))
     assert "2 photos, 1 could not be read" in text and "onnxruntime 1.32.0" in text
     assert "~ unstable" in text and "? indicative" in text and "busy: load 1.75 on 2 cores" in text
-    alone = replace(report(), rows=(row("x.onnx", reference="", images={}),), complete=False)
+    alone = replace(mixed_report(), rows=(measured_row("x.onnx", reference="", images={}),), complete=False)
     text = "\n".join(about(table_of(alone)))
     assert "reference of the masks: none" in text and "interrupted" in text and "indicative" not in text
 
 
 def test_terminal_fits_120_columns_and_shows_every_name() -> None:
-    text = render([report()], "term")
+    text = render([mixed_report()], "term")
     assert max(map(len, text.splitlines())) <= WIDTH == 120
-    for r in report().rows:
+    for r in mixed_report().rows:
         assert r.title.split(" ")[0] in text and r.ran_as in text
     assert "no NVIDIA GPU | here" in text and "this machine cannot run it" in text
 
 
 def test_csv_is_complete_and_unrounded() -> None:
-    records = list(csv.DictReader(io.StringIO(render([report(), report()], "csv"))))
-    assert len(records) == 8 and {r["device"] for r in records} == {report().device.fingerprint}
+    records = list(csv.DictReader(io.StringIO(render([mixed_report(), mixed_report()], "csv"))))
+    assert len(records) == 8 and {r["device"] for r in records} == {mixed_report().device.fingerprint}
     second, last = records[1], records[3]
     assert float(second["mae"]) == pytest.approx(0.00645) and float(second["speedup"]) == pytest.approx(2, abs=1e-6)
     assert (second["samples"], second["truth_maxf"], second["unstable"]) == ("80", "0.951", "False")
@@ -120,11 +87,11 @@ def test_small_numbers() -> None:
 
 def test_table_command(cli: Cli, tmp_path: Path) -> None:
     file, out = tmp_path / "r.json", tmp_path / "t.md"
-    report().save(file)
-    assert cli("table", file).stdout == render([report()], "term")
+    mixed_report().save(file)
+    assert cli("table", file).stdout == render([mixed_report()], "term")
     assert cli("table", file, file, "--format", "csv").stdout.count("openvino-fp16.xml") == 2
     assert cli("table", file, "--format", "md", "--out", out).stdout.strip() == str(out)
-    assert out.read_text(encoding="utf-8") == render([report()], "md")
+    assert out.read_text(encoding="utf-8") == render([mixed_report()], "md")
     file.write_text("{")
     two_lines(cli("table", file), "is not JSON")
     two_lines(cli("table", tmp_path / "none.json"), "no such file")
@@ -140,7 +107,7 @@ def test_contact_sheet_shows_where_masks_differ(tmp_path: Path) -> None:
     more, less = want.copy(), want.copy()
     more[1, 0:8], less[1, 16:24, 8:24] = 1, 0
     rows = {"ref": want, "more": more, "less": less}
-    made = replace(report(), rows=tuple(row(name, reference="ref") for name in rows))
+    made = replace(mixed_report(), rows=tuple(measured_row(name, reference="ref") for name in rows))
     draw(made, photos, [Judged("ref", want, rows)], tmp_path / "out" / "s.png", 2)
     with Image.open(tmp_path / "out" / "s.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
@@ -154,21 +121,8 @@ def test_contact_sheet_shows_where_masks_differ(tmp_path: Path) -> None:
 
 
 def test_worst_photos_come_first() -> None:
-    one, other = row("x"), row("y", images={"c.png": ImageFidelity(0.9, 1, 0, 0, 0, 0.9)})
+    one, other = measured_row("x"), measured_row("y", images={"c.png": ImageFidelity(0.9, 1, 0, 0, 0, 0.9)})
     assert worst([one, other], ["a.png", "b.png", "c.png", "d.png"], 3) == ["c.png", "b.png", "a.png"]
-
-
-def imported() -> Report:
-    """A row with samples and one with statistics alone, as importers make them."""
-    source = {"tool": "trtexec", "version": "10.3.0", "file": "t.json", "sha256": "ab" * 32, "timed": "GPU compute"}
-    more: dict[str, object] = {"images": {}, "reference": "", "memory": {}, "provenance": "imported", "source": source}
-    rows = (
-        row("sampled.engine", **more),
-        row("stated.engine", **{**more, "latency": Latency(), "stated": {"p50": 7.5, "p90": 8.25}, "load_ns": ()}),
-        row("mean.engine", **{**more, "latency": Latency(), "stated": {"mean": 4.0}}),
-        row("range.engine", **{**more, "latency": Latency(), "stated": {"min": 2.0, "max": 3.0}}),
-    )
-    return Report(Device("Orin Nano", "", "", 0), Settings("custom", 0, 0.0, 0), rows=rows, complete=True)
 
 
 def lines_of(text: str) -> list[dict[str, str]]:
@@ -178,7 +132,7 @@ def lines_of(text: str) -> list[dict[str, str]]:
 
 
 def test_imported_rows_are_marked_and_their_empty_cells_explained() -> None:
-    text = render([imported()], "md")
+    text = render([imported_report()], "md")
     sampled, stated, mean, spread = lines_of(text)
     assert {line["by"] for line in (sampled, stated, mean, spread)} == {"I"}
     assert sampled["p50 ms"] == "201" and (stated["p50 ms"], stated["p90 ms"]) == ("7.50", "8.25")
@@ -187,12 +141,12 @@ def test_imported_rows_are_marked_and_their_empty_cells_explained() -> None:
     assert "timed: GPU compute" in stated["note"] and "n/t: the source does not state the value" in text
     assert f"imported: trtexec t.json, sha256 {'ab' * 8}…" in text and "by: M measured, I imported, P published" in text
     assert "reference of the masks" not in text and "0 cores" not in text
-    mixed = replace(imported(), rows=(*imported().rows, report().rows[1]))
+    mixed = replace(imported_report(), rows=(*imported_report().rows, mixed_report().rows[1]))
     assert lines_of(render([mixed], "md"))[0]["MAE"] == "n/m"
 
 
 def test_no_cell_of_a_table_is_empty() -> None:
-    for made in (report(), imported()):
+    for made in (mixed_report(), imported_report()):
         for line in lines_of(render([made], "md")):
             assert all(line.values())
             unexplained = [t for t, v in line.items() if v == "–" and t not in ("note", "unit")]
@@ -200,12 +154,12 @@ def test_no_cell_of_a_table_is_empty() -> None:
 
 
 def test_new_columns_show_where_they_are_filled() -> None:
-    first = report().rows[1]
+    first = mixed_report().rows[1]
     rich = replace(
         first, inference_ns=(20 * MS,), preprocess_ns=(3 * MS,), postprocess_ns=(4 * MS,), energy_uj=(500_000,) * 10,
         memory={"peak": 2**28, "device": 2**27}, sustained=Sustained(Latency(((10 * MS,) * 4 + (20 * MS,) * 4,))),
     )  # fmt: skip
-    made = replace(report(), rows=(report().rows[0], rich))
+    made = replace(mixed_report(), rows=(mixed_report().rows[0], rich))
     line = lines_of(render([made], "md"))[1]
     assert (line["pre ms"], line["infer ms"], line["post ms"], line["device MB"]) == ("3.00", "20.0", "4.00", "128")
     assert line["J"] == "0.0625" and float(line["knee"]) > 1.5
@@ -216,8 +170,8 @@ def test_new_columns_show_where_they_are_filled() -> None:
 
 
 def test_html_is_whole_and_escaped() -> None:
-    hostile = replace(imported(), rows=(replace(imported().rows[0], name="<script>alert(1)</script>"),))
-    text = render([report(), hostile], "html")
+    hostile = replace(imported_report(), rows=(replace(imported_report().rows[0], name="<script>alert(1)</script>"),))
+    text = render([mixed_report(), hostile], "html")
     assert "<script" not in text and "&lt;script&gt;" in text
     checked = Balanced()
     checked.feed(text)
@@ -252,7 +206,7 @@ PUBLISHED = {
 
 def test_published_figures_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(PUBLISHED))
-    report().save(tmp_path / "r.json")
+    mixed_report().save(tmp_path / "r.json")
     (tmp_path / "record.json").write_text("{}")
     reports = gather([tmp_path])
     assert [r.device.model for r in reports] == ["Phone", ""]
@@ -304,13 +258,13 @@ def test_folders_without_results(tmp_path: Path) -> None:
 
 def test_table_in_a_file(cli: Cli, tmp_path: Path) -> None:
     file, page = tmp_path / "r.json", tmp_path / "page.md"
-    report().save(file)
+    mixed_report().save(file)
     page.write_text("before\n<!-- table: begin: command -->\nold\n<!-- table: end -->\nafter\n")
     two_lines(cli("table", file, "--into", page, "--check"), "is stale")
     assert cli("table", file, "--into", page).returncode == 0
     text = page.read_text()
     assert text.startswith("before\n<!-- table: begin: command -->\n\n| device |") and text.endswith("-->\nafter\n")
-    assert "old" not in text and overview([report()]) in text
+    assert "old" not in text and overview([mixed_report()]) in text
     assert cli("table", file, "--into", page, "--check").returncode == 0
     page.write_text("no marks")
     two_lines(cli("table", file, "--into", page), "has no place for a table")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import SMALL, random_source
 from conftest import ROOT, Cli, two_lines
 
 from u2export.errors import Unavailable, UserError
@@ -40,7 +41,6 @@ from u2export.exporters.inspection import inspect  # noqa: E402
 from u2export.reference.source import Source  # noqa: E402
 
 API = json.loads((ROOT / "tests" / "tensorrt_api.json").read_text(encoding="utf-8"))
-SMALL = Contract(64, 64)
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install tensorrt_rtx"
 )
@@ -55,7 +55,7 @@ def own_register(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("trt")
-    return TensorRT().export(Source.open("random-u2netp", SMALL), folder, Request("fp16"))
+    return TensorRT().export(random_source(), folder, Request("fp16"))
 
 
 def test_an_export_has_a_recipe_that_fits(exported: Artifact) -> None:
@@ -81,7 +81,7 @@ def test_options_that_mean_nothing_are_refused(exporter: TensorRT, precision: st
 
 def test_layers_kept_in_fp32_show_in_graph_and_recipe(tmp_path: Path) -> None:
     exporter = TensorRT(keep_float=("/stage2d/rebnconv1d/conv_s1/Conv",))
-    made = exporter.export(Source.open("random-u2netp", SMALL), tmp_path, Request("fp16"))
+    made = exporter.export(random_source(), tmp_path, Request("fp16"))
     recipe, _ = Recipe.read(made.path)
     assert [n for n, p in recipe.layers.items() if p == "fp32"] == ["/stage2d/rebnconv1d/conv_s1/Conv"]
     assert set(recipe.islands) >= {"/stage2d/rebnconv1d/relu_s1/Relu", "/stage2d/Add"}
@@ -374,7 +374,7 @@ def test_int8_of_the_real_weights_end_to_end(u2netp: Path, tmp_path: Path) -> No
 @needs_rtx
 def test_full_size_u2net_builds_in_fp16(tmp_path: Path) -> None:
     loose = Request("fp16", condition=False, budget={"mae": 1.0, "mae_worst": 1.0})  # untrained: structure alone counts
-    made = TensorRT().export(Source.open("random-u2net", Contract(96, 96)), tmp_path, loose)
+    made = TensorRT().export(random_source(Contract(96, 96), "u2net"), tmp_path, loose)
     recipe, graph = Recipe.read(made.path)
     built = build(load("rtx"), graph, recipe, Options(targets=("sm86",)))
     assert built.comparison and not built.comparison.changed and len(built.plan) > 80e6
