@@ -43,7 +43,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
     if problem := _other_kind(path):
         raise problem
-    data = _safetensors(path) if _is_safetensors(path) else _pickled(path)
+    data = _safetensors(path) if _is_safetensors(path) or path.suffix == ".safetensors" else _pickled(path)
     found = list(_networks(data))
     if not found:
         raise UserError(f"{path}: holds no tensor named {FIRST}, with or without a prefix", f"{SAVE} for a U²-Net")
@@ -194,5 +194,7 @@ def _completed(path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 def _line(error: Exception, length: int = 160) -> str:
     """An error's text without the escape codes that torch puts into it, its first line or as much as is asked for."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    if length <= 160 and "WeightsUnpickler error:" in text:  # the cause, behind torch's advice on its own options
+        text = text.partition("WeightsUnpickler error:")[2].strip() or "its pickle is damaged"
     text = text if length > 160 else text.splitlines()[0]
     return text if len(text) <= length else text[: length - 1] + "…"

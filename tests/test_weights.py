@@ -100,8 +100,8 @@ def test_bad_files(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     cases = {
         "empty.pth": "empty", "noise.pth": "not a checkpoint", "noise.onnx": "not an ONNX", "gone.pth": "neither",
-        "noise.safetensors": "safetensors", "weights.h5": "unknown weights format", "attack.pth": "plain tensors",
-        "list.pth": "no state dict", "other.pth": "not a U²-Net",
+        "noise.safetensors": "safetensors", "weights.h5": "not a checkpoint", "attack.pth": "can run code",
+        "list.pth": "no tensor named stage1", "other.pth": "no tensor named stage1",
     }  # fmt: skip
     for name, problem in cases.items():
         with pytest.raises(UserError, match=problem) as caught:
