@@ -114,7 +114,7 @@ def bench(
             cannot be written.
     """
     if request.resume and not request.json:
-        raise UserError("a bench resumes from the results of an earlier run", "name the file of these results")
+        raise UserError("resuming needs the results of an earlier run", "name their file, such as --json FILE")
     plan = _plan(request)
     earlier = Report.load(request.json) if request.resume and request.json and request.json.exists() else None
 

@@ -426,7 +426,7 @@ def test_an_interrupted_bench_leaves_a_file_that_resumes(
 def test_bench_errors(cli: Cli, tiny: Callable[[str, float], Path], photos: dict[str, Path], tmp_path: Path) -> None:
     model, folder = tiny("first.onnx", 1.0), photos["p0.png"].parent
     two_lines(cli("bench", model, "--images", tmp_path / "nowhere"), "no such file or folder")
-    two_lines(cli("bench", model, "--images", folder, "--resume"), "--resume needs the results")
+    two_lines(cli("bench", model, "--images", folder, "--resume"), "resuming needs the results of an earlier run")
     two_lines(cli("bench", model, "--images", folder, "--masks", folder / "p0.png"), "no such folder")
     two_lines(cli("bench", model, "--images", folder, "--streams", 2), "make no sense for latency")
     two_lines(cli("bench", model, "--images", folder, "--device", "ssh://me:secret@host"), "holds a password")
