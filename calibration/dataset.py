@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from u2export.calibration.photo_checks import (
     some,
     sort_out,
     stored_array,
-    twin_of,
+    twins_of,
     warnings,
 )
 from u2export.errors import UserError
@@ -35,6 +35,7 @@ from u2export.reference.photos import find_photos
 from u2export.reference.spread import evenly_spread
 from u2export.reference.weights import file_digest
 
+T = TypeVar("T")
 SCHEMA = 1
 MANIFEST = "manifest.json"
 BUNDLED = Path("calibration")
@@ -83,9 +84,7 @@ class Calibration:
         """
         if limit is not None and limit < FEWEST:
             raise UserError(f"cannot calibrate on {limit} photos", f"allow at least {FEWEST}")
-        name, candidates, unread = _find(path, contract)
-        if limit is not None:
-            candidates = evenly_spread(candidates, limit)
+        name, candidates, unread = _find(path, contract, limit)
         checked = list(parallel(lambda c: check_photo(c, contract), candidates))
         kept, skipped = sort_out(checked, unread, own_evaluation(contract))
         if strict and skipped:
@@ -117,7 +116,8 @@ class Calibration:
     def digest(self) -> str:
         """sha256 over names and decoded pixels, in order: the same photos give the same digest on any machine."""
         lines = "".join(f"{p.name}\t{p.sha256}\n" for p in self.photos)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        data = lines.encode("utf-8", "surrogatepass")  # names of files need not be UTF-8
+        return hashlib.sha256(data).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """Return what the record of an artifact says about its calibration: plain data without paths of the machine."""
@@ -160,16 +160,16 @@ class Calibration:
 _Listing = tuple[str, Sequence[Candidate], tuple[tuple[str, str], ...]]
 
 
-def _find(path: Path, contract: Contract) -> _Listing:
-    """The name of the set, its candidates, and the names and reasons of what could not be read at all."""
+def _find(path: Path, contract: Contract, limit: int | None = None) -> _Listing:
+    """The set's name, its candidates (at most `limit`, evenly spread), and what could not even be looked at."""
     if not _exists(path):
         if path != BUNDLED:
             raise UserError(f"no such file or folder: {path}", "give a folder of photos, a manifest.json or a .npy")
         path = _package()
     if path.suffix == ".npy" and path.is_file():
-        return path.name, _rows(path, contract), ()
+        return path.name, _some(_rows(path, contract), limit), ()
     if path.suffix == ".json":
-        return path.parent.name, _listed(path), ()
+        return path.parent.name, _listed(path, limit), ()
     if not path.is_dir():
         raise UserError(
             f"{path} is a single file, not a set of photos", "give a folder of photos, a manifest.json or a .npy"
@@ -177,8 +177,12 @@ def _find(path: Path, contract: Contract) -> _Listing:
     if not os.access(path, os.R_OK | os.X_OK):
         raise UserError(f"{path}: permission denied", "check the folder's permissions")
     if (path / MANIFEST).is_file() and (path / "images").is_dir():
-        return "bundled" if _same(path, _package()) else path.resolve().name, _listed(path / MANIFEST), ()
-    return _in_folder(path, contract)
+        return "bundled" if _same(path, _package()) else path.resolve().name, _listed(path / MANIFEST, limit), ()
+    return _in_folder(path, contract, limit)
+
+
+def _some(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    return items if limit is None else evenly_spread(items, limit)
 
 
 def _exists(path: Path) -> bool:
@@ -196,22 +200,22 @@ def _same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a / MANIFEST).read_bytes() == (b / MANIFEST).read_bytes()
 
 
-def _in_folder(path: Path, contract: Contract) -> _Listing:
+def _in_folder(path: Path, contract: Contract, limit: int | None) -> _Listing:
     closed: list[OSError] = []
     for _ in os.walk(path, onerror=closed.append):
         pass
     unread = tuple((_relative(Path(e.filename), path), "permission denied") for e in closed)
     photos = find_photos([path], arrays=contract.channels not in (1, 3))
-    return path.resolve().name, [Candidate(_relative(p, path), p) for p in photos], unread
+    return path.resolve().name, [Candidate(_relative(p, path), p) for p in _some(photos, limit)], unread
 
 
 def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _listed(manifest: Path) -> list[Candidate]:
-    """The pictures of a manifest. The hash of every file is checked, so the set is complete or refused."""
-    entries = read_manifest(manifest)
+def _listed(manifest: Path, limit: int | None) -> list[Candidate]:
+    """The pictures of a manifest, the hash of each checked: a set with a manifest is complete or refused."""
+    entries = _some(sorted(read_manifest(manifest), key=lambda entry: entry["file"]), limit)
     candidates = [Candidate(entry["file"], manifest.parent / entry["file"]) for entry in entries]
     if not entries:
         raise UserError(f"{manifest} lists no photos", "give a folder of photos, or another manifest")
@@ -221,7 +225,7 @@ def _listed(manifest: Path) -> list[Candidate]:
             raise UserError(
                 f"{manifest.parent / entry['file']} is not the file {manifest.name} describes", "get it again"
             )
-    return sorted(candidates, key=lambda c: c.name)
+    return candidates
 
 
 def read_manifest(manifest: Path) -> list[dict[str, str]]:
@@ -277,7 +281,7 @@ def _overlap(kept: Sequence[Checked], avoid: Sequence[Path], contract: Contract)
     """The photos that are in the evaluation set too, or look like one of its photos."""
     found = [c for path in avoid for c in _find(path, contract)[1]]
     others = [c for c in parallel(lambda c: check_photo(c, contract), found) if len(c.thumb)]
-    clashes = ((c, twin_of(c, others)) for c in kept)
+    clashes = zip(kept, twins_of(kept, others), strict=True)
     return [f"{c.photo.name} is {t.photo.name}" for c, t in clashes if t]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from u2export.calibration.look_alikes import THUMB, LookAlikes
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats, digest
 from u2export.reference.photos import eight_bit, read_picture
@@ -25,10 +26,6 @@ FLATTEST = 3.0  # standard deviation in grey levels of 255; a photo of fog has 1
 BLACK_AND_WHITE = 0.995  # share of pixels within 8 levels of black or white; product photos on white come close
 COLOURLESS_MASK = 0.8  # the same share where all channels are equal; saved saliency maps have 0.84 or more
 UNRELATED = (0.2, 0.35)  # correlation of neighbours at full size, in the thumbnail; chain mail 0.37, leaves 0.54
-# Correlation of thumbnails. Copies at half size or JPEG quality 30 have 0.99 or more; video frames that are ten frames
-# apart have 0.96 or less.
-TWINS = 0.98
-THUMB = 32
 _WORKERS = 4
 _LUMA = (0.299, 0.587, 0.114)  # the weights of Pillow's grey
 
@@ -63,12 +60,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Checked:
-    """A photo with what is needed to compare it with others, or the reason why it is unusable."""
+    """A photo with what is needed to compare it with others, or the reason it is of no use.
+
+    Attributes:
+        photo: where it lies, and the hash of its pixels.
+        reason: why it cannot be used, empty if it can.
+        noise: whether the reason is noise.
+        thumb: its thumbnail as a vector of length 1; half precision, as large sets keep one per photo.
+        range: the smallest and the largest value of a stored network input.
+    """
 
     photo: Photo
     reason: str = ""
     noise: bool = False
-    thumb: Floats = field(default_factory=lambda: np.zeros(0, np.float32), repr=False)
+    thumb: NDArray[np.float16] = field(default_factory=lambda: np.zeros(0, np.float16), repr=False)
     range: tuple[float, float] | None = None
 
 
@@ -88,7 +93,7 @@ def check_photo(candidate: Candidate, contract: Contract) -> Checked:
     reason, noise = _not_a_photo(grey, thumb, shown)
     span = (float(array.min()), float(array.max())) if stored else None
     centred = thumb - thumb.mean()
-    unit = np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32).ravel()
+    unit = np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float16).ravel()
     return Checked(replace(photo, sha256=digest(array)), reason, noise, unit, span)
 
 
@@ -154,7 +159,9 @@ def _correlation(grey: Floats) -> float:
 def sort_out(
     checked: Sequence[Checked], unread: tuple[tuple[str, str], ...], own: Sequence[Checked]
 ) -> tuple[list[Checked], tuple[tuple[str, str], ...]]:
-    """Return the photos to use, with look-alikes marked, and the name and reason of each picture to skip."""
+    """Those to use, look-alikes marked, and those to skip with the reason."""
+    usable = [c for c in checked if not c.reason]
+    verified_on = {c.photo.name for c, twin in zip(usable, twins_of(usable, own), strict=True) if twin}
     kept: list[Checked] = []
     skipped = list(unread)
     seen: dict[str, str] = {}
@@ -162,23 +169,28 @@ def sort_out(
         reason = c.reason
         if not reason and c.photo.sha256 in seen:
             reason = f"the same pixels as {seen[c.photo.sha256]}"
-        if not reason and twin_of(c, own):
+        if not reason and c.photo.name in verified_on:
             reason = "every export is verified on this photo"
         if reason:
             skipped.append((c.photo.name, reason))
             continue
         seen[c.photo.sha256] = c.photo.name
-        twin = twin_of(c, kept)
-        kept.append(replace(c, photo=replace(c.photo, twin=twin.photo.name)) if twin else c)
-    return kept, tuple(skipped)
+        kept.append(c)
+    before = LookAlikes([c.thumb for c in kept]).first_before()
+    marked = [
+        c if first < 0 else replace(c, photo=replace(c.photo, twin=kept[first].photo.name))
+        for c, first in zip(kept, before, strict=True)
+    ]
+    return marked, tuple(skipped)
 
 
-def twin_of(c: Checked, others: Sequence[Checked]) -> Checked | None:
-    """The first of the others that shows the same picture (rescaled, recompressed or recoloured), or None."""
-    if not others:
-        return None
-    alike = np.stack([o.thumb for o in others]) @ c.thumb >= TWINS
-    return others[int(alike.argmax())] if alike.any() else None
+def twins_of(photos: Sequence[Checked], others: Sequence[Checked]) -> list[Checked | None]:
+    """For each photo the first of others that shows the same picture, or None.
+
+    The same picture has the same pixels, or it is rescaled, recompressed or recoloured.
+    """
+    found = LookAlikes([o.thumb for o in others]).first_of([c.thumb for c in photos])
+    return [None if first < 0 else others[first] for first in found]
 
 
 def own_evaluation(contract: Contract) -> list[Checked]:

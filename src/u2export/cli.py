@@ -89,6 +89,7 @@ app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 def main() -> int:
     """Run the command line and return its exit code: 1 for errors; Typer itself exits with 2 for usage errors."""
+    console.print_any_name()
     try:
         app()
     except UserError as error:

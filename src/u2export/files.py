@@ -71,9 +71,13 @@ def write_json(data: Any, target: Path) -> None:
 
 
 def write_text(text: str, target: Path) -> None:
-    """Write a text file in UTF-8."""
+    r"""Write a text file in UTF-8.
+
+    Names of files need not be UTF-8. Python then holds lone surrogates, which are written as escapes such as `\udce9`;
+    JSON reads such an escape back as the same name.
+    """
     with staged(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path, what: str) -> Any:

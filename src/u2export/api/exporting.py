@@ -56,6 +56,7 @@ def export(
     size: Size = 320,
     resize: str = "bilinear",
     calib: str | Path | None = None,
+    limit: int | None = None,
     condition: bool = True,
     budget: Mapping[str, float] | str = "",
     progress: Progress = lambda stage: None,
@@ -76,6 +77,7 @@ def export(
         resize: "bilinear" (no anti-aliasing, as the author of U²-Net does) or "lanczos" (as rembg does).
         calib: calibration photos: a folder, a manifest.json or an .npy file. `int8` and `w8a8` need them, fp16 can use
             them. Of 16 photos and more, 4 are held back and judge the result.
+        limit: read no more calibration photos than this, evenly spread over their names; all by default.
         condition: whether the network is re-parametrised before its precision is lowered. The masks stay the same.
         budget: fidelity limits in place of the target's own, such as {"mae": 0.003, "iou_worst": 0.97}; the text
             "mae=0.003,iou_worst=0.97" means the same.
@@ -113,7 +115,7 @@ def export(
 
     progress(f"{exporter.title} {precision}: reading {weights}")
     source = Source.open(str(weights), contract)
-    calibration = open_calibration(Path(calib), source.contract) if calib is not None else None
+    calibration = open_calibration(Path(calib), source.contract, limit) if calib is not None else None
     held_back = None
     if calibration and precision in exporter.calibrated and len(calibration) >= ENOUGH:
         calibration, held_back = calibration.split(HELD_BACK)
@@ -121,11 +123,14 @@ def export(
     return exporter.export(source, Path(out), Request(precision, calibration, condition, limits, held_back))
 
 
-def open_calibration(path: Path, contract: Contract) -> Calibration:
-    """Open a set of calibration photos; what the user should know about the set goes to the log as warnings."""
+def open_calibration(path: Path, contract: Contract, limit: int | None = None) -> Calibration:
+    """Open a set of calibration photos; what the user should know about the set goes to the log as warnings.
+
+    `limit` is the most photos to read, evenly spread over their names; None for all.
+    """
     from u2export.calibration.dataset import Calibration
 
-    calibration = Calibration.open(path, contract)
+    calibration = Calibration.open(path, contract, limit=limit)
     for warning in calibration.warnings:
         _log.warning(warning)
     return calibration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from functools import cache
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from u2export.errors import UserError
@@ -13,6 +14,13 @@ WIDTH = 120
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def print_any_name() -> None:
+    """Let standard output and error print names of files that are not UTF-8: output as their bytes, error escaped."""
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 @cache

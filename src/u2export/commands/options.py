@@ -83,6 +83,12 @@ class Export(Network):
 
     out: Annotated[Path, typer.Option(help="Folder for the artifact and its record.")] = Path("artifacts")
     calib: Calib = None
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Read no more calibration photos than this, evenly spread over the names.", show_default=False
+        ),
+    ] = None
     no_condition: NoCondition = False
     budget: Annotated[
         str, typer.Option(help="Fidelity limits in place of the target's own, such as mae=0.003,iou_worst=0.97.")
@@ -93,8 +99,8 @@ class Export(Network):
         with stderr().status("") as status:
             return exporting.export(
                 target, precision, weights=self.weights, out=self.out, size=self.size, resize=self.resize,
-                calib=self.calib, condition=not self.no_condition, budget=self.budget, progress=status.update,
-                **options,
+                calib=self.calib, limit=self.limit, condition=not self.no_condition, budget=self.budget,
+                progress=status.update, **options,
             )  # fmt: skip
 
 
@@ -162,8 +168,8 @@ def _chosen(flags: dict[str, bool]) -> str:
 
 
 def shown(data: Any) -> str:
-    """Return JSON for standard output."""
-    return json.dumps(data, indent=2, ensure_ascii=False)
+    """Return JSON for standard output; what is not UTF-8 in names of files becomes an escape."""
+    return json.dumps(data, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def show_artifact(artifact: exporting.Artifact, as_json: bool) -> None:
