@@ -10,7 +10,7 @@ from u2export.benchmarks.studies.study import COMMAND, Study
 from u2export.errors import UserError
 
 NAMES = (
-    "calibration_cost", "coreml_fidelity", "gate_coverage", "gate_false_alarms", "gate_mutants", "gate_power",
+    "calibration_cost", "coreml_fidelity", "fuzz", "gate_coverage", "gate_false_alarms", "gate_mutants", "gate_power",
     "int8_fidelity", "overhead", "trt_fidelity",
 )  # fmt: skip
 
