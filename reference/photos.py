@@ -175,8 +175,12 @@ def _errors_of(path: Path) -> Iterator[None]:
     """Whatever a decoder raises is an error of this photo."""
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise UserError(
+            f"{path}: asks for more memory than there is", "scale the picture down; it may also be damaged"
+        ) from None
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", "check the path") from None
     except UnidentifiedImageError:

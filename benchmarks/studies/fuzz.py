@@ -1,7 +1,8 @@
 """Do damaged files end in success or in an error of two lines? Photos, arrays, checkpoints, ONNX and tools' files.
 
 Each case is a seed file with random changes (`fuzz_worker.case`). A worker process reads it as the product does, under
-a limit of memory and of time. A traceback, an error that is not two plain lines, a crash and a hang are findings.
+a limit of memory and of time. A traceback, an error that is not two plain lines, a crash and a hang are findings. The
+limit of memory needs Linux.
 """
 
 from __future__ import annotations
