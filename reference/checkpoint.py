@@ -98,7 +98,7 @@ def _safetensors(path: Path) -> Any:
     try:
         return dict(load_file(path))
     except MemoryError:
-        raise
+        raise _too_large(path) from None
     except Exception as error:  # the format's reader names no set of errors
         raise UserError(f"{path}: unreadable safetensors file ({_line(error)})", "download it again") from None
 
@@ -111,7 +111,7 @@ def _pickled(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch warns of unusual pickle protocols before it refuses the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
-        raise
+        raise _too_large(path) from None
     except Exception as error:  # torch names no set of errors: noise gave IndexError, KeyError, struct.error and others
         module = re.search(r"(?:GLOBAL|global) ([\w.]+)", _line(error, 4000))
         if module and not module[1].startswith(("torch.", "numpy.")):
@@ -123,6 +123,12 @@ def _pickled(path: Path) -> Any:
         raise UserError(
             f"{path}: not a checkpoint of plain tensors ({_line(error)})", f"{SAVE}, or get it again"
         ) from None
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(
+        f"{path}: asks for more memory than there is", "the file may be damaged: get it again, or free memory"
+    )
 
 
 def _harmless() -> list[Any]:

@@ -42,9 +42,11 @@ class Reader:
                 self.readers.setdefault(name, []).append(node)
 
     def value(self, name: str) -> NDArray[Any] | None:
-        """A constant: an initialiser, a Constant node, or one of these behind Identity, Cast and DequantizeLinear."""
-        from onnx import numpy_helper
+        """A constant: an initialiser, a Constant node, or one of these behind Identity and Cast; None for all else.
 
+        Raises:
+            UserError: its values are damaged.
+        """
         seen: set[str] = set()
         while name not in self.stored:
             node = self.maker.get(name)
@@ -53,11 +55,20 @@ class Reader:
             seen.add(name)
             if node.op_type == "Constant":
                 given = next((a.t for a in node.attribute if a.name == "value"), None)
-                return None if given is None else numpy_helper.to_array(given)
+                return None if given is None else self._array(given)
             if node.op_type not in ("Identity", "Cast"):
                 return None
             name = node.input[0]
-        return numpy_helper.to_array(self.stored[name])
+        return self._array(self.stored[name])
+
+    def _array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        from onnx import numpy_helper
+
+        try:
+            return numpy_helper.to_array(tensor)
+        except Exception as error:  # onnx names no set of errors: TypeError, ValueError, ValidationError and others
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{self.path}: the tensor {tensor.name!r} is damaged ({said})", HINT) from None
 
     def convolutions(self) -> list[tuple[onnx.NodeProto, NDArray[Any], NDArray[Any] | None]]:
         """Nodes, weights and biases in the graph's order."""

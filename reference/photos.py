@@ -149,8 +149,8 @@ def read_array(path: Path, channels: int = 0) -> Picture:
             array: NDArray[Any] = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", "check the path") from None
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path}: no readable .npy array ({str(error).splitlines()[0]})", hint) from None
+    except Exception as error:  # numpy reads the header as Python: tokenize.TokenError, SyntaxError and many others
+        raise UserError(f"{path}: no readable .npy array ({_said(error)})", hint) from None
     if array.ndim == 2 and channels in (0, 1):
         array = array[..., None]
     if (
@@ -175,8 +175,12 @@ def _errors_of(path: Path) -> Iterator[None]:
     """Whatever a decoder raises is an error of this photo."""
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise UserError(
+            f"{path}: asks for more memory than there is", "scale the picture down; it may also be damaged"
+        ) from None
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", "check the path") from None
     except UnidentifiedImageError:
@@ -184,8 +188,12 @@ def _errors_of(path: Path) -> Iterator[None]:
     except PermissionError:
         raise UserError(f"{path}: permission denied", "check the file's permissions") from None
     except Exception as error:  # Pillow's plugins raise RuntimeError, struct.error, SyntaxError and many others
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged picture ({text})", "export or download the picture again") from None
+        raise UserError(f"{path}: damaged picture ({_said(error)})", "export or download the picture again") from None
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error's text, else the name of its type."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _unknown(path: Path) -> UserError:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.imports.rows import Claim, reports
-from u2export.benchmarks.imports.tool_files import FORMATS
+from u2export.benchmarks.imports.text import read_yaml
+from u2export.benchmarks.imports.tool_files import FORMATS, read
 from u2export.benchmarks.imports.trtexec import from_log
 from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables.render import FORMATS as TABLES
@@ -344,3 +348,147 @@ def test_import_command(cli: Cli, tmp_path: Path) -> None:
 def test_devices_keep_apart() -> None:
     one, other = (Device(name, "", "", 0) for name in ("Orin", "Nano"))
     assert one.fingerprint != other.fingerprint and replace(one) == one
+
+
+SHARED_CASES = Path(os.environ.get("U2EXPORT_SHARED", "none")).parent / "cases" / "imports"
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom", "utf-32")
+OLD_AIHUB = """
+models:
+- name: FCN-ResNet50
+  performance_metrics:
+  - torchscript_onnx_tflite:
+      inference_time: 47453.0
+      throughput: 21.07
+      estimated_peak_memory_range: {min: 335872, max: 21260056}
+      primary_compute_unit: NPU
+      precision: fp16
+      layer_info: {layers_on_npu: 88, layers_on_gpu: 0, layers_on_cpu: 0, total_layers: 88}
+      job_id: j000000
+      job_status: Passed
+    torchscript_onnx_qnn: {inference_time: 'null', job_id: j1, job_status: Failed}
+    reference_device_info: {name: Samsung Galaxy S23, os: '13', os_name: Android, chipset: Snapdragon 8 Gen 2}
+    timestamp: '2025-04-01T07:15:40Z'
+"""
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    return codecs.BOM_UTF16_BE + text.encode("utf-16-be") if encoding == "utf-16-be-bom" else text.encode(encoding)
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_every_encoding_that_a_mark_announces_gives_the_same_rows(tmp_path: Path, form: str) -> None:
+    if form == "aihub":
+        pytest.importorskip("yaml")
+    made, log = [], tmp_path / "log.txt"
+    for encoding in ENCODINGS:
+        file = tmp_path / "times"
+        file.write_bytes(encoded(GOOD[form].replace("\n", "\r\n"), encoding))
+        log.write_bytes(encoded(LOG, encoding))
+        rows = [row for report in reports(file, form, Claim("board"), log) for row in report.rows]
+        made.append([replace(row, source={**row.source, "sha256": ""}) for row in rows])
+    assert all(rows == made[0] for rows in made[1:]) and made[0]
+
+
+def test_results_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(times([5.0, 6.0]))
+    report = one(tmp_path / "t.json", "trtexec", Claim("board"))
+    report.save(tmp_path / "r.json")
+    (tmp_path / "r.json").write_bytes((tmp_path / "r.json").read_text(encoding="utf-8").encode("utf-16"))
+    assert Report.load(tmp_path / "r.json") == report
+
+
+def test_older_files_of_aihub_hold_microseconds(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "perf.yaml").write_text(OLD_AIHUB)
+    report = one(tmp_path / "perf.yaml", "aihub", Claim())
+    good, failed = report.rows
+    assert (report.device.model, report.device.soc) == ("Samsung Galaxy S23", "Snapdragon 8 Gen 2")
+    assert good.stated == {"single": 47.453} and good.memory == {"peak": 21260056} and good.precision == "fp16"
+    assert good.runtime["layers"] == "88 layers on NPU" and good.runtime["runtime"] == "LiteRT"
+    assert (failed.reason, failed.problem) == ("failed", "AI Hub job Failed")
+
+
+def test_figures_without_a_job_share_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "perf.yaml").write_text(AIHUB.replace("job_id: j1", "x: 1").replace("job_id: j2", "x: 1"))
+    rows = [row for report in reports(tmp_path / "perf.yaml", "aihub", Claim()) for row in report.rows]
+    assert len(rows) == 3 and not any("listed for" in note for row in rows for note in row.notes)
+
+
+BOMB = "a: &a0 {x: 1}\n" + "".join(f"k{i}: &a{i + 1} [*a{i}, *a{i}, *a{i}]\n" for i in range(30))
+HEAD = "precisions: {float: {components: {c: {performance_metrics: {d: {tflite: {inference_time_milliseconds: "
+HOSTILE = {
+    "aliases": BOMB, "an alias in itself": "precisions: &a {float: *a}", "nested": "precisions: " + "[" * 100_000,
+    "nested blocks": "\n".join(" " * i + "a:" for i in range(600)), "a long number": "precisions: " + "1:" * 200_000,
+    "digits": "precisions: " + "9" * 100_000, "merged": BOMB.replace("[", "{<<: [").replace("]", "]}"),
+    **{word: HEAD + word + "}}}}}}}" for word in (".nan", ".inf", "-1", "0", "9" * 500, "true", "[]")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_yaml_is_refused_at_once(tmp_path: Path, case: str) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "perf.yaml").write_text(HOSTILE[case])
+    start = perf_counter()
+    with pytest.raises(UserError) as refused:
+        reports(tmp_path / "perf.yaml", "aihub", Claim("board"))
+    assert perf_counter() - start < 5 and len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+
+
+def test_a_few_aliases_are_no_bomb() -> None:
+    pytest.importorskip("yaml")
+    assert read_yaml("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}") == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize("ms", ["NaN", "Infinity", "-1", "0", "1e400", "9" * 5000, "null", "true", '"x"', "[" * 90000])
+@pytest.mark.parametrize("form", ["trtexec", "kit", "benchmark_app"])
+def test_times_that_are_none_are_refused(tmp_path: Path, form: str, ms: str) -> None:
+    text = {
+        "trtexec": f'[{{"startComputeMs": 0, "h2dMs": 0, "computeMs": {ms}, "d2hMs": 0, "latencyMs": {ms}}}]',
+        "kit": f'{{"format": "u2export-device/1", "runtime": "r", "device": {{"model": "m"}}, "predict_ms": [{ms}]}}',
+        "benchmark_app": f'{{"execution_results": {{"latency (ms)": {ms}}}}}',
+    }[form]
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(UserError, match="is not a file that") as refused:
+        reports(tmp_path / "t.json", form, Claim("board"))
+    assert "\n" not in refused.value.problem and len(refused.value.problem) < 400
+
+
+def test_half_characters_can_be_saved(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({**KIT, "name": "\ud800x"}))
+    report = one(tmp_path / "t.json", "kit")
+    report.save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json") == report and report.rows[0].name.endswith("x")
+
+
+def test_reading_takes_time_in_proportion_to_the_file(tmp_path: Path) -> None:
+    lines = [f"model{i}.onnx,0.0125,1048576,90,0" for i in range(20_000)]
+    (tmp_path / "perf.csv").write_text("\n".join(lines))
+    start = perf_counter()
+    assert len(read(tmp_path / "perf.csv", "onnxruntime-perf")) == len(lines)
+    assert perf_counter() - start < 10  # the square of it took minutes
+
+
+def test_one_job_of_many_devices_has_a_short_note(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    devices = "".join(
+        f"          d{i}: {{tflite: {{inference_time_milliseconds: 1.5, job_id: j}}}}\n" for i in range(300)
+    )
+    text = f"precisions:\n  float:\n    components:\n      u:\n        performance_metrics:\n{devices}"
+    (tmp_path / "perf.yaml").write_text(text)
+    found = read(tmp_path / "perf.yaml", "aihub")
+    assert found[0].notes == ("one job's figure, listed for d1, d2, d3, d4, d5 and 294 more too",)
+    assert found[-1].notes == ("one job's figure, listed for d0, d1, d2, d3, d4 and 294 more too",)
+
+
+@pytest.mark.skipif(not SHARED_CASES.is_dir(), reason="needs the shared cases")
+def test_shared_cases() -> None:
+    pytest.importorskip("yaml")
+    assert one(SHARED_CASES / "old_perf.yaml", "aihub").rows[0].stated == {"single": 47.453}
+    marked, plain = (
+        reports(SHARED_CASES / name, "trtexec", Claim(), SHARED_CASES / "trt.log")[0].rows[0]
+        for name in ("trt10_bom.json", "trt10.json")
+    )
+    assert marked.latency == plain.latency and marked.latency.ns and marked.name == plain.name
+    with pytest.raises(UserError, match="aliases"):
+        reports(SHARED_CASES / "bomb.yaml", "aihub", Claim())

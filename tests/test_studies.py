@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,22 @@ import pytest
 from conftest import ROOT
 
 from u2export.benchmarks.studies import __main__ as entry
-from u2export.benchmarks.studies import gate_coverage
+from u2export.benchmarks.studies import fuzz, fuzz_seeds, fuzz_worker, gate_coverage
 from u2export.benchmarks.studies.photo_sets import folders
 from u2export.benchmarks.studies.study import COMMAND, Pages, repeats
 from u2export.errors import UserError
 
-HELPERS = {"__init__", "__main__", "faults", "graph_surgery", "photo_sets", "slowed", "study"}
+HELPERS = {
+    "__init__",
+    "__main__",
+    "faults",
+    "fuzz_seeds",
+    "fuzz_worker",
+    "graph_surgery",
+    "photo_sets",
+    "slowed",
+    "study",
+}
 
 
 def test_every_study_can_be_named() -> None:
@@ -90,3 +101,38 @@ def test_committed_pages_name_the_command_that_made_them() -> None:
     assert not [path for path, text in texts.items() if "python -m u2export" in text]
     named = {word for text in texts.values() for word in text.replace("`", " ").split() if word in entry.NAMES}
     assert named >= set(entry.NAMES) - {"coreml_fidelity", "trt_fidelity"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the study waits for pipes, which Windows cannot")
+def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
+    for module in ("torch", "onnx", "safetensors", "yaml"):
+        pytest.importorskip(module)
+    assert fuzz.STUDY.main(["--count", "300", "--out", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "fuzz.json").read_text())
+    assert not data["findings"] and set(data["kinds"]) == set(fuzz.SHARES)
+    total = {what: sum(row[what] for row in data["kinds"].values()) for what in fuzz.OUTCOMES}
+    assert sum(total.values()) == 300 and total["read"] > 40 < total["refused"]
+    assert "| all | 300 |" in (tmp_path / "fuzz.md").read_text()
+
+
+def test_intact_seeds_are_read(tmp_path: Path) -> None:
+    for module in ("torch", "onnx", "safetensors", "yaml"):
+        pytest.importorskip(module)
+    for number, (kind, name, data) in enumerate(fuzz_seeds.seeds()):
+        path = tmp_path / name
+        path.write_bytes(data)
+        found = fuzz_worker.outcome(kind, path, 1 if kind == "photo" else 3 * number)
+        wanted = "refused" if name == "external.onnx" else "read"  # its data is missing
+        assert found["outcome"] == wanted, (name, found)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the study waits for pipes, which Windows cannot")
+def test_a_crash_and_a_hang_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys, time\nfor line in sys.stdin:\n    time.sleep(60) if int(line) else sys.exit(3)\n"
+    (tmp_path / "toy_worker.py").write_text(script)
+    monkeypatch.setattr(fuzz, "MODULE", "toy_worker")
+    monkeypatch.setattr(fuzz, "STARTING", 2.0)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with fuzz.Worker(tmp_path, 1, 2.0) as worker:
+        assert worker.outcome(0)["what"] == "the process ended with 3"
+        assert worker.outcome(1)["what"] == "no answer within 2 s"

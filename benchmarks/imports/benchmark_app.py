@@ -5,13 +5,13 @@ Source: openvinotoolkit/openvino, tools/benchmark_tool (Python) and samples/cpp/
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from u2export.benchmarks.imports.text import read_json
 from u2export.benchmarks.imports.timed_model import TimedModel, milliseconds, nanoseconds
 
 SECTIONS = {"Command line parameters": "cmd_options", "Configuration setup": "configuration_setup",
@@ -50,7 +50,7 @@ CPP_JSON = Dialect(
 
 def benchmark_app(text: str, log: str) -> list[TimedModel]:
     """Return the model in a report of benchmark_app; `log` is the text that benchmark_app printed."""
-    report = json.loads(text) if text.lstrip().startswith("{") else _sections(text)
+    report = read_json(text) if text.lstrip().startswith("{") else _sections(text)
     if "execution_results" not in report:
         raise ValueError("no execution results; give the report of -report_type no_counters")
     results = report["execution_results"]

@@ -5,12 +5,12 @@ Source: coremltools, `coremltools.models.ml_program.experimental.perf_utils.MLMo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.imports.timed_model import UNTOLD, TimedModel, nanoseconds
+from u2export.benchmarks.imports.text import read_json
+from u2export.benchmarks.imports.timed_model import UNTOLD, TimedModel, bytes_of, nanoseconds
 
 KIT_FORMAT = "u2export-device/1"
 
@@ -18,7 +18,7 @@ KIT_FORMAT = "u2export-device/1"
 def device_json(text: str, log: str) -> list[TimedModel]:
     """Return the model in the JSON of a kit or of MLModelBenchmarker; `log` is not used."""
     del log
-    data = json.loads(text)
+    data = read_json(text)
     if data.keys() >= {"samples", "statistics"}:
         return [TimedModel("coremltools MLModelBenchmarker", rounds=(_samples(data["samples"]),),
                            runtime={"runtime": "Core ML"}, timed="MLModel prediction")]  # fmt: skip
@@ -35,7 +35,7 @@ def device_json(text: str, log: str) -> list[TimedModel]:
             rounds=(_samples(data["predict_ms"]),),
             load_ns=tuple(nanoseconds(ms) for ms in _list(data.get("load_ms", []))),
             first_ns=nanoseconds(data["first_ms"]) if data.get("first_ms") else 0,
-            memory={"peak": int(data["peak_bytes"])} if data.get("peak_bytes") else {},
+            memory={"peak": bytes_of(data["peak_bytes"])} if data.get("peak_bytes") else {},
             runtime={name: value for name, value in runtime.items() if value},
             version=version,
             timed=str(data.get("timed", UNTOLD)),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from u2export.benchmarks.imports.timed_model import TimedModel, milliseconds, nanoseconds
+from u2export.benchmarks.imports.timed_model import TimedModel, bytes_of, milliseconds, nanoseconds
 
 SAMPLE = re.compile(r"^(?P<name>.*),(?P<seconds>[\d.eE+-]+),(?P<peak>\d+),(?P<cpu>-?\d+),(?P<run>\d+)$")
 STATISTIC = re.compile(r"^(Min|Max|P50|P90|P95|P99) Latency(?: is|:) ?([\d.eE+-]+) ?s", re.MULTILINE)
@@ -32,14 +32,16 @@ def _by_model(samples: Sequence[re.Match[str]]) -> Iterator[tuple[str, tuple[tup
 
     The tool appends to its file. In every run it counts the samples from 0.
     """
-    for name in dict.fromkeys(sample["name"] for sample in samples):
-        mine = [sample for sample in samples if sample["name"] == name]
+    by_name: dict[str, list[re.Match[str]]] = {}
+    for sample in samples:
+        by_name.setdefault(sample["name"], []).append(sample)
+    for name, mine in by_name.items():
         rounds: list[list[int]] = []
         for sample in mine:
             if sample["run"] == "0" or not rounds:
                 rounds.append([])
             rounds[-1].append(nanoseconds(float(sample["seconds"]) * 1e3))
-        yield name, tuple(map(tuple, rounds)), max(int(sample["peak"]) for sample in mine)
+        yield name, tuple(map(tuple, rounds)), max(bytes_of(sample["peak"]) for sample in mine)
 
 
 def _printed(text: str) -> TimedModel:
@@ -57,7 +59,7 @@ def _printed(text: str) -> TimedModel:
         stated=stated,
         load_ns=(nanoseconds(float(load[1]) * 1e3),) if load else (),
         first_ns=nanoseconds(first[1]) if first and float(first[1]) else 0,
-        memory={"peak": int(peak[1])} if peak else {},
+        memory={"peak": bytes_of(peak[1])} if peak else {},
         runtime={name: value for name, value in runtime.items() if value},
         timed="session run, inputs made before",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.imports.timed_model import WRONG, milliseconds
+from u2export.benchmarks.imports.timed_model import WRONG, bytes_of, milliseconds, reason
 from u2export.benchmarks.report import Report, Row, Settings
 from u2export.errors import UserError
 from u2export.files import read_json
@@ -32,15 +32,14 @@ def load(path: Path) -> list[Report]:
     data = read_json(path, "published figures")
     try:
         if data["schema"] != SCHEMA:
-            raise ValueError(f"schema {data['schema']}, this u2export reads {SCHEMA}")
+            raise ValueError(f"schema {data['schema']!r:.40}, this u2export reads {SCHEMA}")
         shared = {str(k): str(v) for k, v in data["source"].items()}
         by_device: dict[str, list[Row]] = {}
         for row in data["rows"]:
             by_device.setdefault(str(row["device"]), []).append(_row(row, shared))
     except WRONG as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{path}: not published figures ({reason})", "see docs/tables.md for the form of such files"
+            f"{path}: not published figures ({reason(error)})", "see docs/tables.md for the form of such files"
         ) from None
     return [
         Report(Device(device, "", "", 0), Settings("custom", 0, 0.0, 0), rows=tuple(rows), complete=True)
@@ -56,13 +55,13 @@ def is_published(data: Any) -> bool:
 def _row(row: Mapping[str, Any], shared: Mapping[str, str]) -> Row:
     source = {**shared, **{str(k): str(v) for k, v in row.items() if k in ("url", "timed", "version")}}
     if not source.get("url", "").startswith("https://"):
-        raise ValueError(f"the row of {row['device']} names no source")
+        raise ValueError(f"the row of {row['device']!r:.60} names no source")
     model, precision = str(row["model"]), str(row["precision"])
     info = {"runtime": str(row["runtime"]), "arithmetic": precision, "device": str(row.get("compute", ""))}
     known = ("url", "title", "read", "file", "sha256", "timed", "version")
     return Row(
         model, str(row["runtime"]), precision, precision, model, Identity(model, ""), {},
-        memory={"peak": round(float(row["peak_mb"]) * 2**20)} if "peak_mb" in row else {},
+        memory={"peak": bytes_of(round(float(row["peak_mb"]) * 2**20))} if "peak_mb" in row else {},
         runtime={k: v for k, v in info.items() if v},
         notes=(str(row["note"]),) if row.get("note") else (),
         provenance="published",
@@ -79,5 +78,5 @@ def _stated(row: Mapping[str, Any]) -> dict[str, float]:
         values = [1000 / v for v in values]
     name = str(row.get("statistic", "single"))
     if name not in STATISTICS:
-        raise ValueError(f"unknown statistic {name!r}")
+        raise ValueError(f"unknown statistic {name!r:.40}")
     return {name: values[0]} if len(values) == 1 else {"min": min(values), "max": max(values)}

@@ -75,3 +75,24 @@ def nanoseconds(ms: Any) -> int:
         ValueError: the value is not a time.
     """
     return max(1, round(milliseconds(ms) * 1e6))
+
+
+def bytes_of(value: Any) -> int:
+    """Return a size of memory as whole bytes.
+
+    Raises:
+        ValueError: the value is not a size.
+    """
+    number = int(value)
+    if isinstance(value, bool) or not 0 <= number < 2**53:
+        raise ValueError(f"{value!r:.40} is not a number of bytes")
+    return number
+
+
+def reason(error: Exception) -> str:
+    """Return in one line why a reader failed: its own message, or what Python's exception means for the file."""
+    if isinstance(error, ValueError):
+        return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    if isinstance(error, RecursionError):
+        return "its content is nested too deep"
+    return f"{error.args[0]!r:.60} is missing" if isinstance(error, KeyError) else "its content has another form"

@@ -12,11 +12,11 @@ from u2export.benchmarks.imports.ai_hub import ai_hub
 from u2export.benchmarks.imports.benchmark_app import benchmark_app
 from u2export.benchmarks.imports.device_json import device_json
 from u2export.benchmarks.imports.onnxruntime_perf import onnxruntime_perf
-from u2export.benchmarks.imports.timed_model import WRONG, TimedModel
+from u2export.benchmarks.imports.text import read_text
+from u2export.benchmarks.imports.timed_model import WRONG, TimedModel, reason
 from u2export.benchmarks.imports.trtexec import trtexec
 from u2export.errors import UserError
 
-LARGEST = 256 * 2**20  # bytes; a larger file does not hold samples
 FORMATS: Mapping[str, Callable[[str, str], list[TimedModel]]] = {
     "trtexec": trtexec,
     "benchmark_app": benchmark_app,
@@ -39,28 +39,9 @@ def read(path: Path, form: str, log: Path | None = None) -> list[TimedModel]:
         UserError: a file is missing or too large, or the tool does not write such files.
         Unavailable: the file is YAML, and PyYAML is not installed.
     """
-    text, printed = _text(path), _text(log) if log else ""
+    text, printed = read_text(path), read_text(log) if log else ""
     try:
         return FORMATS[form](text, printed)
     except WRONG as error:
-        problem = f"{path} is not a file that {form} writes: {_reason(error)}"
+        problem = f"{path} is not a file that {form} writes: {reason(error)}"
         raise UserError(problem, "see docs/tables.md for the commands that write such files") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return in words why a reader failed: its own message, or what Python's exception means for the file."""
-    if isinstance(error, ValueError):
-        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return f"{error.args[0]!r:.60} is missing" if isinstance(error, KeyError) else "its content has another form"
-
-
-def _text(path: Path) -> str:
-    hint = "give the file that the tool wrote"
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is larger than {LARGEST >> 20} MiB", hint)
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}", hint) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", hint) from None

@@ -5,7 +5,6 @@ Source: NVIDIA/TensorRT, samples/common/sampleReporting.cpp, versions 8 to 11.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.device import Device
+from u2export.benchmarks.imports.text import read_json
 from u2export.benchmarks.imports.timed_model import UNTOLD, TimedModel, milliseconds, nanoseconds
 
 # How long trtexec warms up unless an option says otherwise.
@@ -23,7 +23,7 @@ WARMUP_MS = 200.0
 
 def trtexec(text: str, log: str) -> list[TimedModel]:
     """Return the model in a file of trtexec; `log` is the text that trtexec printed."""
-    data = json.loads(text)
+    data = read_json(text)
     if not isinstance(data, list) or not data:
         raise ValueError("not a list of samples or layers")
     printed = from_log(log)

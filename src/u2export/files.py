@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -12,6 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from u2export.errors import UserError
+
+# Byte order marks and the encodings that they announce. The mark of UTF-32 begins with the mark of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def make_folder(folder: Path) -> None:
@@ -80,6 +90,19 @@ def write_text(text: str, target: Path) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def decoded(data: bytes, errors: str = "strict") -> str:
+    """Return bytes as text, without a byte order mark.
+
+    The mark chooses the encoding: Notepad writes UTF-8 with a mark, and the operator `>` of Windows PowerShell writes
+    UTF-16. Text without a mark is UTF-8. `errors` is what `bytes.decode` does with damaged characters.
+
+    Raises:
+        UnicodeDecodeError: a character is damaged, and `errors` is "strict".
+    """
+    mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", "utf-8"))
+    return data[len(mark) :].decode(encoding, errors)
+
+
 def read_json(path: Path, what: str) -> Any:
     """Return the JSON in a file; errors ask the user for `what`.
 
@@ -87,7 +110,7 @@ def read_json(path: Path, what: str) -> Any:
         UserError: the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(decoded(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", f"give {what}") from None
     except OSError as error:
