@@ -10,10 +10,8 @@ from u2export.benchmarks.studies.study import COMMAND, Study
 from u2export.errors import UserError
 
 NAMES = (
-    "calibration_cost", "calibration_scale", "coreml_fidelity", "gate_coverage", "gate_false_alarms",
+    "calibration_cost", "calibration_scale", "coreml_fidelity", "fuzz", "gate_coverage", "gate_false_alarms",
     "gate_mutants", "gate_power", "int8_fidelity", "overhead", "trt_fidelity",
-    "calibration_cost", "coreml_fidelity", "fuzz", "gate_coverage", "gate_false_alarms", "gate_mutants", "gate_power",
-    "int8_fidelity", "overhead", "trt_fidelity",
 )  # fmt: skip
 
 
