@@ -319,20 +319,30 @@ def test_inspection_of_eight_bit_onnx(tmp_path: Path) -> None:
 
 
 def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    from u2export.commands import coreml
+    from typer.testing import CliRunner
 
-    given: list[Any] = []
-    monkeypatch.setattr(coreml, "run", lambda *a: given.append(a))
-    coreml.coreml(size="320,256x384", palette=6, group=8, target=coreml.Target.ios18, output=coreml.Output.raw)
-    exporter, _, _, contract, precision, *_ = given[0]
-    assert exporter == CoreML("ios18", "raw", ((256, 384),), 8)
-    assert (contract.height, contract.width, precision) == (320, 320, "palette6")
-    coreml.coreml()
-    assert given[1][4] == "fp16"
-    with pytest.raises(UserError, match="no palettes of 5 bits"):
-        coreml.coreml(palette=5)
-    with pytest.raises(UserError, match="exclude each other"):
-        coreml.coreml(int8=True, w8a8=True)
+    from u2export.api import exporting
+    from u2export.cli import app
+
+    given: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+
+    def export(*words: str, **options: Any) -> Artifact:
+        given.append((words, options))
+        raise UserError("far enough", "")
+
+    def command(text: str) -> str:
+        problem = CliRunner().invoke(app, ["coreml", *text.split()]).exception
+        return problem.problem if isinstance(problem, UserError) else repr(problem)
+
+    monkeypatch.setattr(exporting, "export", export)
+    assert command("--size 320,256x384 --palette 6 --group 8 --target ios18 --output raw") == "far enough"
+    assert command("") == "far enough"
+    (words, options), (plain_words, _) = given
+    assert words == ("coreml", "palette6") and options["size"] == "320,256x384"
+    assert (options["target"], options["output"], options["group"]) == ("ios18", "raw", 8)
+    assert plain_words[0] == "coreml" and plain_words[1] in ("", "fp16")
+    assert "no palettes of 5 bits" in command("--palette 5")
+    assert "exclude each other" in command("--int8 --w8a8")
 
 
 # The benchmark

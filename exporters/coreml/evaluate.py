@@ -1,7 +1,7 @@
-"""Core ML packages where Core ML is not: the saved .mlpackage itself is executed with PyTorch.
+"""Running a saved .mlpackage with PyTorch, on machines without Core ML.
 
-Nothing is taken from the converter's memory, so that what is measured is what a phone gets. Semantics of each
-operation: coremltools' MIL operation reference,
+The program and the weights come from the saved file, not from the converter's memory, so a phone gets what is measured.
+The meaning of each operation is in coremltools' MIL operation reference,
 <https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html>.
 """
 
@@ -19,17 +19,17 @@ from torch.nn import functional as F
 from u2export.errors import UserError
 from u2export.exporters.coreml.package import AGAIN, COMPRESSED, Arguments, Name, Operation, Package, Type, dtype_of
 
-# fp32: types are ignored, the weights stay rounded as stored. fp16: computed in fp32, every tensor declared fp16
-# rounded. fp16-accumulate: each partial sum inside a convolution rounded too, the most pessimistic order there is of
-# what hardware with fp16 accumulators may do.
+# fp32: declared types are ignored, weights stay rounded as stored. fp16: operations compute in fp32, and every tensor
+# that is declared fp16 is rounded. fp16-accumulate: each partial sum inside a convolution is rounded too. No order in
+# which hardware with fp16 accumulators may add is more pessimistic.
 ARITHMETICS = ("fp32", "fp16", "fp16-accumulate")
 
 
-# Tensors are float32; 8-bit codes are whole numbers in float32.
+# All tensors are float32. 8-bit codes are whole numbers in float32.
 
 
 def _padding(a: Arguments) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right."""
+    """Return the padding at top, bottom, left and right."""
     kind = a.get("pad_type", "valid")
     if kind == "valid":
         return 0, 0, 0, 0
@@ -54,7 +54,7 @@ def _vector(bias: Tensor | float | None) -> Tensor | None:
 
 
 def _conv_accumulating(a: Arguments) -> Tensor:
-    """A convolution as one chain of fp16 fused multiply-adds per output: tap by tap, input channel by channel."""
+    """Compute a convolution as one chain of fp16 fused multiply-adds per output, tap by tap and channel by channel."""
     weight, (top, bottom, left, right) = a["weight"].half(), _padding(a)
     strides, dilations = a.get("strides", (1, 1)), a.get("dilations", (1, 1))
     if a.get("groups", 1) != 1 or tuple(strides) != (1, 1):
@@ -67,7 +67,7 @@ def _conv_accumulating(a: Arguments) -> Tensor:
         for column in range(weight.shape[3]):
             tap = x[:, :, row * dilations[0] :, column * dilations[1] :][:, :, :height, :width].contiguous()
             for c in range(weight.shape[1]):
-                # PyTorch computes this in float32, where the product is exact, and rounds the sum.
+                # PyTorch computes this in float32, where the product is exact, and rounds the sum to fp16.
                 total.addcmul_(tap[:, c : c + 1], weight[:, c, row, column].view(1, -1, 1, 1))
     bias = _vector(a.get("bias"))
     return total.float() if bias is None else total.float() + bias.view(1, -1, 1, 1)
@@ -81,7 +81,7 @@ def _max_pool(a: Arguments) -> Tensor:
 
 
 def _upsample_bilinear(a: Arguments) -> Tensor:
-    """By its definition the factor only gives the output size; sampling then goes by input over output size."""
+    """Resize. By MIL's definition the factor gives the output size; sampling uses input size over output size."""
     x = a["x"]
     size = [int(x.shape[d] * float(a[f"scale_factor_{k}"])) for d, k in ((2, "height"), (3, "width"))]
     corners = bool(a.get("align_corners", True))
@@ -96,7 +96,7 @@ def _code_range(a: Arguments, declared: Type) -> tuple[int, int]:
 
 
 def _scale(a: Arguments, key: str) -> Any:
-    """A scalar, or a vector along `axis`."""
+    """Return a scalar, or a vector that broadcasts along `axis`."""
     value = a.get(key, 0)
     if not isinstance(value, Tensor):
         return value
@@ -129,26 +129,26 @@ OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
     "concat": lambda a: torch.cat(a["values"], a["axis"]),
     "reduce_max": lambda a: a["x"].amax(a["axes"], keepdim=a["keep_dims"]),
     "reduce_min": lambda a: a["x"].amin(a["axes"], keepdim=a["keep_dims"]),
-    # Only between floating-point types; the rounding that follows every operation is the whole cast.
+    # Casts are between floating-point types only. The rounding after every operation does the whole cast.
     "cast": lambda a: a["x"],
     "dequantize": _dequantize,
 }
 
 
 def half(x: Tensor) -> Tensor:
-    """Rounded to the nearest fp16 value (infinite beyond 65504), held in float32."""
+    """Return x rounded to the nearest fp16 value, infinite beyond 65504, in float32."""
     return x.half().float()
 
 
 class Program:
-    """An ML Program, its weights decompressed, ready to run.
+    """An ML Program with decompressed weights, ready to run.
 
     Args:
-        package: what to run.
+        package: the package to run.
         arithmetic: one of `ARITHMETICS`.
 
     Raises:
-        UserError: the program holds operations that are not known here (all are named), or is damaged.
+        UserError: this module does not know some operations (the error names all of them), or the program is damaged.
     """
 
     def __init__(self, package: Package, arithmetic: str = "fp16") -> None:
@@ -170,12 +170,16 @@ class Program:
         self._last = self._last_uses()
 
     def weight(self, name: str) -> NDArray[Any]:
-        """A compressed weight, decompressed and rounded to its declared type; by the operation's output name."""
+        """Return a compressed weight, decompressed and rounded to its declared type.
+
+        Args:
+            name: name of the output of the operation that decompresses the weight.
+        """
         return self._constants[name]
 
     @property
     def compressed(self) -> tuple[str, ...]:
-        """Names of the compressed weights."""
+        """The names of the compressed weights."""
         return tuple(self._constants)
 
     def _decompressed(self, op: Operation) -> NDArray[Any]:
@@ -184,7 +188,7 @@ class Program:
         return np.asarray(dense.astype(dtype_of(op.type.scalar)))
 
     def _prepared(self, argument: Any) -> Any:
-        """Constants as what the operations take: strings, numbers, tuples of integers, float32 tensors."""
+        """Return an argument as operations take it: a string, a number, a tuple of integers, or a float32 tensor."""
         if isinstance(argument, list):
             return [self._prepared(a) for a in argument]
         if isinstance(argument, Name):
@@ -212,18 +216,18 @@ class Program:
         keep: Sequence[str] = (),
         watch: Callable[[str, Tensor], None] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
-        """Execute once.
+        """Execute the program once.
 
         Args:
-            inputs: by name, in the declared shapes.
-            keep: values inside the program to return beside its outputs.
-            watch: called with every input and every operation's result.
+            inputs: arrays by name, in the declared shapes.
+            keep: names of values inside the program that are returned as well.
+            watch: is called with the name and value of every input and every result.
 
         Returns:
             The program's outputs and `keep`, by name.
 
         Raises:
-            UserError: an input is missing or has another shape, or a result has another shape than declared.
+            UserError: an input is missing, or an input or a result has another shape than declared.
         """
         values = {name: torch.from_numpy(self._checked(name, inputs)) for name in self.package.inputs}
         wanted = {*self.package.outputs, *keep}
@@ -286,7 +290,12 @@ def _bound(arguments: Arguments, values: Mapping[str, Tensor]) -> dict[str, Any]
 
 
 def ranges(program: Program, samples: Iterable[Mapping[str, NDArray[np.float32]]]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of every input and intermediate result over all samples."""
+    """Return the smallest and largest value of every input and every result, over all samples.
+
+    Args:
+        program: the program to run.
+        samples: inputs by name, as for `Program.run`.
+    """
     found: dict[str, tuple[float, float]] = {}
 
     def watch(name: str, x: Tensor) -> None:

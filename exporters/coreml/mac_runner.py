@@ -1,4 +1,4 @@
-"""A package run by Core ML itself, on a Mac."""
+"""A package as a runner on a Mac: Core ML itself runs it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from u2export.exporters.runtime import Runner
 from u2export.reference import stamp
 from u2export.reference.image import Floats
 
-# On a Mac; what Core ML then really uses per layer is in the runner's info.
+# Units that Core ML may use, by the word in a table. The runner's info says what Core ML really uses for how many
+# operations.
 UNITS = {"all": "ALL", "cpu and ne": "CPU_AND_NE", "cpu and gpu": "CPU_AND_GPU", "cpu only": "CPU_ONLY"}
 
 
-def on_a_mac(artifact: Artifact, arithmetic: str) -> Runner:
-    """The package run by Core ML itself; its pictures have 8 bits and its d0, if stretched, stays so."""
+def open_on_mac(artifact: Artifact, arithmetic: str) -> Runner:
+    """Open a package as a runner in Core ML. It takes pictures of 8 bit, and a stretched mask stays stretched.
+
+    Args:
+        artifact: the package.
+        arithmetic: a key of `UNITS`.
+
+    Raises:
+        UserError: Core ML cannot open the package.
+    """
     import coremltools as ct
     from PIL import Image
 
@@ -53,7 +62,7 @@ def on_a_mac(artifact: Artifact, arithmetic: str) -> Runner:
 
 
 def _placement(model: Any, unit: Any) -> dict[str, str]:
-    """Which device Core ML prefers for how many operations (MLComputePlan, macOS 14.4 and later)."""
+    """Return which device Core ML prefers for how many operations (MLComputePlan, macOS 14.4 and later)."""
     if tuple(int(n) for n in platform.mac_ver()[0].split(".")[:2]) < (14, 4):
         return {"placement": "unknown: MLComputePlan needs macOS 14.4"}
     from coremltools.models.compute_plan import MLComputePlan

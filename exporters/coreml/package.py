@@ -1,7 +1,8 @@
-"""A saved Core ML package as it lies on disk: the program and its weights, read without Core ML.
+"""A saved Core ML package: its program and its weights, read without Core ML.
 
-The program comes from `model.mlmodel` (Apple's protobuf classes), the weights from `weight.bin`. Layout of the latter:
-`mlmodel/src/MILBlob/Blob/StorageFormat.hpp` of coremltools; compressed weights: its MIL operation reference,
+The program lies in `model.mlmodel` (Apple's protobuf classes), the weights lie in `weight.bin`. coremltools describes
+the layout of the weights in `mlmodel/src/MILBlob/Blob/StorageFormat.hpp`, and compressed weights in its MIL operation
+reference,
 <https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html>.
 """
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from u2export.errors import UserError
 from u2export.exporters.model_file import StoredConvolution
+from u2export.reference import stamp
 from u2export.reference.dtypes import stored_name
 
 Arguments = Mapping[str, Any]
@@ -37,13 +39,18 @@ PACKED = {"UINT1": 1, "UINT2": 2, "UINT3": 3, "UINT4": 4, "UINT6": 6, "INT4": 4}
 
 @dataclass(frozen=True)
 class Type:
-    """Declared type of a value: MIL's name of the scalar, and the shape, None for a dimension left open."""
+    """The declared type of a value.
+
+    Attributes:
+        scalar: MIL's name of the scalar type, such as "FLOAT16".
+        shape: the shape, None for an open dimension.
+    """
 
     scalar: str
     shape: tuple[int | None, ...]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor's shape agrees."""
+        """Whether a tensor of this shape has the declared type."""
         return len(shape) == len(self.shape) and all(
             d is None or d == n for d, n in zip(self.shape, shape, strict=True)
         )
@@ -51,7 +58,14 @@ class Type:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation that is not a constant: its arguments are names, constants already read, or lists of both."""
+    """One operation that is not a constant.
+
+    Attributes:
+        kind: MIL's name of the operation.
+        name: name of the output.
+        type: declared type of the output.
+        arguments: by MIL's names: a `Name`, a `Constant`, or a list of both.
+    """
 
     kind: str
     name: str
@@ -61,14 +75,20 @@ class Operation:
 
 @dataclass(frozen=True)
 class Name:
-    """An argument that another operation or the caller gives."""
+    """An argument that another operation makes, or that the caller gives."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant as stored: numpy array or string, its declared type, and its name (empty when immediate)."""
+    """A constant as it is stored.
+
+    Attributes:
+        name: its name; empty for a constant that stands inside an argument.
+        type: its declared type.
+        value: a numpy array, or a string.
+    """
 
     name: str
     type: Type
@@ -76,7 +96,7 @@ class Constant:
 
     @property
     def bytes(self) -> int:
-        """As stored; values of fewer than 8 bits are packed."""
+        """Size as stored; values of fewer than 8 bits are packed."""
         bits = PACKED.get(self.type.scalar, 0)
         return -(-self.value.size * bits // 8) if bits else int(self.value.nbytes)
 
@@ -85,7 +105,7 @@ class Package:
     """A saved .mlpackage of one ML Program.
 
     Raises:
-        UserError: missing, damaged, or no ML Program with a function `main`.
+        UserError: the package is missing or damaged, or holds no ML Program with a function `main`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,13 +122,13 @@ class Package:
 
     @cached_property
     def weights(self) -> bytes:
-        """Content of weight.bin; empty where the program has no file of weights."""
+        """The content of weight.bin; empty where the program has no file of weights."""
         path = self.path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
         return path.read_bytes() if path.is_file() else b""
 
     @cached_property
     def operations(self) -> tuple[Operation, ...]:
-        """All operations but constants, in the order of execution."""
+        """All operations except constants, in the order of execution."""
         constants: dict[str, Constant] = {}
         found = []
         for op in self.block.operations:
@@ -158,18 +178,29 @@ class Package:
         return _decode(data, declared)
 
     def layers(self) -> tuple[StoredConvolution, ...]:
-        """The convolutions, in order of execution."""
+        """Return the convolutions, in the order of execution."""
         made = {op.name: op for op in self.operations}
         return tuple(_layer(op, made) for op in self.operations if op.kind == "conv")
 
     def counts(self) -> Counter[str]:
-        """How many operations there are of each kind, constants left out."""
+        """Return how many operations there are of each kind, without constants."""
         return Counter(op.kind for op in self.operations)
+
+    def stamped(self, key: str) -> Any:
+        """Return what u2export stamped into the package under a key, see `reference.stamp`.
+
+        Raises:
+            UserError: the package has no such stamp.
+        """
+        value = stamp.read(self.spec.description.metadata.userDefined).get(key)
+        if not value:
+            raise UserError(f"{self.path}: not written by u2export (no {key} in its metadata)", AGAIN)
+        return value
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, warnings or log lines of coremltools, which writes dozens; exceptions pass."""
+    """Silence the progress bars, warnings and log lines of coremltools, which writes dozens; exceptions pass."""
     logger = logging.getLogger("coremltools")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -182,7 +213,7 @@ def quiet() -> Iterator[None]:
 
 
 def _specification(path: Path) -> Any:
-    """The parsed model.mlmodel that the manifest calls the root."""
+    """Return the parsed model.mlmodel that the manifest names as the root."""
     from google.protobuf.message import DecodeError
 
     with quiet():
@@ -215,7 +246,7 @@ def _layer(op: Operation, made: Mapping[str, Operation]) -> StoredConvolution:
 
 
 def _storage(op: Operation) -> str:
-    """How a compressed weight is stored, in words."""
+    """Return in words how a compressed weight is stored."""
     a = op.arguments
     if op.kind == "constexpr_lut_to_dense":
         tables, entries = int(np.prod(a["lut"].value.shape[:-2])), a["lut"].value.shape[-2:]
@@ -238,7 +269,7 @@ def _type(value_type: Any) -> Type:
 
 
 def dtype_of(scalar: str) -> np.dtype[Any]:
-    """The numpy type in which a MIL type is stored.
+    """Return the numpy type in which a MIL type is stored.
 
     Raises:
         TypeError: numpy has no such type.
@@ -257,7 +288,7 @@ def _decode(data: bytes, declared: Type) -> NDArray[Any]:
 
 
 def _unpack(data: bytes, bits: int, shape: Sequence[int], signed: bool = False) -> NDArray[Any]:
-    """Integers of fewer than 8 bits, packed lowest bit first."""
+    """Return integers of fewer than 8 bits that are packed lowest bit first."""
     count = int(np.prod(shape))
     flat = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits, bitorder="little")
     values = flat.reshape(count, bits) @ (1 << np.arange(bits))
@@ -266,11 +297,11 @@ def _unpack(data: bytes, bits: int, shape: Sequence[int], signed: bool = False) 
     return values.astype(np.int8 if signed else np.uint8).reshape(shape)
 
 
-# Compressed weights, in numpy and float32; the result is rounded to the declared type afterwards.
+# Compressed weights, decompressed by numpy in float32. `evaluate` rounds the result to the declared type.
 
 
 def _along(values: NDArray[Any], axis: int, rank: int) -> NDArray[Any]:
-    """A vector of one value per index of `axis`, or a scalar, in a shape that broadcasts."""
+    """Return a scalar, or a vector with one value per index of `axis`, in a shape that broadcasts."""
     values = np.asarray(values, np.float32)
     if values.ndim == 0:
         return values
@@ -285,7 +316,7 @@ def _affine_dequantize(a: Arguments) -> NDArray[Any]:
 
 
 def _blocks(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """One value per block, repeated to the shape of what is scaled."""
+    """Return values, one per block, repeated to the shape of the tensor that they scale."""
     for axis, size in enumerate(shape):
         values = values.repeat(size // values.shape[axis], axis)
     return values.astype(np.float32)

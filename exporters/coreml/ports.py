@@ -1,4 +1,4 @@
-"""What goes into a package and comes out of it: pictures of network inputs, masks back on the scale of d0."""
+"""What goes into a package and what comes out of it: pictures, and masks that become d0 again."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from u2export.exporters.onnx_runtime import to_pixels
 from u2export.reference.image import Contract, Floats
 
 INPUT, OUTPUT = "image", "mask"
-# Below this range of d0 the mask is not stretched fully: well above the smallest normal fp16 number.
+# A d0 of a smaller range is not stretched fully. The value is well above the smallest normal fp16 number.
 FLAT = 1e-3
 
 
 def picture(x: Floats, contract: Contract) -> Floats:
-    """The pictures (N, C, H, W), 0..255, that a package makes the network inputs x of."""
+    """Return the pictures (N, C, H, W), 0..255, that a package turns into the network inputs x (N, C, H, W)."""
     pixels = np.concatenate([to_pixels(one[None], contract) for one in x])
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
 
 
 def unstretched(mask: Floats, d0: Floats, output: str) -> Floats:
-    """A package's output brought back to the scale of d0, whatever rounding it has gone through.
+    """Return a package's output on the scale of d0, with all rounding that the output has gone through.
 
-    A mask is undone by the range of the d0 it was stretched from, so that stretching it again gives the mask, and the
-    error of d0 itself is seen as well.
+    The range of the d0 that a mask was stretched from undoes the stretch. Stretching the result again gives the mask,
+    and the result shows the error of d0 itself as well.
+
+    Args:
+        mask: the package's output (N, K, H, W).
+        d0: the map inside the package that the mask was stretched from, of the same shape.
+        output: "tensor", "image" or "raw", see `CoreML.output`.
     """
     if output == "raw":
         return mask

@@ -1,23 +1,18 @@
-"""A package executed with PyTorch on this CPU, where there is no Core ML."""
+"""A package as a runner on machines without Core ML: PyTorch runs the saved program on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.ports import INPUT, OUTPUT, picture, unstretched
 from u2export.exporters.runtime import Runner
-from u2export.reference import stamp
 from u2export.reference.image import Floats
 
-if TYPE_CHECKING:
-    from u2export.exporters.coreml.package import Package
-
+# What a table calls an arithmetic, and what `evaluate` calls it.
 SIMULATED = {
     "simulated fp16": "fp16",
     "simulated fp16 accumulate": "fp16-accumulate",
@@ -25,28 +20,25 @@ SIMULATED = {
 }
 
 
-def stamped(package: Package, key: str) -> Any:
-    """What u2export stamped into a package under a key.
+@contextmanager
+def open_simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+    """Open a package as a runner that executes it with PyTorch.
+
+    Args:
+        artifact: the package.
+        arithmetic: one of `evaluate.ARITHMETICS`.
+        threads: PyTorch's threads while the runner is open.
 
     Raises:
-        UserError: there is no such stamp.
+        UserError: u2export did not write the package, or the package is damaged.
     """
-    value = stamp.read(package.spec.description.metadata.userDefined).get(key)
-    if not value:
-        raise UserError(f"{package.path}: not written by u2export (no {key} in its metadata)", "export it again")
-    return value
-
-
-@contextmanager
-def simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
-    """The package executed with PyTorch on this CPU."""
     import torch
 
     from u2export.exporters.coreml.evaluate import Program
     from u2export.exporters.coreml.package import Package
 
     package = Package(artifact.path)
-    output = stamped(package, "output")
+    output = package.stamped("output")
     program = Program(package, arithmetic)
     d0 = next(op.name for op in reversed(package.operations) if op.kind == "sigmoid")
 
