@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from u2export.benchmarks.device import versions
 from u2export.benchmarks.studies.fuzz_seeds import seeds
 from u2export.benchmarks.studies.fuzz_worker import OUTCOMES, SHARES
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
+from u2export.exporters.runtime import versions
 
 MODULE = "u2export.benchmarks.studies.fuzz_worker"
 STARTING = 300.0  # seconds that a worker may take until its first answer
