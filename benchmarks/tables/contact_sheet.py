@@ -13,7 +13,7 @@ from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
 from u2export.files import staged
 from u2export.reference.image import Floats, mask_for, saliency
-from u2export.reference.photos import ARRAY, eight_bit, read_array, read_photo
+from u2export.reference.photos import eight_bit, read_photo
 
 # Differences of good exports are invisible. With this factor .05 of the mask's range has the strongest colour.
 GAIN = 20
@@ -65,9 +65,7 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """Return all columns of one photo."""
-    pixels = eight_bit(read_array(path) if path.suffix.lower() == ARRAY else read_photo(path))
-    shown = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]  # of an array the first channels
-    photo = ImageOps.contain(Image.fromarray(shown).convert("RGB"), (CELL, CELL))
+    photo = ImageOps.contain(Image.fromarray(eight_bit(read_photo(path))), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
     _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
