@@ -19,10 +19,11 @@ from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 from u2export.install import how_to_install
+from u2export.reference.checkpoint import SUFFIXES
 from u2export.reference.image import Contract
 from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
 
-WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+WEIGHT_FILES = tuple(suffix for suffix in SUFFIXES if suffix != ".onnx")  # an .onnx is run as it is
 UNKNOWN = "unknown"  # variant of a model file without a record: nobody knows its weights
 # Of a group: sha256 of the weights, and the image contract.
 Key = tuple[str, Contract]
