@@ -279,7 +279,7 @@ def test_arrays_of_photos_and_of_inputs_mean_the_same(tmp_path: Path) -> None:
 
 def test_arrays_serve_models_that_take_no_photos(tmp_path: Path) -> None:
     contract = SMALL.with_channels(4)
-    with pytest.raises(UserError, match="the model takes 4"):
+    with pytest.raises(UserError, match=r"no pictures in .*\n.*\.npy"):
         Calibration.open(fill(tmp_path / "set", 3), contract)
     x = np.concatenate([SMALL.tensor(picture(s)) for s in range(3)])
     x = x[:, [0, 1, 2, 0]]
