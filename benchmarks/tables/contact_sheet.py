@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
+from u2export.errors import UserError
 from u2export.files import staged
 from u2export.reference.image import Floats, Pixels, mask_for, saliency
 from u2export.reference.photos import ARRAY, eight_bit, read_array, read_photo
@@ -36,9 +37,14 @@ def draw(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged], t
         judged: the maps of each group of rows.
         target: a .png file.
         count: the number of photos on the sheet, the worst ones first.
+
+    Raises:
+        UserError: no row has masks.
     """
     sections = [_section(report, photos, group, count) for group in judged if group.rows]
-    width = max((s.width for s in sections), default=2 * MARGIN + CELL)
+    if not sections:
+        raise UserError("no row has masks to draw", "the report says why each row has none", "contact_sheet")
+    width = max(s.width for s in sections)
     # One section for each group of rows, which share weights and image contract.
     sheet = Image.new("RGB", (width, sum(s.height for s in sections)), GROUND)
     top = 0
