@@ -83,7 +83,8 @@ def accuracy(session: nox.Session) -> None:
 # What a study needs; every extra if it is not listed here.
 STUDIES: dict[str, tuple[str, ...]] = {
     "fuzz": ("onnx", "imports"),
-    "gate_coverage": (), "gate_mutants": ("onnx",), "gate_power": ("onnx",), "gate_false_alarms": ("onnx", "openvino"),
+    "gate_coverage": (), "calibration_scale": (), "gate_mutants": ("onnx",), "gate_power": ("onnx",),
+    "gate_false_alarms": ("onnx", "openvino"),
     "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),
     "coreml_fidelity": ("onnx", "coreml"), "trt_fidelity": ("onnx", "trt-rtx"),
 }  # fmt: skip

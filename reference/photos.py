@@ -200,7 +200,10 @@ def _unknown(path: Path) -> UserError:
     if path.stat().st_size == 0:
         return UserError(f"{path}: the file is empty", "give a JPEG, PNG, WebP, AVIF, TIFF or BMP")
     if path.suffix.lower() in HEIF and find_spec("pillow_heif") is None:
-        return UserError(f"{path}: Pillow reads no HEIC here", "pip install pillow-heif, or convert the photo to JPEG")
+        return UserError(
+            f"{path}: HEIC needs the package pillow-heif, which is not installed",
+            "pip install pillow-heif, or convert the photo to JPEG",
+        )
     return UserError(f"{path}: not a picture Pillow can read", "give a JPEG, PNG, WebP, AVIF, TIFF or BMP")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from u2export.benchmarks.studies import calibration_scale
 from u2export.calibration.look_alikes import THUMB, TWINS, LookAlikes
 from u2export.reference.image import Floats
 
@@ -84,3 +88,11 @@ def test_all_alike_and_none_at_all() -> None:
     assert LookAlikes([]).first_before() == []
     assert LookAlikes([]).first_of([same]) == [-1]
     assert LookAlikes([same]).first_of([]) == []
+
+
+def test_the_study_of_large_sets_writes_its_page(tmp_path: Path) -> None:
+    assert calibration_scale.STUDY.main(["--counts", "8", "60", "--side", "40", "--out", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "scale.json").read_text())
+    assert [run["photos"] for run in data["runs"]] == [8, 60]
+    assert [run["look_alikes"] for run in data["runs"]] == [0, 1]
+    assert "nox -s study -- calibration_scale" in (tmp_path / "scale.md").read_text()

@@ -61,7 +61,8 @@ class Bench:
         self._workers = Workers(plan, scratch)
         self._machine = self._workers.machine
         report = _empty_report(plan, self._machine)
-        self.photos = readable(plan.photos, plan.strict, progress)
+        channels = {artifact.contract.channels for artifact in plan.artifacts}
+        self.photos = readable(plan.photos, plan.strict, progress, channels.pop() if len(channels) == 1 else 0)
         report = _with_photos(report, self.photos, plan)
         if earlier:
             _check_same_bench(earlier, report)

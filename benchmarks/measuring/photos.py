@@ -50,12 +50,15 @@ def photos_in(path: Path, limit: int = 0, arrays: bool = False) -> dict[str, Pat
     return {str(p.relative_to(path)) if path.is_dir() else p.name: p for p in found}
 
 
-def readable(photos: Mapping[str, Path], strict: bool, progress: Callable[[str, int, int], None]) -> Photos:
+def readable(
+    photos: Mapping[str, Path], strict: bool, progress: Callable[[str, int, int], None], channels: int = 0
+) -> Photos:
     """Read every photo once, and tell the readable photos from the broken ones.
 
     Args:
         photos: files by name. strict: whether a broken photo is an error.
         progress: receives the stage, the photos done and the photos in all.
+        channels: how many `.npy` pictures must have; 0 for any number.
 
     Raises:
         UserError: no photo can be read, or one of them cannot be read and `strict` is set.
@@ -65,7 +68,7 @@ def readable(photos: Mapping[str, Path], strict: bool, progress: Callable[[str, 
     for i, (name, path) in enumerate(photos.items()):
         progress("reading photos", i, len(photos))
         try:
-            read_array(path) if path.suffix.lower() == ARRAY else read_photo(path)
+            read_array(path, channels) if path.suffix.lower() == ARRAY else read_photo(path)
         except UserError as error:
             if strict:
                 raise

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
+from u2export.errors import UserError
 from u2export.files import staged
-from u2export.reference.image import Floats, mask_for, saliency
-from u2export.reference.photos import eight_bit, read_photo
+from u2export.reference.image import Floats, Pixels, mask_for, saliency
+from u2export.reference.photos import ARRAY, eight_bit, read_array, read_photo
 
 # Differences of good exports are invisible. With this factor .05 of the mask's range has the strongest colour.
 GAIN = 20
@@ -36,9 +37,14 @@ def draw(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged], t
         judged: the maps of each group of rows.
         target: a .png file.
         count: the number of photos on the sheet, the worst ones first.
+
+    Raises:
+        UserError: no row has masks.
     """
     sections = [_section(report, photos, group, count) for group in judged if group.rows]
-    width = max((s.width for s in sections), default=2 * MARGIN + CELL)
+    if not sections:
+        raise UserError("no row has masks to draw", "the report says why each row has none", "contact_sheet")
+    width = max(s.width for s in sections)
     # One section for each group of rows, which share weights and image contract.
     sheet = Image.new("RGB", (width, sum(s.height for s in sections)), GROUND)
     top = 0
@@ -65,7 +71,7 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """Return all columns of one photo."""
-    photo = ImageOps.contain(Image.fromarray(eight_bit(read_photo(path))), (CELL, CELL))
+    photo = ImageOps.contain(Image.fromarray(_picture(path)), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
     _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
@@ -74,6 +80,14 @@ def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) ->
         images = (_mask(got, photo.size), _difference(got, want, photo.size))
         _stack(block, column, images, _captions(row, name))
     return block
+
+
+def _picture(path: Path) -> Pixels:
+    """Return a photo, or the first colours of an array with any number of channels, as (H, W, 3) uint8."""
+    if path.suffix.lower() != ARRAY:
+        return eight_bit(read_photo(path))
+    shown = eight_bit(read_array(path))
+    return shown[..., :3] if shown.shape[2] >= 3 else np.repeat(shown[..., :1], 3, 2)
 
 
 def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Row], room: int) -> None:
@@ -107,6 +121,7 @@ def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], capti
 def _text(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, ink: Ink, room: int = CELL) -> None:
     """Draw one line of text. A text wider than `room` pixels loses its middle."""
     font = ImageFont.load_default(size)
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
     letters = len(text)
     while pen.textlength(_shortened(text, letters), font) > room and letters > 8:
         letters -= 1

@@ -10,6 +10,7 @@ import typer
 
 from u2export.api import running
 from u2export.commands.options import AsJson, Trust, shown
+from u2export.errors import UserError
 
 
 def predict(
@@ -29,8 +30,13 @@ def predict(
 ) -> None:
     """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size."""
 
-    def skip(photo: Path, error: Exception) -> None:
-        print(f"u2export: skipped {error}", file=sys.stderr)
+    def skip(photo: Path, error: UserError) -> None:
+        print(
+            f"u2export: skipped {error.problem}",
+            *([f"  {error.hint}"] if error.hint else []),
+            sep="\n",
+            file=sys.stderr,
+        )
 
     made = running.write_masks(
         model, images, out, cutout=cutout, arithmetic=arithmetic, trust=trust, strict=strict, skip=skip
