@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from u2export.errors import UserError
-from u2export.exporters import EXPORTERS
+from u2export.exporters import EXPORTERS, Exporter
 from u2export.exporters.artifact import RECORD, Artifact, hashes, is_record, read_record
 from u2export.reference.weights import Identity, file_digest
 
@@ -29,10 +29,6 @@ def read_artifact(path: Path) -> Artifact:
     if not record.exists():
         return adopt(path)
     artifact = read_record(record)
-    if artifact.exporter not in EXPORTERS:
-        raise UserError(
-            f"{record} is of an unknown target {artifact.exporter!r:.40}", "read it with the u2export that wrote it"
-        )
     for name, expected in artifact.files.items():
         file = artifact.path.parent / name
         if not file.is_file():
@@ -61,10 +57,24 @@ def read_artifacts(given: Iterable[Path | Artifact]) -> list[Artifact]:
             log.warning("skipped %s: it is no artifact", one)
             continue
         artifact = one if isinstance(one, Artifact) else read_artifact(one)
-        found.setdefault(artifact.path.absolute(), artifact)
+        found.setdefault(artifact.path.parent.resolve() / artifact.name, artifact)
     if skipped and not found:
         raise UserError(f"none of the {len(skipped)} paths is an artifact", "give files that an export command printed")
     return list(found.values())
+
+
+def target_of(artifact: Artifact) -> Exporter:
+    """Return the target that made an artifact.
+
+    Raises:
+        UserError: this u2export has no such target.
+    """
+    if artifact.exporter not in EXPORTERS:
+        raise UserError(
+            f"{artifact.name} is of an unknown target {artifact.exporter!r:.40}",
+            f"this u2export has {', '.join(EXPORTERS)}",
+        )
+    return EXPORTERS[artifact.exporter]
 
 
 def is_artifact(path: Path) -> bool:
