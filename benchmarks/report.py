@@ -9,9 +9,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +19,11 @@ from u2export.benchmarks.device import RUNTIMES, Device
 from u2export.benchmarks.latency import Latency, Sustained, speedup
 from u2export.benchmarks.statistics import Interval
 from u2export.errors import UserError
-from u2export.files import read_json, write_text
+from u2export.files import checked, read_json, write_text
 from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import Fidelity, ImageFidelity, image_json
 from u2export.reference.weights import Identity
 from u2export.version import __version__
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 # Schema 2 adds to schema 1: opening_ns, inference_ns, scenario, batch, streams, spans_ns, energy_uj, sustained,
 # states, device.soc.
@@ -42,10 +39,6 @@ REASONS = {
 }
 # "latency": the time of one picture at a time. "throughput": the pictures per second in batches and streams.
 SCENARIOS = ("latency", "throughput")
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "str": str, "int": int, "float": (int, float), "bool": bool, "Mapping": dict
-}  # fmt: skip
-Made = TypeVar("Made", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -167,6 +160,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain data for JSON."""
         data = asdict(self)
+        data["weights"] = self.weights.to_json()
         data["images"] = {photo: image_json(image) for photo, image in self.images.items()}
         latency = data.pop("latency")
         data.update(latency_ns=latency["rounds"], spans_ns=latency["spans"])
@@ -225,19 +219,6 @@ def _mappings(values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
 def _image(data: Mapping[str, Any]) -> ImageFidelity:
     values: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
     return checked(ImageFidelity(**values))
-
-
-def checked(made: Made) -> Made:
-    """Return a dataclass that was read from JSON, after a check of the types of its plain fields.
-
-    Raises:
-        TypeError: a field has another type than its declaration.
-    """
-    for f in fields(made):
-        kind = KINDS.get(str(f.type).partition("[")[0])
-        if kind and not isinstance(getattr(made, f.name), kind):
-            raise TypeError(f"{f.name} is {getattr(made, f.name)!r:.40}, expected {f.type}")
-    return made
 
 
 @dataclass(frozen=True)

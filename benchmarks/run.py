@@ -19,7 +19,7 @@ from u2export.benchmarks.measuring.plan import Plan, Progress, settings
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.open import read_artifact
+from u2export.exporters.open import read_artifacts
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def bench(
 
 
 def _plan(request: BenchRequest) -> Plan:
-    artifacts = [a if isinstance(a, Artifact) else read_artifact(a) for a in request.artifacts]
+    artifacts = read_artifacts(request.artifacts)
     if not artifacts:
         raise UserError("there is no artifact to measure", "name at least one exported model")
     if request.trust:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from u2export.errors import UserError
-from u2export.files import read_json
+from u2export.files import checked, read_json
 from u2export.reference.image import Contract
+from u2export.reference.onnx_files import model_files
 from u2export.reference.weights import Identity, file_digest
 from u2export.version import __version__
 
 SCHEMA = 1
+RECORD = ".json"  # follows the name of the main file
+REQUIRED = {"exporter", "path", "contract", "weights"}
 Options = Mapping[str, Any]
 
 
@@ -63,7 +68,7 @@ class Artifact:
     @property
     def record(self) -> Path:
         """Path of the record."""
-        return self.path.with_name(self.path.name + ".json")
+        return self.path.with_name(self.path.name + RECORD)
 
     @property
     def size(self) -> int:
@@ -75,6 +80,7 @@ class Artifact:
         """The record as plain data; its paths are relative to the record."""
         data = asdict(self)
         data.update(path=self.path.name, contract=self.contract.to_json(), notes=list(self.notes))
+        data.update(weights=self.weights.to_json(path=True), fidelity=_finite(self.fidelity))
         return {"schema": data.pop("schema"), "u2export": __version__, **data}
 
 
@@ -82,11 +88,12 @@ def read_record(record: Path) -> Artifact:
     """The artifact that a record describes. Its files are not looked at.
 
     Raises:
-        UserError: the record is missing, unreadable, of another schema, or damaged.
+        UserError: the record is missing, unreadable, of another schema, or damaged; or its list of files lacks the main
+            file, or leads out of its folder.
     """
     hint = "give an artifact's record, or export the artifact again"
     data = read_json(record, "an artifact or its record")
-    if not isinstance(data, dict) or not {"exporter", "path", "contract", "weights"} <= data.keys():
+    if not isinstance(data, dict) or not data.keys() >= REQUIRED:
         raise UserError(f"{record} is not an artifact's record", hint)
     if data.get("schema") != SCHEMA:
         raise UserError(f"{record} has schema {data.get('schema')}, but this u2export reads schema {SCHEMA}", hint)
@@ -94,15 +101,89 @@ def read_record(record: Path) -> Artifact:
     try:
         # Only the name is taken, so that a record cannot point to a file in another folder.
         data["path"] = record.parent / Path(data["path"]).name
-        data["contract"] = Contract.from_json(data["contract"])
-        data["weights"] = Identity(**data["weights"])
-        data["notes"] = tuple(data.get("notes", ()))
-        return Artifact(**data)
-    except (TypeError, ValueError) as error:
+        data["contract"] = _contract(data["contract"])
+        data["weights"] = checked(Identity(**data["weights"]))
+        data["notes"] = tuple(_text(note) for note in data.get("notes", ()))
+        made = checked(Artifact(**data))
+        _check_values(data)
+        _check_files(made)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{record}: damaged record ({error})", hint) from None
+    return made
+
+
+def is_record(path: Path) -> bool:
+    """Tell whether a file is an artifact's record, or stands in the place of one; such as a recipe is not."""
+    if not path.name.endswith(RECORD):
+        return False
+    if path.with_name(path.name.removesuffix(RECORD)).exists():
+        return True
+    try:
+        data = read_json(path, "")
+    except UserError:
+        return False
+    return isinstance(data, dict) and data.keys() >= REQUIRED
 
 
 def hashes(path: Path, *more: Path) -> dict[str, str]:
-    """sha256 of a file, or of every file in a folder, and of `more` files; by path relative to the parent folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    """Return the sha256 of all files of a model and of `more` files, by path relative to the model's folder.
+
+    The files of a model are the file itself, every file in a folder, or an `.onnx` with its external data.
+
+    Raises:
+        UserError: a file is missing or unreadable, or an `.onnx` is no ONNX file or names data outside its folder.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        files = model_files(path) if path.suffix.lower() == ".onnx" else [path]
     return {str(p.relative_to(path.parent)): file_digest(p) for p in (*files, *more)}
+
+
+def _contract(data: Any) -> Contract:
+    made = checked(Contract.from_json(data))
+    numbers = (*made.mean, *made.std)
+    if len(made.mean) != len(made.std) or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"mean {made.mean} and std {made.std} are not finite numbers of equal count")
+    return made
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+def _check_values(data: Any) -> None:
+    """Refuse NaN and infinite numbers, which JSON does not have but Python reads."""
+    if isinstance(data, float) and not math.isfinite(data):
+        raise ValueError(f"{data} is not a finite number")
+    if isinstance(data, (dict, list)):
+        for value in data.values() if isinstance(data, dict) else data:
+            _check_values(value)
+
+
+def _check_files(made: Artifact) -> None:
+    """Refuse a list of files without the main file, or with names or links that lead out of the artifact's folder.
+
+    Raises:
+        ValueError, TypeError: the list is of this kind.
+    """
+    name, folder = made.path.name, made.path.parent
+    if not name or name == "..":
+        raise ValueError("it names no file")
+    if not any(Path(_text(file)).parts[:1] == (name,) for file in made.files):
+        raise ValueError(f"its list of files lacks {name}")
+    for file, digest in made.files.items():
+        inside = Path(file)
+        if inside.is_absolute() or inside.drive or ".." in inside.parts:
+            raise ValueError(f"{file!r:.80} lies outside its folder")
+        if not (folder / inside).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{file!r:.80} is a link to another folder")
+        if not re.fullmatch("[0-9a-f]{64}", _text(digest)):
+            raise ValueError(f"{digest!r:.40} is no sha256")
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values in which null stands for NaN and infinite numbers, which JSON does not have."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

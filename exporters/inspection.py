@@ -18,6 +18,7 @@ from u2export.exporters.model_file import ModelFile, Port, StoredConvolution
 from u2export.install import how_to_install
 from u2export.reference.dtypes import FLOATS, stored_name
 from u2export.reference.onnx_file import read_onnx
+from u2export.reference.onnx_files import model_files
 from u2export.reference.onnx_graph import GraphView, opset_of
 from u2export.reference.onnx_session import open_session
 from u2export.reference.stamp import PREFIX, prefixed, read
@@ -69,7 +70,7 @@ def _onnx(path: Path) -> ModelFile:
     convs = [node for node in view.nodes if node.op_type in ("Conv", "QLinearConv", "ConvInteger")]
     return ModelFile(
         kind=f"ONNX, opset {opset_of(model)}, IR {model.ir_version}",
-        bytes=_size(path),
+        bytes=_size(*model_files(path)),
         inputs=tuple(_onnx_port(v) for v in graph.input if v.name not in view.constants),
         outputs=tuple(_onnx_port(v) for v in graph.output),
         operations=dict(Counter(node.op_type for node in view.nodes).most_common()),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from u2export.errors import UserError
-from u2export.exporters import EXPORTERS
-from u2export.exporters.artifact import Artifact, hashes, read_record
+from u2export.exporters import EXPORTERS, Exporter
+from u2export.exporters.artifact import RECORD, Artifact, hashes, is_record, read_record
 from u2export.reference.weights import Identity, file_digest
+
+log = logging.getLogger(__name__)
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -19,7 +23,7 @@ def read_artifact(path: Path) -> Artifact:
             the record was written.
         Unavailable: there is no record, and the runtime that would open the file is not installed.
     """
-    record = path if path.name.endswith(".json") else path.with_name(path.name + ".json")
+    record = path if path.name.endswith(RECORD) else path.with_name(path.name + RECORD)
     if not path.exists():
         raise UserError(f"no such artifact: {path}", "give the file an export command printed, or its .json record")
     if not record.exists():
@@ -32,6 +36,52 @@ def read_artifact(path: Path) -> Artifact:
         if file_digest(file) != expected:
             raise UserError(f"{file} is not the file its record {record.name} describes", "export it again")
     return artifact
+
+
+def read_artifacts(given: Iterable[Path | Artifact]) -> list[Artifact]:
+    """Return the artifacts among several paths, each once, such as all that `folder/*` names.
+
+    Among several paths, a path that is no artifact (a recipe, results, a picture) is skipped with a line in the log.
+    An artifact that is given through its file and its record counts once.
+
+    Raises:
+        UserError: as `read_artifact`; or none of the paths is an artifact.
+        Unavailable: as `read_artifact`.
+    """
+    given = list(given)
+    found: dict[Path, Artifact] = {}
+    skipped = []
+    for one in given:
+        if isinstance(one, Path) and len(given) > 1 and one.exists() and not is_artifact(one):
+            skipped.append(one)
+            log.warning("skipped %s: it is no artifact", one)
+            continue
+        artifact = one if isinstance(one, Artifact) else read_artifact(one)
+        found.setdefault(artifact.path.parent.resolve() / artifact.name, artifact)
+    if skipped and not found:
+        raise UserError(f"none of the {len(skipped)} paths is an artifact", "give files that an export command printed")
+    return list(found.values())
+
+
+def target_of(artifact: Artifact) -> Exporter:
+    """Return the target that made an artifact.
+
+    Raises:
+        UserError: this u2export has no such target.
+    """
+    if artifact.exporter not in EXPORTERS:
+        raise UserError(
+            f"{artifact.name} is of an unknown target {artifact.exporter!r:.40}",
+            f"this u2export has {', '.join(EXPORTERS)}",
+        )
+    return EXPORTERS[artifact.exporter]
+
+
+def is_artifact(path: Path) -> bool:
+    """Tell whether a path is meant as an artifact: a record, a model with a record, or a model that a target opens."""
+    if path.name.endswith(RECORD):
+        return is_record(path)
+    return path.with_name(path.name + RECORD).is_file() or any(e.adopts(path) for e in EXPORTERS.values())
 
 
 def adopt(path: Path) -> Artifact:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from u2export.errors import Unavailable, UserError
 from u2export.install import how_to_install
+from u2export.reference.onnx_files import model_files
 
 if TYPE_CHECKING:
     import onnx
@@ -33,6 +34,7 @@ def read_onnx(path: Path, hint: str = "export it again, or download it again", s
 
     if not path.exists():
         raise UserError(f"no such file: {path}", "give an .onnx file")
+    model_files(path)  # names what is missing, cut short, or outside the model's folder
     try:
         model = onnx.load(path)
         if shapes:

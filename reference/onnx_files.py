@@ -31,8 +31,10 @@ class Malformed(ValueError):
     """The bytes are no protobuf message."""
 
 
-def external_data(path: Path) -> list[str]:
-    """Locations of external data that a model names, each once, in the order of the file; as they are written there.
+def external_data(path: Path) -> dict[str, int]:
+    """Return the locations of external data that a model names, each with the least number of bytes that it must have.
+
+    Locations are in the order of the file, and as they are written there.
 
     Raises:
         UserError: unreadable, or no ONNX file.
@@ -44,7 +46,10 @@ def external_data(path: Path) -> list[str]:
         with path.open("rb") as file:
             # Closed when nothing reads it any more: an error on the way keeps views of it.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return list(dict.fromkeys(_locations(memoryview(data), "model")))
+            ends: dict[str, int] = {}
+            for location, end in _locations(memoryview(data), "model"):
+                ends[location] = max(end, ends.get(location, 0))
+            return ends
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", "check the path") from None
     except (Malformed, UnicodeDecodeError):
@@ -57,10 +62,10 @@ def model_files(path: Path) -> list[Path]:
     """The `.onnx` file and the files of its external data, all beside it or in folders below.
 
     Raises:
-        UserError: no ONNX file, external data that is missing, or that lies outside the model's folder.
+        UserError: no ONNX file; or external data that is missing, cut short, or outside the model's folder.
     """
     files = [path]
-    for location in external_data(path):
+    for location, least in external_data(path).items():
         inside = PurePosixPath(location)
         if inside.is_absolute() or ".." in inside.parts or not inside.parts or "\\" in location:
             raise UserError(
@@ -69,23 +74,38 @@ def model_files(path: Path) -> list[Path]:
         file = path.parent / inside
         if not file.is_file():
             raise UserError(f"{path}: its external data {location} is missing", "copy the model with all its files")
-        if file.is_symlink() and not file.resolve().is_relative_to(path.parent.resolve()):
+        if not file.resolve().is_relative_to(path.parent.resolve()):
             raise UserError(f"{path}: its external data {location} is a link to another folder", "copy the data itself")
+        if (size := file.stat().st_size) < least:
+            raise UserError(
+                f"{path}: its external data {location} is cut short: {size} of at least {least} bytes",
+                "copy the model with all its files",
+            )
         files.append(file)
     return files
 
 
-def _locations(data: memoryview, kind: str, depth: int = 0) -> Iterator[str]:
+def _locations(data: memoryview, kind: str, depth: int = 0) -> Iterator[tuple[str, int]]:
+    """Yield the location of each tensor that lies outside, and where it ends there in bytes; 0 where none is said."""
+    entries: dict[bytes, bytes] = {}
     if depth > DEEPEST:
         raise Malformed("nested too deep")
     for field, value in _fields(data):
         inner = INSIDE[kind].get(field)
         if inner == "entry":
             pair = {number: bytes(text) for number, text in _fields(value) if number in (1, 2)}
-            if pair.get(1) == b"location":
-                yield pair.get(2, b"").decode()
+            entries[pair.get(1, b"")] = pair.get(2, b"")
         elif inner:
             yield from _locations(value, inner, depth + 1)
+    if b"location" in entries:
+        yield entries[b"location"].decode(), _end(entries)
+
+
+def _end(entries: dict[bytes, bytes]) -> int:
+    try:
+        return int(entries.get(b"offset", b"0")) + int(entries.get(b"length", b"0"))
+    except ValueError:
+        raise Malformed("an offset or a length that is no number") from None
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:

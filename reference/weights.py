@@ -10,10 +10,10 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from u2export.errors import Unavailable, UserError
 from u2export.install import how_to_install
@@ -88,6 +88,17 @@ class Identity:
     sha256: str
     random: bool = False
     path: str = field(default="", compare=False)
+
+    def to_json(self, path: bool = False) -> dict[str, Any]:
+        """Return plain data for JSON.
+
+        Args:
+            path: keep the path of the user's own file. Results and baselines do not: they are published.
+        """
+        data = asdict(self)
+        if not path or not self.path:
+            del data["path"]
+        return data
 
     @property
     def label(self) -> str:

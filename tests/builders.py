@@ -13,11 +13,11 @@ from PIL import Image
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.report import Report, Row, Settings
-from u2export.exporters.artifact import Artifact, hashes
+from u2export.exporters.artifact import Artifact
 from u2export.files import write_json
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract, Floats, Pixels
-from u2export.reference.weights import Identity
+from u2export.reference.weights import Identity, file_digest
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source
@@ -110,7 +110,7 @@ def stub_artifact(
     """An artifact whose file is no model, with its record beside it."""
     path.write_text(f"model {path.stem}")
     weights = weights or Identity("random-u2netp", "1" * 64, True)
-    made = Artifact(exporter, "fp32", variant, weights, contract, path, hashes(path))
+    made = Artifact(exporter, "fp32", variant, weights, contract, path, {path.name: file_digest(path)})
     write_json(made.to_json(), made.record)
     return made
 

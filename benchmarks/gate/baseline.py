@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.report import Report, Row, checked, compact
+from u2export.benchmarks.report import Report, Row, compact
 from u2export.errors import UserError
-from u2export.files import read_json, write_text
+from u2export.files import checked, read_json, write_text
 from u2export.reference.dtypes import arithmetic_name
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.weights import Identity
@@ -65,7 +65,7 @@ class Accepted:
         data = asdict(self)
         columns = {m: [getattr(image, m) for image in self.images.values()] for m in MEASURES}
         plain = {m: [None if v == math.inf else v for v in values] for m, values in columns.items()}
-        return {**data, "images": plain}
+        return {**data, "weights": self.weights.to_json(), "images": plain}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], photos: tuple[str, ...]) -> Accepted:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,9 @@ def _copy(artifact: Artifact, made: Path) -> None:
     for name in artifact.files:
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.path.parent / name, made / name)
-    write_json(artifact.to_json(), made / artifact.record.name)
+    # A kit is passed on, so that its record does not tell where files lie on this machine.
+    anonymous = replace(artifact, weights=replace(artifact.weights, path=""))
+    write_json(anonymous.to_json(), made / artifact.record.name)
 
 
 def _pictures(artifact: Artifact) -> Iterator[tuple[str, Pixels]]:

@@ -9,6 +9,7 @@ The rows may live on another machine (`ssh`). The workers there take the times; 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from u2export.benchmarks.measuring.rows import (
     ReferenceChoice,
     groups,
     in_scenario,
+    missing_references,
     named,
     planned_artifact,
 )
@@ -37,6 +39,8 @@ from u2export.exporters.artifact import Artifact
 
 # Seconds. A small board may take half an hour to build an engine.
 BUILD_SECONDS = 3600.0
+WITHOUT_REFERENCE = "not compared with PyTorch: its weights were not found"
+log = logging.getLogger(__name__)
 
 
 class Bench:
@@ -60,6 +64,9 @@ class Bench:
         self._choice = ReferenceChoice(plan.reference)
         self._workers = Workers(plan, scratch)
         self._machine = self._workers.machine
+        self._without_reference = missing_references(plan.artifacts, self._choice)
+        for remark in self._without_reference.values():
+            log.warning("%s", remark)
         report = _empty_report(plan, self._machine)
         channels = {artifact.contract.channels for artifact in plan.artifacts}
         self.photos = readable(plan.photos, plan.strict, progress, channels.pop() if len(channels) == 1 else 0)
@@ -116,6 +123,8 @@ class Bench:
     def _rows_of(self, name: str, artifact: Artifact) -> Iterator[PlannedRow]:
         """Yield a row for each arithmetic in which the machine runs an artifact; one row with a reason if it cannot."""
         first = planned_artifact(name, artifact)
+        if artifact.weights.sha256 in self._without_reference:
+            first = replace(first, row=replace(first.row, notes=(*first.row.notes, WITHOUT_REFERENCE)))
         path, workshop = self._machine.path(artifact.path), self._machine.workshop()
         try:
             with self._workers.start() as worker:

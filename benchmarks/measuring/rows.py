@@ -21,7 +21,7 @@ from u2export.exporters.open import read_artifact
 from u2export.install import how_to_install
 from u2export.reference.checkpoint import SUFFIXES
 from u2export.reference.image import Contract
-from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull
+from u2export.reference.weights import RANDOM, WEIGHTS, Identity, cached, file_digest, pull, resolve, weights_digest
 
 WEIGHT_FILES = tuple(suffix for suffix in SUFFIXES if suffix != ".onnx")  # an .onnx is run as it is
 UNKNOWN = "unknown"  # variant of a model file without a record: nobody knows its weights
@@ -76,7 +76,7 @@ class ReferenceChoice:
         """The sha256 of the weights of the named reference; empty for "auto" and "pytorch"."""
         path = Path(self.text)
         if self.kind == "weights":
-            return file_digest(path)
+            return weights_digest(path)
         if self.kind == "maps":
             return map_files.weights_of(path)
         return self.artifact.weights.sha256 if self.kind == "artifact" else ""
@@ -149,7 +149,7 @@ def _further_pytorch(key: Key, group: Sequence[PlannedRow], choice: ReferenceCho
     """
     sha256, contract = key
     known = next((planned.row for planned in group if planned.row.weights.sha256 == sha256), None)
-    identity = known.weights if known else Identity(Path(choice.text).stem, sha256)
+    identity = known.weights if known else resolve(choice.text)[0]
     if weights := find_weights(identity, choice):
         return planned_pytorch(weights, identity, contract, known.variant if known else UNKNOWN)
     if choice.kind == "pytorch":
@@ -161,13 +161,18 @@ def _further_pytorch(key: Key, group: Sequence[PlannedRow], choice: ReferenceCho
 
 
 def find_weights(identity: Identity, choice: ReferenceChoice) -> str:
-    """Return the name or file by which `Source.open` opens the weights of an artifact; empty where it cannot."""
+    """Return the name or file by which `Source.open` opens the weights of an artifact; empty where it cannot.
+
+    Own weights are found where they were when the artifact was made, as long as the file is the same.
+    """
     if find_spec("torch") is None:
         return ""
     if choice.kind == "weights":
         return choice.text if choice.sha256 == identity.sha256 else ""
     if identity.random and identity.name.startswith(RANDOM):
         return identity.name
+    if identity.path and _is_file_of(Path(identity.path), identity):
+        return identity.path
     if identity.name in WEIGHTS:
         try:
             pull(identity.name)
@@ -175,6 +180,37 @@ def find_weights(identity: Identity, choice: ReferenceChoice) -> str:
             return ""
     there = (name for name in WEIGHTS if cached(name).is_file())
     return next((name for name in there if file_digest(cached(name)) == identity.sha256), "")
+
+
+def _is_file_of(path: Path, identity: Identity) -> bool:
+    try:
+        return path.is_file() and weights_digest(path) == identity.sha256
+    except (UserError, OSError, ValueError):
+        return False
+
+
+def missing_references(artifacts: Sequence[Artifact], choice: ReferenceChoice) -> dict[str, str]:
+    """Return what to tell the user of own weights for which "auto" finds no PyTorch reference, by their sha256.
+
+    Named and random weights are left out: `find_weights` finds them without help.
+    """
+    told: dict[str, str] = {}
+    if choice.kind != "auto":
+        return told
+    for artifact in artifacts:
+        weights = artifact.weights
+        own = artifact.variant != UNKNOWN and not weights.random and weights.name not in WEIGHTS
+        if not own or weights.sha256 in told or find_weights(weights, choice):
+            continue
+        group = [a for a in artifacts if (a.weights.sha256, a.contract) == (weights.sha256, artifact.contract)]
+        there = any(a.precision == "fp32" and a.exporter in ("onnx", "ort") for a in group)
+        instead = "masks are compared with the fp32 ONNX" if there else "masks are compared with nothing"
+        cure = "" if find_spec("torch") else f", with PyTorch installed ({how_to_install('torch')})"
+        told[weights.sha256] = (
+            f"no PyTorch reference for {weights.name}: {instead}; pass --reference FILE, the weights "
+            f"with sha256 {weights.sha256}{cure}"
+        )
+    return told
 
 
 def planned_artifact(name: str, artifact: Artifact) -> PlannedRow:

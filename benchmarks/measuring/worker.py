@@ -54,9 +54,9 @@ import numpy as np
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, state
 from u2export.errors import Unavailable, UserError
-from u2export.exporters import EXPORTERS
+
 from u2export.exporters.artifact import Artifact
-from u2export.exporters.open import read_artifact
+from u2export.exporters.open import read_artifact, target_of
 from u2export.exporters.runtime import Runner, processors
 from u2export.reference.image import Contract, Floats, mask_for
 from u2export.reference.photos import open_picture, read_input
@@ -97,7 +97,7 @@ class Worker:
         """Tell the arithmetics of an artifact on this machine; this may load the runtime."""
         opened = read_artifact(Path(artifact))
         arithmetics = _ready(opened)
-        made = EXPORTERS[opened.exporter].built(opened, Path(workshop)) if workshop else None
+        made = target_of(opened).built(opened, Path(workshop)) if workshop else None
         if made is None:
             yield {"modes": list(arithmetics)}
         else:
@@ -119,7 +119,7 @@ class Worker:
             start = perf_counter_ns()
             _ready(artifact)
             importing = perf_counter_ns() - start
-            opening = EXPORTERS[artifact.exporter].streams(artifact, which["mode"], threads, streams)
+            opening = target_of(artifact).streams(artifact, which["mode"], threads, streams)
         self.runners = self.stack.enter_context(opening)
         load_ns = perf_counter_ns() - start
         phases = {**({"import": importing} if importing else {}), **self.runners[0].opening}
@@ -234,7 +234,7 @@ def _ready(artifact: Artifact) -> Sequence[str]:
     Raises:
         Unavailable: this machine has no such runtime.
     """
-    exporter = EXPORTERS[artifact.exporter]
+    exporter = target_of(artifact)
     if problem := exporter.missing_runtime():
         raise problem
     return exporter.arithmetics(artifact)

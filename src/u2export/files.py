@@ -9,10 +9,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from u2export.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Types of JSON values by how a dataclass declares its fields; fields of other declarations are not checked.
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str, "int": int, "float": (int, float), "bool": bool, "Mapping": dict
+}  # fmt: skip
+Made = TypeVar("Made", bound="DataclassInstance")
 
 # Byte order marks and the encodings that they announce. The mark of UTF-32 begins with the mark of UTF-16.
 MARKS = (
@@ -117,3 +127,16 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}", f"give {what}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})", f"give {what}") from None
+
+
+def checked(made: Made) -> Made:
+    """Return a dataclass that was read from JSON, after a check of the types of its plain fields.
+
+    Raises:
+        TypeError: a field has another type than its declaration.
+    """
+    for f in fields(made):
+        kind = KINDS.get(str(f.type).partition("[")[0])
+        if kind and not isinstance(getattr(made, f.name), kind):
+            raise TypeError(f"{f.name} is {getattr(made, f.name)!r:.40}, expected {f.type}")
+    return made

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from u2export.errors import UserError
-from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact as _read_artifact
+from u2export.exporters.open import target_of
 from u2export.exporters.runtime import Runner
 from u2export.files import make_folder, staged
 from u2export.reference.image import Contract, Floats, Picture, Pixels, mask_for
@@ -168,7 +168,7 @@ def open_artifact(
     if trust:
         trust_engines([opened.path if opened else Path(str(artifact))])
     opened = opened or read_artifact(artifact)  # type: ignore[arg-type]
-    with EXPORTERS[opened.exporter].load(opened, arithmetic, threads) as runner:
+    with target_of(opened).load(opened, arithmetic, threads) as runner:
         yield OpenArtifact(opened, runner)
 
 
