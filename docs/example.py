@@ -3,7 +3,7 @@
 # # From weights to a verdict
 #
 # One round of u2export from Python: export, look, measure, accept, check. `python docs/example.py` runs all cells; an
-# editor that knows `# %%` cells runs them one by one. A test runs the cells at a small size.
+# editor that knows `# %%` cells runs them one by one. A test runs all cells.
 
 # %%
 from pathlib import Path
