@@ -54,7 +54,6 @@ import numpy as np
 from u2export.benchmarks.device import environment, this_device
 from u2export.benchmarks.sensors import device_memory, energy, pulse, spent, state
 from u2export.errors import Unavailable, UserError
-
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact, target_of
 from u2export.exporters.runtime import Runner, processors
