@@ -51,7 +51,7 @@ class Artifact:
     path: Path
     files: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
-    options: Options = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     condition: Mapping[str, Any] = field(default_factory=dict)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +103,7 @@ def read_record(record: Path) -> Artifact:
         data["path"] = record.parent / Path(data["path"]).name
         data["contract"] = _contract(data["contract"])
         data["weights"] = checked(Identity(**data["weights"]))
-        data["notes"] = tuple(_text(note) for note in data.get("notes", ()))
+        data["notes"] = _texts(data.get("notes", []))
         made = checked(Artifact(**data))
         _check_values(data)
         _check_files(made)
@@ -146,6 +146,12 @@ def _contract(data: Any) -> Contract:
     if len(made.mean) != len(made.std) or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
         raise ValueError(f"mean {made.mean} and std {made.std} are not finite numbers of equal count")
     return made
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r:.40} is no list of texts")
+    return tuple(_text(value) for value in values)
 
 
 def _text(value: Any) -> str:

@@ -49,17 +49,17 @@ def read_artifacts(given: Iterable[Path | Artifact]) -> list[Artifact]:
         Unavailable: as `read_artifact`.
     """
     given = list(given)
-    found: dict[Path, Artifact] = {}
-    skipped = []
-    for one in given:
-        if isinstance(one, Path) and len(given) > 1 and one.exists() and not is_artifact(one):
-            skipped.append(one)
-            log.warning("skipped %s: it is no artifact", one)
-            continue
-        artifact = one if isinstance(one, Artifact) else read_artifact(one)
-        found.setdefault(artifact.path.parent.resolve() / artifact.name, artifact)
-    if skipped and not found:
+    several = len(given) > 1
+    skipped = [p for p in given if several and isinstance(p, Path) and p.exists() and not is_artifact(p)]
+    if skipped and len(skipped) == len(given):
         raise UserError(f"none of the {len(skipped)} paths is an artifact", "give files that an export command printed")
+    for path in skipped:
+        log.warning("skipped %s: it is no artifact", path)
+    found: dict[Path, Artifact] = {}
+    for one in given:
+        if one not in skipped:
+            artifact = one if isinstance(one, Artifact) else read_artifact(one)
+            found.setdefault(artifact.path.parent.resolve() / artifact.name, artifact)
     return list(found.values())
 
 
