@@ -42,7 +42,7 @@ def external_data(path: Path) -> dict[str, int]:
     problem = f"{path}: not an ONNX file"
     try:
         if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty", "export or download it again")
+            raise UserError(f"{path}: not an ONNX file (it is empty)", "export or download it again")
         with path.open("rb") as file:
             # Closed when nothing reads it any more: an error on the way keeps views of it.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -55,7 +55,7 @@ def external_data(path: Path) -> dict[str, int]:
     except (Malformed, UnicodeDecodeError):
         raise UserError(problem, "export or download it again") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}", "give an .onnx file") from None
+        raise UserError(f"{path}: not an ONNX file ({error})", "give an .onnx file") from None
 
 
 def model_files(path: Path) -> list[Path]:

@@ -142,10 +142,9 @@ def test_shapes_that_contradict_each_other(tmp_path: Path) -> None:
     )  # fmt: skip
     path = tmp_path / "wrong.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
-    for reader in (lambda p: roofline.estimate(p, "none", local=False), lambda p: weights.load(str(p))):
-        with pytest.raises(UserError) as caught:
-            reader(path)
-        assert "\n" not in caught.value.problem
+    with pytest.raises(UserError) as caught:
+        weights.load(str(path))
+    assert "\n" not in caught.value.problem
 
 
 # Records

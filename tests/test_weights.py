@@ -133,17 +133,17 @@ def test_damaged_onnx_weights(tmp_path: Path) -> None:
     for name, inputs, tensor in (("short", ["x", "w"], short), ("one input", ["x"], weight)):
         graph = helper.make_graph([helper.make_node("Conv", inputs, ["y"])], "g", [], [], [tensor])
         onnx.save(helper.make_model(graph), tmp_path / f"{name}.onnx")
-        with pytest.raises(UserError, match="its weights cannot be read"):
+        with pytest.raises(UserError, match=r"the tensor 'w' is damaged|its weights cannot be read"):
             weights.load(str(tmp_path / f"{name}.onnx"))
 
 
-def test_memory_running_out_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_running_out_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
     torch.save({}, tmp_path / "w.pth")
     monkeypatch.setattr(torch, "load", load)
-    with pytest.raises(MemoryError):
+    with pytest.raises(UserError, match="asks for more memory than there is"):
         weights.load(str(tmp_path / "w.pth"))
 
 
