@@ -33,12 +33,16 @@ def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, the slow ones included. `nox -s tests -- -m "not slow"` for the fast ones."""
+    """All tests, the slow ones included. `nox -s tests -- -m "not slow"` for the fast ones.
+
+    The order is that of the files, so that a failure is the same on every machine; with options of your own, pytest's
+    plugin randomly shuffles it: `nox -s tests -- -p randomly`.
+    """
     install(session, EXTRAS, *TESTS)
     # One process a core with one thread each: most of a test is single-threaded work between short computations.
     workers = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    session.run("pytest", *workers, *(session.posargs or ["--durations=15"]), env=one_thread)
+    session.run("pytest", *workers, *(session.posargs or ["--durations=15", "-p", "no:randomly"]), env=one_thread)
 
 
 @nox.session
