@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import picture, pictures
 from conftest import Cli
 from PIL import Image, ImageCms
-from test_dataset import fill, picture
 
 import u2export as u2
 from u2export.api import lower_precision
@@ -43,7 +43,7 @@ def random_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def odd_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos, one of them with a name in Latin-1."""
-    folder = fill(tmp_path_factory.mktemp("names") / "set", 6)
+    folder = pictures(tmp_path_factory.mktemp("names") / "set", 6)
     try:
         Image.fromarray(picture(99)).save(folder / "x.png")
         (folder / "x.png").rename(folder / os.fsdecode(LATIN))
@@ -118,7 +118,7 @@ def test_grey_pictures_of_any_depth_give_one_mask(cases: Path, u2netp: Path, tmp
 
 def test_calibration_takes_grey_pictures_of_any_depth(cases: Path, tmp_path: Path) -> None:
     names = ("grey8.png", "grey10in16.png", "grey_float01.tif")
-    fill(tmp_path, 2)
+    pictures(tmp_path, 2)
     for name in names:
         shutil.copy(cases / name, tmp_path)
     found = lower_precision.check_photos(tmp_path, size=64)
@@ -129,7 +129,7 @@ def test_calibration_takes_grey_pictures_of_any_depth(cases: Path, tmp_path: Pat
 
 
 def test_odd_and_damaged_photos_do_not_stop_a_folder(cases: Path, random_net: Path, cli: Cli, tmp_path: Path) -> None:
-    folder = fill(tmp_path / "photos", 2)
+    folder = pictures(tmp_path / "photos", 2)
     for path in cases.iterdir():
         shutil.copy(path, folder / path.name.replace("photo.jfif", "other.jfif"))  # two masks photo.png would clash
     damaged = "avif_runtimeerror_a.jpg"
@@ -166,7 +166,7 @@ def test_a_cutout_keeps_transparency_and_profile(random_net: Path, tmp_path: Pat
 
 
 def test_masks_inside_the_folder_are_not_photos_of_the_next_run(random_net: Path, cli: Cli, tmp_path: Path) -> None:
-    folder = fill(tmp_path / "photos", 3)
+    folder = pictures(tmp_path / "photos", 3)
     words = ("predict", folder, "--model", random_net, "--out", folder / "masks")
     first, second = cli(*words), cli(*words)
     assert first.stdout == second.stdout and len(first.stdout.splitlines()) == 3, second.stderr
@@ -175,7 +175,7 @@ def test_masks_inside_the_folder_are_not_photos_of_the_next_run(random_net: Path
 
 
 def test_masks_among_calibration_and_bench_photos_are_left_out(tmp_path: Path, random_net: Path, cli: Cli) -> None:
-    folder = fill(tmp_path / "photos", 3)
+    folder = pictures(tmp_path / "photos", 3)
     write_mask(picture(50), folder / "own.png")
     assert len(lower_precision.check_photos(folder, size=64)) == 3
     done = cli("bench", random_net, "--images", folder, "--no-latency", "--json", tmp_path / "r.json")
@@ -184,7 +184,7 @@ def test_masks_among_calibration_and_bench_photos_are_left_out(tmp_path: Path, r
 
 
 def test_every_suffix_is_read_or_reported(random_net: Path, cli: Cli, tmp_path: Path) -> None:
-    folder = fill(tmp_path / "photos", 1)
+    folder = pictures(tmp_path / "photos", 1)
     for number, name in enumerate(("a.jfif", "b.jpe", "c.JPEG", "d.webp"), 20):
         form = "WEBP" if name.endswith("webp") else "JPEG"
         Image.fromarray(picture(number)).save(folder / name, form)
@@ -207,7 +207,7 @@ def test_a_limit_reads_no_other_photo(tmp_path: Path, monkeypatch: pytest.Monkey
     read: list[str] = []
     check = dataset.check_photo
     monkeypatch.setattr(dataset, "check_photo", lambda c, k: read.append(c.name) or check(c, k))
-    found = lower_precision.check_photos(fill(tmp_path, 9), size=64, limit=3)
+    found = lower_precision.check_photos(pictures(tmp_path, 9), size=64, limit=3)
     assert sorted(read) == [p.name for p in found.photos] == ["p001.png", "p004.png", "p007.png"]
 
 
