@@ -79,7 +79,9 @@ def cli() -> Cli:
     def run(*words: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "u2export", *map(str, words)]
         env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", **more.pop("env", {})}  # type: ignore[dict-item]
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, **more)  # type: ignore[call-overload,no-any-return]
+        # Messages name files, whose names need not be UTF-8.
+        more = {"text": True, "errors": "surrogateescape", "timeout": 600, **more}
+        return subprocess.run(command, capture_output=True, env=env, **more)  # type: ignore[call-overload,no-any-return]
 
     return run
 

@@ -32,7 +32,9 @@ def network() -> U2Net:
 def export(network: Any, path: Path, size: int = 64, **options: Any) -> Any:
     x = torch.zeros(1, 3, size, size)
     options = {"dynamo": False, "opset_version": 17, "input_names": ["x"], **options}
-    torch.onnx.export(network, (x,), str(path), **options)
+    # torch.onnx.export puts the mode of the outermost module back on all of its modules: a wrapper in training mode
+    # would leave the shared network in training mode.
+    torch.onnx.export(network.eval(), (x,), str(path), **options)
     return onnx.load(path)
 
 
