@@ -23,13 +23,19 @@ def gather(paths: Iterable[Path]) -> list[Report]:
     found: list[Report] = []
     for path in paths:
         if path.is_dir():
-            found += [report for file in sorted(path.rglob("*.json")) for report in _reports(file, named=False)]
+            found += [report for file in _below(path) for report in _reports(file, named=False)]
         else:
             found += _reports(path, named=True)
     if not found:
         where = ", ".join(map(str, paths))
         raise UserError(f"no results in {where}", "give files that `u2export bench --json` or `import` wrote")
     return found
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return the .json files below a folder, without hidden ones: an interrupted run leaves half of its work there."""
+    files = (file for file in sorted(folder.rglob("*.json")) if file.is_file())
+    return [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
 
 
 def _reports(file: Path, named: bool) -> list[Report]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -87,31 +89,45 @@ app.command(rich_help_panel=HELP)(golden.golden)
 app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 
+# Signals that end a program, but not SIGINT, which Python turns into KeyboardInterrupt itself.
+ENDING = ("SIGTERM", "SIGHUP")
+INTERRUPTED = 130
+
+
 def main() -> int:
-    """Run the command line and return its exit code: 1 for errors; Typer itself exits with 2 for usage errors."""
+    """Run the command line and return its exit code.
+
+    1 stands for errors, 128 and the number of the signal for an interrupted run. Typer itself exits with 2 for usage
+    errors.
+    """
     console.print_any_name()
+    ended = _end_like_ctrl_c()
     try:
         app()
+    except SystemExit as leaving:
+        if leaving.code != INTERRUPTED:
+            raise
+        console.say_interrupted()
+        return 128 + ended[-1] if ended else INTERRUPTED
     except UserError as error:
         return console.fail(error)
-    except MemoryError:
-        return console.fail(
-            UserError("out of memory", "use a smaller input size (--size), fewer photos, or a machine with more memory")
-        )
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            return 1
-        where = f" {error.filename}" if error.filename else ""
-        return console.fail(
-            UserError(f"cannot read or write{where}: {error.strerror or error}", _ADVICE.get(error.errno or 0, _ANY))
-        )
+        return 1 if error.errno == errno.EPIPE else console.fail(console.explained(error))
+    except MemoryError as error:
+        return console.fail(console.explained(error))
     return 0
 
 
-_ANY = "check the path, its permissions, and the free space on the disk"
-_ADVICE = {
-    errno.ENOSPC: "free some space, or choose another folder; earlier files have not been changed",
-    errno.EDQUOT: "free some space, or choose another folder; earlier files have not been changed",
-    errno.EACCES: "check the permissions, or choose another path",
-    errno.EROFS: "the file system is read-only; choose another path",
-}
+def _end_like_ctrl_c() -> list[int]:
+    """Let SIGTERM and SIGHUP clean up as Ctrl-C does; the list gets the signal that came."""
+    came: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for name in ENDING:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP: leave that
+            signal.signal(number, end)
+    return came

@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,14 @@ from u2export.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+if sys.platform != "win32":
+    import fcntl
+
+SCRATCH, OLD = ".u2export-", ".old"
+# Names of the open files of this process. Opening such a name anew would truncate a log that the shell appends to.
+DESCRIPTORS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+NUMBERED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 # Types of JSON values by how a dataclass declares its fields; fields of other declarations are not checked.
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -50,39 +61,153 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """Give a scratch folder inside `folder`; it is removed at the end of the block in every case."""
+    """Give a scratch folder inside `folder`; it is removed at the end of the block in every case.
+
+    Scratch folders that killed processes left in `folder` are removed first.
+    """
     make_folder(folder)
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".u2export-"))
+    remove_stale(folder)
+    scratch, lock = _locked_scratch(folder)
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_scratch(folder: Path) -> tuple[Path, int | None]:
+    """Return a new scratch folder and the open lock that says that this process uses it."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
+        lock = _lock(scratch)
+        if lock is None or (scratch.exists() and os.path.samestat(os.fstat(lock), scratch.stat())):
+            return scratch, lock
+        os.close(lock)  # another process took the folder for a stale one before the lock was there
+
+
+def _lock(scratch: Path) -> int | None:
+    """Return a lock on a scratch folder; the system gives the lock up when this process dies.
+
+    None: another process holds the lock, or the system has no such locks; scratch folders of dead processes then stay.
+    """
+    if sys.platform == "win32":
+        return None
+    opened = None
+    try:
+        opened = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if opened is not None:
+            os.close(opened)
+        return None
+    return opened
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove scratch folders of dead processes in `folder`.
+
+    A process that is killed while it replaces a folder leaves the old folder in its scratch folder. It is put back.
+    """
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        lock = _lock(scratch)
+        if lock is None:
+            continue
+        try:
+            for old in scratch.glob(f"*{OLD}"):
+                target = folder / old.name.removesuffix(OLD)
+                if not target.exists():
+                    old.replace(target)
+            shutil.rmtree(scratch, ignore_errors=True)
+        except OSError:
+            continue  # somebody else's folder
+        finally:
+            os.close(lock)
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Give a path to write to; it replaces `target` when the block ends without an error, else `target` stays."""
-    with staging(target.parent) as scratch:
+    """Give a path to write to; it replaces `target` when the block ends without an error, else `target` stays.
+
+    The file behind a link is replaced, not the link. Devices, pipes and standard output get the bytes at the end.
+    """
+    with staging(Path(tempfile.gettempdir()) if _takes_bytes(target) else _real(target).parent) as scratch:
         temporary = scratch / target.name
         yield temporary
         publish(temporary, target)
 
 
 def publish(made: Path, target: Path) -> None:
-    """Put a finished file or folder in the place of `target`; an old folder is deleted after the new one is there."""
+    """Put a finished file or folder in the place of `target`; an old folder is deleted after the new one is there.
+
+    A link stays, and what it points to is replaced. A device, a pipe or standard output gets the bytes.
+
+    Raises:
+        UserError: `target` is a folder and the new one is a file, or links point to each other.
+    """
+    if _takes_bytes(target):
+        _pour(made, target)
+        return
+    target = _real(target)
     umask = os.umask(0)
     os.umask(umask)
     for path in (made, *made.rglob("*")) if made.is_dir() else (made,):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # some writers make files that only the owner can read
-    if target.is_dir() and not target.is_symlink():
-        if not made.is_dir():
-            raise UserError(f"{target} is a folder", "choose another name")
-        old = made.with_name(made.name + ".old")
-        target.replace(old)
+    if target.parent.stat().st_dev == made.stat().st_dev:
+        _replace(made, target)
+        return
+    with staging(target.parent) as scratch:  # the link led to another file system
+        near = scratch / made.name
+        shutil.move(made, near)
+        _replace(near, target)
+
+
+def _replace(made: Path, target: Path) -> None:
+    if not target.is_dir():
         made.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        made.replace(target)
+        return
+    if not made.is_dir():
+        raise UserError(f"{target} is a folder", "choose another name")
+    old = made.with_name(target.name + OLD)
+    target.replace(old)
+    made.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _takes_bytes(target: Path) -> bool:
+    """Return whether `target` is something to write to and not to replace: a device, a pipe, an open file."""
+    if _descriptor(target) is not None:
+        return True
+    try:
+        mode = target.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _descriptor(target: Path) -> int | None:
+    numbered = NUMBERED.fullmatch(str(target))
+    return int(numbered[1]) if numbered else DESCRIPTORS.get(str(target))
+
+
+def _pour(made: Path, target: Path) -> None:
+    if made.is_dir():
+        raise UserError(f"{target} takes no folder", "choose another name")
+    sys.stdout.flush()  # what was printed before stands before
+    descriptor = _descriptor(target)
+    opened = os.open(target, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
+    with made.open("rb") as file, os.fdopen(opened, "wb") as out:
+        shutil.copyfileobj(file, out)
+
+
+def _real(target: Path) -> Path:
+    """Return the path behind the links of `target`, which need not exist."""
+    if not target.is_symlink():
+        return target
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError):
+        raise UserError(f"{target} is a link to itself", "choose another name") from None
 
 
 def write_json(data: Any, target: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 from u2export.api import measuring, tables
 from u2export.api.measuring import Report
 from u2export.commands import options as o
-from u2export.commands.console import stderr, wide
+from u2export.commands.console import interruption, stderr, wide
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -145,12 +145,20 @@ def bench(
     except KeyboardInterrupt:
         if latest:
             wide().print(tables.report_table(latest[0]))
+        interruption(*_kept(outputs.json if latest else None))
         raise typer.Exit(INTERRUPTED) from None
     wide().print(tables.report_table(report))
     for problem in report.broken.values():
         stderr().print(f"u2export: skipped {problem}", markup=False)
     for path in outputs.files():
         typer.echo(path)
+
+
+def _kept(json: Path | None) -> tuple[str, str]:
+    """Return what an interrupted bench kept in its file of results, and how to go on."""
+    if json:
+        return f"interrupted; what was measured is in {json}", "the same command with --resume goes on"
+    return "interrupted; nothing was kept", "with --json FILE the next run can be continued by --resume"
 
 
 class _Bars:

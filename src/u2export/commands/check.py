@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import typer
 
 from u2export.api import gating
 from u2export.commands import options as o
-from u2export.commands.console import fail, stderr, wide
+from u2export.commands.console import drop_output, explained, fail, stderr, wide
 from u2export.errors import UserError
 from u2export.files import write_text
 
@@ -24,10 +26,20 @@ PolicyFile = Annotated[Path | None, typer.Option("--policy", help="TOML file of 
 
 @contextmanager
 def _errors_exit_with_2() -> Iterator[None]:
+    """Turn every failure into exit code 2, so that 1 says "it got worse" and nothing else."""
     try:
         yield
+        sys.stdout.flush()  # a full disk shows here, and not after the exit code is chosen
     except UserError as error:
         raise typer.Exit(fail(error, USAGE)) from None
+    except (OSError, MemoryError) as error:
+        drop_output()
+        raise typer.Exit(fail(explained(error), USAGE)) from None
+    except typer.Exit:
+        raise
+    except Exception:  # a bug; its traceback is what a report of it needs
+        traceback.print_exc()
+        raise typer.Exit(USAGE) from None
 
 
 def check(
@@ -98,18 +110,22 @@ def update(
         _, changes = gating.update_baseline(
             results, file, replace=replace, any_device=any_device, masks=save_masks, why=why
         )
-    for change in changes:
-        stderr().print("  ".join(change), markup=False)
-    typer.echo(file)
+        for change in changes:
+            stderr().print("  ".join(change), markup=False)
+        typer.echo(file)
 
 
 @baseline.command()
 def show(file: Annotated[Path, typer.Argument(help="Baseline.")], as_json: o.AsJson = False) -> None:
     """Show what a baseline holds."""
+    with _errors_exit_with_2():
+        _show(file, as_json)
+
+
+def _show(file: Path, as_json: bool) -> None:
     from rich.table import Table
 
-    with _errors_exit_with_2():
-        loaded, artifacts = gating.described_baseline(file)
+    loaded, artifacts = gating.described_baseline(file)
     device = loaded.device.label if loaded.device else ""
     if as_json:
         about = {"device": device, "photos": list(loaded.photos), "created": loaded.created, "why": loaded.why}
@@ -146,7 +162,7 @@ def trend(
     """Show how artifacts did from run to run: steady, new, sustained, recovered or flaky."""
     with _errors_exit_with_2():
         lines = gating.trend(results, baseline, policy)
-    if form == "term":
-        wide().print(gating.trend_table(lines))
-    else:
-        typer.echo(gating.trend_text(lines, form), nl=False)
+        if form == "term":
+            wide().print(gating.trend_table(lines))
+        else:
+            typer.echo(gating.trend_text(lines, form), nl=False)

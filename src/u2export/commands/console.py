@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from functools import cache
 from io import TextIOWrapper
@@ -68,3 +70,43 @@ def fail(error: UserError, code: int = 1) -> int:
     hint = error.hint if option in error.hint else f"{error.hint} ({option})"
     print(f"u2export: {error.problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
     return code
+
+
+# What an interrupted command kept, and how to go on; a command that knows more adds its own words.
+_interruptions = [UserError("interrupted", "files that were finished stay; run the command again for the rest")]
+
+
+def interruption(problem: str, hint: str) -> None:
+    """Set what `say_interrupted` says."""
+    _interruptions.append(UserError(problem, hint))
+
+
+def say_interrupted() -> None:
+    """Print what an interrupted command kept, and how to go on."""
+    fail(_interruptions[-1])
+
+
+_ANY = "check the path, its permissions, and the free space on the disk"
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another folder; earlier files have not been changed",
+    errno.EDQUOT: "free some space, or choose another folder; earlier files have not been changed",
+    errno.EACCES: "check the permissions, or choose another path",
+    errno.EROFS: "the file system is read-only; choose another path",
+}
+
+
+def explained(error: OSError | MemoryError) -> UserError:
+    """Return an error of the system as one of two lines."""
+    if isinstance(error, MemoryError):
+        hint = "use a smaller input size (--size), fewer photos, or a machine with more memory"
+        return UserError("out of memory", hint)
+    where = f" {error.filename}" if error.filename else ""
+    hint = _ADVICE.get(error.errno or 0, _ANY)
+    return UserError(f"cannot read or write{where}: {error.strerror or error}", hint)
+
+
+def drop_output() -> None:
+    """Let the interpreter end quietly although standard output takes nothing more, such as on a full disk."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
