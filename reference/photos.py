@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from u2export.errors import UserError
+from u2export.files import is_hidden
 from u2export.reference.image import Contract, Floats, Picture, Pixels
 
 SUFFIXES = frozenset(
@@ -401,5 +402,4 @@ def find_photos(paths: Sequence[Path], own_masks: bool = False, arrays: bool = F
 
 
 def _is_photo(path: Path, root: Path, suffixes: Collection[str]) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in suffixes and not hidden and path.is_file()
+    return path.suffix.lower() in suffixes and not is_hidden(path, root) and path.is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 from u2export.benchmarks.imports import published
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError
-from u2export.files import read_json
+from u2export.files import is_hidden, read_json
 
 
 def gather(paths: Iterable[Path]) -> list[Report]:
@@ -34,8 +34,7 @@ def gather(paths: Iterable[Path]) -> list[Report]:
 
 def _below(folder: Path) -> list[Path]:
     """Return the .json files below a folder, without hidden ones: an interrupted run leaves half of its work there."""
-    files = (file for file in sorted(folder.rglob("*.json")) if file.is_file())
-    return [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    return [file for file in sorted(folder.rglob("*.json")) if file.is_file() and not is_hidden(file, folder)]
 
 
 def _reports(file: Path, named: bool) -> list[Report]:

@@ -91,7 +91,6 @@ app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 # Signals that end a program, but not SIGINT, which Python turns into KeyboardInterrupt itself.
 ENDING = ("SIGTERM", "SIGHUP")
-INTERRUPTED = 130
 
 
 def main() -> int:
@@ -105,10 +104,10 @@ def main() -> int:
     try:
         app()
     except SystemExit as leaving:
-        if leaving.code != INTERRUPTED:
+        if leaving.code != console.INTERRUPTED:
             raise
         console.say_interrupted()
-        return 128 + ended[-1] if ended else INTERRUPTED
+        return 128 + ended[-1] if ended else console.INTERRUPTED
     except UserError as error:
         return console.fail(error)
     except OSError as error:

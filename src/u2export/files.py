@@ -28,6 +28,8 @@ SCRATCH, OLD = ".u2export-", ".old"
 # Names of the open files of this process. Opening such a name anew would truncate a log that the shell appends to.
 DESCRIPTORS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 NUMBERED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+# Folders in which this process has looked for stale scratch folders: one look each, for a folder may hold many files.
+_swept: set[Path] = set()
 
 # Types of JSON values by how a dataclass declares its fields; fields of other declarations are not checked.
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -59,14 +61,21 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder", "out") from None
 
 
+def is_hidden(path: Path, root: Path) -> bool:
+    """Return whether the name of `path`, or of a folder between it and `root`, begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """Give a scratch folder inside `folder`; it is removed at the end of the block in every case.
 
-    Scratch folders that killed processes left in `folder` are removed first.
+    Scratch folders that killed processes left in `folder` are removed when a process first writes there.
     """
     make_folder(folder)
-    remove_stale(folder)
+    if folder.absolute() not in _swept:
+        _swept.add(folder.absolute())
+        remove_stale(folder)
     scratch, lock = _locked_scratch(folder)
     try:
         yield scratch

@@ -11,9 +11,7 @@ import typer
 from u2export.api import measuring, tables
 from u2export.api.measuring import Report
 from u2export.commands import options as o
-from u2export.commands.console import interruption, stderr, wide
-
-INTERRUPTED = 130  # what shells report for Ctrl-C
+from u2export.commands.console import INTERRUPTED, interruption, stderr, wide
 
 
 @dataclass(frozen=True)

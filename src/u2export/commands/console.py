@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from u2export.errors import UserError
 
 WIDTH = 120
+INTERRUPTED = 130  # what shells report for Ctrl-C
 
 if TYPE_CHECKING:
     from rich.console import Console
