@@ -12,7 +12,7 @@ from conftest import ROOT
 
 # The lowest first. A module imports from its own layer and from layers below it.
 LAYERS = ("ground", "reference", "calibration", "exporters", "benchmarks", "api", "commands")
-GROUND = {"errors", "files", "install", "version"}
+GROUND = {"errors", "files", "install", "text", "version"}
 FACADE = {"u2export", "u2export.__main__", "u2export.cli"}  # they join the layers and are imported by none
 LONGEST, FULLEST = 450, 20
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from u2export.benchmarks.gate.verdicts import Finding, Judgement, Verdicts
 from u2export.benchmarks.tables.markdown import escaped, table
+from u2export.text import json_text, one_line, rich_text, xml_text
 
 FORMATS = ("term", "junit", "json", "markdown", "github")
 COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
@@ -41,9 +41,11 @@ def terminal(verdicts: Verdicts) -> RenderableType:
     for judgement in verdicts.judgements:
         found = {f.measure: f for f in judgement.findings}
         colour = COLOURS[judgement.verdict]
-        grid.add_row(judgement.artifact, Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used))
+        grid.add_row(
+            rich_text(judgement.artifact), Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used)
+        )
     notes = [
-        Text.assemble((f"{j.artifact}: ", "bold"), f"{f.title}: {f.text}")
+        Text.assemble((one_line(f"{j.artifact}: "), "bold"), one_line(f"{f.title}: {f.text}"))
         for j in verdicts.judgements
         if j.verdict != "pass"
         for f in j.reasons
@@ -71,13 +73,15 @@ def junit(verdicts: Verdicts) -> str:
     counts: Counter[str] = Counter()
     for judgement in verdicts.judgements:
         for finding in judgement.findings:
-            case = ElementTree.SubElement(suite, "testcase", classname=judgement.artifact, name=finding.title, time="0")
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=xml_text(judgement.artifact), name=finding.title, time="0"
+            )
             outcome = verdicts.policy.verdicts.get(finding.verdict, finding.verdict)
             if outcome == "fail":
-                ElementTree.SubElement(case, "failure", message=finding.text, type=finding.verdict)
+                ElementTree.SubElement(case, "failure", message=xml_text(finding.text), type=finding.verdict)
             elif finding.verdict != "pass":
                 outcome = "skipped"
-                ElementTree.SubElement(case, "skipped", message=f"{finding.verdict}: {finding.text}")
+                ElementTree.SubElement(case, "skipped", message=f"{finding.verdict}: {xml_text(finding.text)}")
             counts[outcome] += 1
     told = {"tests": counts.total(), "failures": counts["fail"], "errors": 0, "skipped": counts["skipped"]}
     suite.attrib.update({name: str(number) for name, number in told.items()})
@@ -87,7 +91,7 @@ def junit(verdicts: Verdicts) -> str:
 
 def as_json(verdicts: Verdicts) -> str:
     """Return all findings as JSON."""
-    return json.dumps(verdicts.to_json(), indent=1, ensure_ascii=False) + "\n"
+    return json_text(verdicts.to_json(), indent=1) + "\n"
 
 
 def markdown(verdicts: Verdicts) -> str:
@@ -115,8 +119,8 @@ def github(verdicts: Verdicts) -> str:
 
 
 def _annotation(level: str, judgement: Judgement, finding: Finding) -> str:
-    title = _escaped(f"{judgement.artifact}: {finding.title}").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={title}::{_escaped(finding.text)}"
+    title = _escaped(one_line(f"{judgement.artifact}: {finding.title}")).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={title}::{_escaped(one_line(finding.text))}"
 
 
 def _escaped(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from u2export.benchmarks.gate.verdicts import Finding
 from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables.markdown import table
 from u2export.errors import UserError
+from u2export.text import json_text, rich_text
 
 FORMATS = ("term", "json", "markdown")
 BARS = "▁▂▃▄▅▆▇█"
@@ -122,12 +122,12 @@ def terminal(lines: Sequence[Line]) -> RenderableType:
     grid = Table(*TITLES, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for line in lines:
         first, mark, *rest = _cells(line)
-        grid.add_row(first, Text(mark, style=COLOURS[mark]), *rest)
+        grid.add_row(rich_text(first), Text(mark, style=COLOURS[mark]), *map(rich_text, rest))
     return Group(grid)
 
 
 def render(lines: Sequence[Line], form: str) -> str:
     """Return the lines as JSON or Markdown."""
     if form == "json":
-        return json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False) + "\n"
+        return json_text([asdict(line) for line in lines], indent=1) + "\n"
     return table(TITLES, map(_cells, lines), "l" * len(TITLES)) + "\n"

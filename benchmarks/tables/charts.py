@@ -17,6 +17,7 @@ from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
 from u2export.install import how_to_install
 from u2export.reference.dtypes import arithmetic_name
+from u2export.text import xml_text
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart. Shapes and names repeat what colours say.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
@@ -80,7 +81,12 @@ def short(row: Row) -> str:
 def name(report: Report, row: Row) -> str:
     """Return the short name of a row, or its title if another row has the same short name."""
     alike = [r for r in report.rows if short(r) == short(row)]
-    return short(row) if len(alike) == 1 else row.title
+    return _plain(short(row) if len(alike) == 1 else row.title)
+
+
+def _plain(text: str) -> str:
+    """Return text that matplotlib draws as it is: it takes what stands between dollars for mathematics."""
+    return xml_text(text).replace("$", r"\$")
 
 
 def drawable(report: Report) -> list[tuple[Row, float, float]]:
@@ -137,7 +143,7 @@ def pareto(report: Report) -> Any:
     axes.set_xlim(left=0)
     axes.set_xlabel("latency of one inference in ms: median, and 10th to 90th percentile")
     axes.set_ylabel("mean absolute difference of masks (log)")
-    axes.set_title(f"Fidelity against latency, {label(report.device)}", loc="left", fontsize=9, wrap=True)
+    axes.set_title(f"Fidelity against latency, {_plain(label(report.device))}", loc="left", fontsize=9, wrap=True)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -159,7 +165,9 @@ def photos(report: Report) -> Any:
         axes.scatter(values, y + jitter, s=22, alpha=0.75, linewidths=0, **style(report, row))
         axes.vlines(values.mean(), y - 0.3, y + 0.3, color="black", lw=1.5)
         worst = list(row.images)[int(values.argmax())]
-        axes.annotate(Path(worst).stem, (values.max(), y), xytext=(5, 7), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            _plain(Path(worst).stem), (values.max(), y), xytext=(5, 7), textcoords="offset points", fontsize=7
+        )
     axes.set_xscale("log")
     axes.set_yticks(range(len(rows)), [name(report, row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -15,6 +15,7 @@ from u2export.errors import UserError
 from u2export.files import staged
 from u2export.reference.image import Floats, Pixels, mask_for, saliency
 from u2export.reference.photos import ARRAY, eight_bit, read_array, read_photo
+from u2export.text import xml_text
 
 # Differences of good exports are invisible. With this factor .05 of the mask's range has the strongest colour.
 GAIN = 20
@@ -121,7 +122,7 @@ def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], capti
 def _text(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, ink: Ink, room: int = CELL) -> None:
     """Draw one line of text. A text wider than `room` pixels loses its middle."""
     font = ImageFont.load_default(size)
-    text = text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+    text = xml_text(text)  # names of files need not be UTF-8
     letters = len(text)
     while pen.textlength(_shortened(text, letters), font) > room and letters > 8:
         letters -= 1

@@ -11,6 +11,7 @@ from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import speedup, unit
 from u2export.benchmarks.tables.legend import label
 from u2export.reference.fidelity import Fidelity
+from u2export.text import csv_cell
 
 STAGES = ("import", "read", "compile", "preprocess", "inference", "postprocess")
 TRUTH = ("maxf", "mae", "s", "images")
@@ -24,7 +25,7 @@ def comma_separated(reports: Iterable[Report]) -> str:
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, names)
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: csv_cell(value) for name, value in record.items()} for record in records)
     return out.getvalue()
 
 

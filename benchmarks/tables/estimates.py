@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from u2export.benchmarks.roofline import BYTES, Bound, Estimate, LayerWork, Reached, Work
+from u2export.text import rich_text
 
 EXPLANATIONS = (
     "at least: the slower of two times: all operations at the peak; weights, input and output moved once",
@@ -23,7 +24,7 @@ def shown(estimate: Estimate, layers: int = 0) -> RenderableType:
     """Return an estimate for rich; `layers` is the number of layers to list, those with most work first."""
     parts: list[RenderableType] = [Text(_summary(estimate.work, estimate.precision)), _bounds(estimate.bounds), Text()]
     parts += [Text(line, style="dim") for line in EXPLANATIONS]
-    parts += [Text(line) for line in _reached(estimate.reached)]
+    parts += [rich_text(line) for line in _reached(estimate.reached)]
     if layers:
         parts.append(_layers(estimate.work.heaviest(layers), BYTES[estimate.precision]))
     return Group(*parts)
@@ -44,7 +45,8 @@ def _bounds(bounds: Sequence[Bound]) -> Table:
     table = _table(titles, "llrrrrl", "Estimated lower bounds in ms, not results")
     for b in bounds:
         times = ("–" if math.isnan(ms) else f"{ms:.3g}" for ms in (b.compute, b.memory, b.least, b.layers))
-        table.add_row(b.chip.name, f"{b.precision} (derived)" if b.derived else b.precision, *times, b.chip.figures)
+        precision = f"{b.precision} (derived)" if b.derived else b.precision
+        table.add_row(*map(rich_text, (b.chip.name, precision, *times, b.chip.figures)))
     return table
 
 
@@ -62,7 +64,7 @@ def _layers(layers: Sequence[LayerWork], size: int) -> Table:
     table = _table(("layer", "kind", "M MAC", "kB", "operations/byte"), "llrrr")
     for layer in layers:
         numbers = (f"{layer.macs / 1e6:.1f}", f"{layer.values * size / 1e3:.0f}", f"{layer.intensity(size):.1f}")
-        table.add_row(layer.name, layer.kind, *numbers)
+        table.add_row(*map(rich_text, (layer.name, layer.kind, *numbers)))
     return table
 
 

@@ -9,6 +9,7 @@ from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import Column, Table, note, table_of
 from u2export.benchmarks.tables.gather import is_published, ordered
 from u2export.benchmarks.tables.legend import BLANKS, about, label
+from u2export.text import one_line
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d8dbe0; --pale: #6b7078; --head: #f3f4f6; --warn: #a15c00 }
@@ -38,12 +39,16 @@ def page(reports: Iterable[Report]) -> str:
 
 def _section(table: Table) -> str:
     report = table.report
-    title = html.escape(label(report.device)) + (" (published by others)" if is_published(report) else "")
-    head = "".join(f"<th{' class=n' if c.right else ''}>{html.escape(c.title)}</th>" for c in _columns(table))
+    title = _escaped(label(report.device)) + (" (published by others)" if is_published(report) else "")
+    head = "".join(f"<th{' class=n' if c.right else ''}>{_escaped(c.title)}</th>" for c in _columns(table))
     body = "\n".join(_row(table, row, cells) for row, cells in zip(report.rows, table.rows, strict=True))
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in about(table))
+    lines = "".join(f"<li>{_escaped(line)}</li>" for line in about(table))
     rows = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
     return f"<h2>{title}</h2>\n<div class=wide>{rows}</div>\n<ul>{lines}</ul>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(one_line(text))
 
 
 def _columns(table: Table) -> list[Column]:
@@ -55,7 +60,7 @@ def _row(table: Table, row: Row, cells: Sequence[str]) -> str:
     """Return a row, and the row of its note if it has one."""
     columns = _columns(table)  # the note is the last of COLUMNS, so the cells before it fit these columns
     values = "".join(_cell(column, value) for column, value in zip(columns, cells, strict=False))
-    text = html.escape(note(row))
+    text = _escaped(note(row))
     below = f'<tr class="note"><td colspan="{len(columns)}"><span>{text}</span></td></tr>' if text else ""
     return f'<tr class="{"empty" if row.reason else "row"}">{values}</tr>{below}'
 
@@ -63,4 +68,4 @@ def _row(table: Table, row: Row, cells: Sequence[str]) -> str:
 def _cell(column: Column, value: str) -> str:
     kind = " ".join(filter(None, ("n" if column.right else "", "code" if value in BLANKS else "")))
     attribute = f' class="{kind}"' if kind else ""
-    return f"<td{attribute}>{html.escape(value)}</td>"
+    return f"<td{attribute}>{_escaped(value)}</td>"

@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from u2export.text import one_line
+
 _MARKS = {"l": ":--", "r": "--:"}
-# Markup that a cell could start by accident: code, emphasis, a new column, HTML and comments, an entity, a link.
-_MARKUP = re.compile(r"[\\`*|]|(?<=\])\(")
+# Markup that text could start by accident: code, emphasis, a new column, a link, a heading, a quotation, a list.
+_MARKUP = re.compile(r"[\\`*|]|~(?=~)|(?<=\])[(\[:]|(?<![^\W_])_|_(?![^\W_])|^(?:#|>|[-+](?=\s))")
+_NUMBERED = re.compile(r"^\d+(?=[.)]\s)")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
@@ -19,8 +22,8 @@ def escaped(text: str) -> str:
 
     The result is safe in a cell of a table and in a list item. An address such as https://… stays a link.
     """
-    line = " ".join(text.splitlines())
-    line = _ENTITY.sub("&amp;", _MARKUP.sub(r"\\\g<0>", line))
+    line = one_line(" ".join(text.splitlines()))
+    line = _ENTITY.sub("&amp;", _NUMBERED.sub(r"\g<0>\\", _MARKUP.sub(r"\\\g<0>", line)))
     return line.replace("<", "&lt;")
 
 

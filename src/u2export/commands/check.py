@@ -14,9 +14,10 @@ import typer
 
 from u2export.api import gating
 from u2export.commands import options as o
-from u2export.commands.console import drop_output, explained, fail, stderr, wide
+from u2export.commands.console import drop_output, echo, explained, fail, remark, wide
 from u2export.errors import UserError
 from u2export.files import write_text
+from u2export.text import json_text, rich_text
 
 USAGE, INCONCLUSIVE = 2, 3  # 1 says that something got worse; an error of any kind must not look like that
 Results = Annotated[Path, typer.Argument(help="JSON file that `u2export bench --json` wrote.")]
@@ -70,7 +71,7 @@ def check(
                 wide().print(gating.verdicts_table(verdicts))
             elif out:
                 write_text(gating.verdicts_text(verdicts, one), out)
-                typer.echo(out)
+                echo(out)
             else:
                 typer.echo(gating.verdicts_text(verdicts, one), nl=False)
             if one == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
@@ -111,8 +112,8 @@ def update(
             results, file, replace=replace, any_device=any_device, masks=save_masks, why=why
         )
         for change in changes:
-            stderr().print("  ".join(change), markup=False)
-        typer.echo(file)
+            remark("  ".join(change))
+        echo(file)
 
 
 @baseline.command()
@@ -129,15 +130,15 @@ def _show(file: Path, as_json: bool) -> None:
     device = loaded.device.label if loaded.device else ""
     if as_json:
         about = {"device": device, "photos": list(loaded.photos), "created": loaded.created, "why": loaded.why}
-        typer.echo(o.shown({**about, "artifacts": artifacts}))
+        typer.echo(json_text({**about, "artifacts": artifacts}))
         return
     names = ("arithmetic", "bytes", "mae", "mae_worst", "iou", "iou_worst", "boundary_f_worst")
     table = Table("artifact", *names, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name, values in artifacts.items():
-        table.add_row(name, *(values.get(key, "–") for key in names))
+        table.add_row(rich_text(name), *(rich_text(values.get(key, "–")) for key in names))
     wide().print(table)
     where = device or "any, in this arithmetic"
-    typer.echo(f"device: {where}\nphotos: {len(loaded.photos)}\naccepted: {loaded.created} {loaded.why}".rstrip())
+    echo(f"device: {where}", f"photos: {len(loaded.photos)}", f"accepted: {loaded.created} {loaded.why}".rstrip())
 
 
 @baseline.command()
@@ -148,7 +149,7 @@ def diff(
     """Show what changed from one baseline to another, one line for each change."""
     with _errors_exit_with_2():
         for artifact, what, then, now in gating.baseline_changes(old, new):
-            typer.echo(f"{artifact}  {what}  {then or '–'} -> {now or '–'}")
+            echo(f"{artifact}  {what}  {then or '–'} -> {now or '–'}")
 
 
 def trend(

@@ -6,11 +6,14 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from u2export.errors import UserError
+from u2export.text import one_line, rich_text
 
 WIDTH = 120
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -31,7 +34,7 @@ def stderr() -> Console:
     """Return the one console for progress bars, warnings and remarks."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 @cache
@@ -39,7 +42,7 @@ def stdout() -> Console:
     """Return the one console for tables."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 @cache
@@ -47,8 +50,27 @@ def wide() -> Console:
     """Return the console for results: as wide as the terminal, or WIDTH columns where there is none."""
     from rich.console import Console
 
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=WIDTH)
+    plain = Console(markup=False, emoji=False)
+    return plain if plain.is_terminal else Console(width=WIDTH, markup=False, emoji=False)
+
+
+def echo(*lines: object) -> None:
+    """Print results, such as paths, one a line."""
+    for line in lines:
+        print(one_line(line))
+
+
+def remark(*lines: object) -> None:
+    """Print remarks on standard error, one a line, below a progress bar that may be shown."""
+    for line in lines:
+        stderr().print(one_line(line), soft_wrap=True)
+
+
+@contextmanager
+def waiting(text: object = "") -> Iterator[Callable[[object], None]]:
+    """Show what a command is doing while it does it; gives a function that shows something else."""
+    with stderr().status(rich_text(text)) as status:
+        yield lambda now: status.update(rich_text(now))
 
 
 class LogHandler(logging.Handler):
@@ -57,7 +79,7 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message below a progress bar that may be shown."""
         own = record.name.startswith("u2export") and record.levelno == logging.WARNING
-        stderr().print(f"{'warning' if own else record.name}: {record.getMessage()}", markup=False, soft_wrap=True)
+        remark(f"{'warning' if own else record.name}: {record.getMessage()}")
 
 
 def silence() -> None:
@@ -69,8 +91,13 @@ def fail(error: UserError, code: int = 1) -> int:
     """Print an error in two lines and return the exit code; the hint names the option that it is about."""
     option = f"--{error.option.replace('_', '-')}" if error.option else ""
     hint = error.hint if option in error.hint else f"{error.hint} ({option})"
-    print(f"u2export: {error.problem}", *([f"  {hint}"] if hint else []), sep="\n", file=sys.stderr)
+    say(error.problem, hint)
     return code
+
+
+def say(problem: str, hint: str = "") -> None:
+    """Print a problem, and what to do about it, on standard error."""
+    print(f"u2export: {one_line(problem)}", *([f"  {one_line(hint)}"] if hint else []), sep="\n", file=sys.stderr)
 
 
 # What an interrupted command kept, and how to go on; a command that knows more adds its own words.

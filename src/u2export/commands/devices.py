@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from u2export.api import tables
-from u2export.commands.console import stderr
+from u2export.commands.console import echo, waiting
 from u2export.commands.options import choice
 
 
@@ -37,7 +37,7 @@ def import_(
         out=out,
     )  # fmt: skip
     for path in written:
-        typer.echo(path)
+        echo(path)
 
 
 def kit(
@@ -49,5 +49,5 @@ def kit(
     out: Annotated[Path, typer.Option(help="Folder for the kit.")] = Path("artifacts"),
 ) -> None:
     """Write a folder to take to a phone: artifact, inputs, expected masks, a timing program, exact commands."""
-    with stderr().status("computing the expected masks"):
-        typer.echo(tables.phone_kit(phone, artifact, weights=weights, out=out))
+    with waiting("computing the expected masks"):
+        echo(tables.phone_kit(phone, artifact, weights=weights, out=out))

@@ -9,7 +9,7 @@ import typer
 
 from u2export.api import inspecting
 from u2export.commands import options as o
-from u2export.commands.console import stderr
+from u2export.commands.console import echo, waiting
 
 
 @o.grouped
@@ -17,5 +17,5 @@ def golden(
     network: o.Network, out: Annotated[Path, typer.Option(help="Folder for the vectors.")] = Path("golden")
 ) -> None:
     """Write a picture, its network input and the reference's mask, for a port to compare itself with stage by stage."""
-    with stderr().status(f"reading {network.weights}"):
-        print(inspecting.golden(network.weights, out, size=network.size, resize=network.resize))
+    with waiting(f"reading {network.weights}"):
+        echo(inspecting.golden(network.weights, out, size=network.size, resize=network.resize))

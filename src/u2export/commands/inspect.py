@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from u2export.api import inspecting
-from u2export.commands.console import stdout
-from u2export.commands.options import AsJson, shown
+from u2export.commands.console import echo, stdout
+from u2export.commands.options import AsJson
+from u2export.text import json_text, rich_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,9 +35,9 @@ def inspect(
     path = recorded.path if recorded else file
     record: dict[str, Any] = recorded.to_json() if recorded else {}
     if as_json:
-        print(shown({"path": str(path), **found.to_json(), "record": record}))
+        print(json_text({"path": str(path), **found.to_json(), "record": record}))
         return
-    print("\n".join(_lines(path, found, record)))
+    echo(*_lines(path, found, record))
     if layers:
         _print_layers(found)
 
@@ -72,5 +73,5 @@ def _print_layers(found: ModelFile) -> None:
     table.add_column("bytes", justify="right")
     for layer in found.layers:
         shape = "x".join(str(n) for n in layer.shape)
-        table.add_row(layer.name, shape, layer.weight, layer.activation, f"{layer.bytes:,}")
+        table.add_row(*map(rich_text, (layer.name, shape, layer.weight, layer.activation, f"{layer.bytes:,}")))
     stdout().print(table)

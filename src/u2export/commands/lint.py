@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from u2export.api import lower_precision
-from u2export.commands.console import stderr, stdout
-from u2export.commands.options import AsJson, Calib, shown
+from u2export.commands.console import echo, stdout, waiting
+from u2export.commands.options import AsJson, Calib
+from u2export.text import json_text, rich_text
 
 if TYPE_CHECKING:
     from u2export.api.lower_precision import LayerDamage, WeakLayers
@@ -24,16 +25,15 @@ def lint(
     as_json: AsJson = False,
 ) -> None:
     """Name the weak layers, which 8 bit or fp16 will break, from the weights alone or with photos."""
-    with stderr().status(f"reading {model}"):
+    with waiting(f"reading {model}"):
         found = lower_precision.weak_layers(model, calib=calib, photos=photos)
     if as_json:
-        print(shown(found.to_json()))
+        print(json_text(found.to_json()))
     else:
         _show(found, top)
 
 
 def _show(found: WeakLayers, top: int) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     console = stdout()
@@ -41,12 +41,12 @@ def _show(found: WeakLayers, top: int) -> None:
     for title in ("#", "layer", *(("dB at 8 bit",) if found.inputs else ("error at 8 bit",)), "bias", "problems"):
         table.add_column(title, justify="right" if title in ("#", "bias") or "8 bit" in title else "left")
     for layer in found.layers[:top]:
-        problems = escape("; ".join(layer.problems)) or "[dim]none[/]"
-        table.add_row(str(layer.index), layer.name, _worst(layer), f"{layer.bias:.4g}", problems)
+        problems = rich_text("; ".join(layer.problems)) if layer.problems else rich_text("none", "dim")
+        table.add_row(str(layer.index), rich_text(layer.name), _worst(layer), f"{layer.bias:.4g}", problems)
     console.print(table)
     for c in found.near_constant:
         can = f"cannot be shifted, it reaches {c.obstacle}" if c.obstacle else "conditioning can shift it"
-        console.print(f"near-constant: {c.producer} channel {c.channel}, {c.low:.4g} to {c.high:.4g}: {can}")
+        echo(f"near-constant: {c.producer} channel {c.channel}, {c.low:.4g} to {c.high:.4g}: {can}")
     bad = sum(bool(layer.problems) for layer in found.layers)
     dead = sum(layer.dead if layer.silent is None else layer.silent for layer in found.layers)
     based = f"on {found.inputs} photos" if found.inputs else "by the weights alone"

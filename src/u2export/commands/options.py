@@ -7,7 +7,6 @@ so each option stands in one place, whatever number of commands has it.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from u2export.api import exporting
-from u2export.commands.console import stderr
+from u2export.commands.console import echo, remark, waiting
 from u2export.errors import UserError
+from u2export.text import json_text
 
 Command = Callable[..., None]
 PRECISION_HELP = {
@@ -96,11 +96,11 @@ class Export(Network):
 
     def run(self, target: str, precision: str, /, **options: Any) -> exporting.Artifact:
         """Export with these options and the target's own."""
-        with stderr().status("") as status:
+        with waiting() as show:
             return exporting.export(
                 target, precision, weights=self.weights, out=self.out, size=self.size, resize=self.resize,
                 calib=self.calib, limit=self.limit, condition=not self.no_condition, budget=self.budget,
-                progress=status.update, **options,
+                progress=show, **options,
             )  # fmt: skip
 
 
@@ -167,17 +167,12 @@ def _chosen(flags: dict[str, bool]) -> str:
     return given[0] if given else ""
 
 
-def shown(data: Any) -> str:
-    """Return JSON for standard output; what is not UTF-8 in names of files becomes an escape."""
-    return json.dumps(data, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def show_artifact(artifact: exporting.Artifact, as_json: bool) -> None:
     """Print an artifact's path, with a summary on standard error; or the whole record as JSON."""
     if as_json:
-        print(shown({**artifact.to_json(), "path": str(artifact.path)}))
+        print(json_text({**artifact.to_json(), "path": str(artifact.path)}))
         return
-    print(artifact.path)
+    echo(artifact.path)
     digest = next(iter(artifact.files.values()))
     lines = [f"  {artifact.size / 1e6:.2f} MB, sha256 {digest[:16]}…, {artifact.weights.label}"]
     if f := artifact.fidelity:
@@ -186,4 +181,4 @@ def show_artifact(artifact: exporting.Artifact, as_json: bool) -> None:
             f"IoU {f['iou']:.4f} (worst {f['iou_worst']:.4f})"
         )
     lines += [f"  note: {note}" for note in artifact.notes]
-    stderr().print("\n".join([*lines, f"  next: u2export bench {artifact.path} --images FOLDER"]), markup=False)
+    remark(*lines, f"  next: u2export bench {artifact.path} --images FOLDER")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from u2export.api import running
-from u2export.commands.options import AsJson, Trust, shown
+from u2export.commands.console import echo, say
+from u2export.commands.options import AsJson, Trust
 from u2export.errors import UserError
+from u2export.text import json_text
 
 
 def predict(
@@ -31,12 +32,7 @@ def predict(
     """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size."""
 
     def skip(photo: Path, error: UserError) -> None:
-        print(
-            f"u2export: skipped {error.problem}",
-            *([f"  {error.hint}"] if error.hint else []),
-            sep="\n",
-            file=sys.stderr,
-        )
+        say(f"skipped {error.problem}", error.hint)
 
     made = running.write_masks(
         model, images, out, cutout=cutout, arithmetic=arithmetic, trust=trust, strict=strict, skip=skip
@@ -44,8 +40,8 @@ def predict(
     written = [str(file) for file in made.files.values()]
     if as_json:
         skipped = {str(photo): problem for photo, problem in made.skipped.items()}
-        print(shown({"written": written, "skipped": skipped, "ran": dict(made.info)}))
+        print(json_text({"written": written, "skipped": skipped, "ran": dict(made.info)}))
     else:
-        print(*written, sep="\n")
+        echo(*written)
     if made.skipped:
-        print(f"u2export: {len(made.skipped)} of {len(written) + len(made.skipped)} photos skipped", file=sys.stderr)
+        say(f"{len(made.skipped)} of {len(written) + len(made.skipped)} photos skipped")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from u2export.api import tables
-from u2export.commands.console import stderr, wide
+from u2export.commands.console import echo, waiting, wide
 from u2export.commands.options import choice
 from u2export.files import write_json
 
@@ -28,9 +28,9 @@ def roofline(
     json: Annotated[Path | None, typer.Option(help="Write everything to this file.")] = None,
 ) -> None:
     """Estimate the least latency of a network on devices from their makers' figures; never a result."""
-    with stderr().status("counting operations"):
+    with waiting("counting operations"):
         made = tables.roofline(model, device, precision, local=local, results=results)
     wide().print(tables.roofline_table(made, layers))
     if json:
         write_json(made.to_json(), json)
-        typer.echo(json)
+        echo(json)

@@ -10,8 +10,9 @@ import typer
 from u2export.api import lower_precision
 from u2export.api.lower_precision import Point, Sensitivity
 from u2export.commands import options as o
-from u2export.commands.console import stderr
+from u2export.commands.console import echo, waiting
 from u2export.errors import UserError
+from u2export.text import json_text
 
 
 @o.grouped
@@ -41,14 +42,17 @@ def sensitivity(
     The search runs some dozens of graphs on every photo, which takes a while. It reads half as many photos again as
     --photos says, and takes those of which the reference is surest.
     """
-    with stderr().status(f"reading {network.weights}") as status:
+    with waiting(f"reading {network.weights}") as show:
         found = lower_precision.sensitivity(
             calib, images, weights=network.weights, budget=budget, size=network.size, resize=network.resize,
             scheme=scheme, weight_bits=weight_bits, photos=photos, measure=measure, condition=not no_condition,
-            progress=status.update,
+            progress=show,
         )  # fmt: skip
     written = found.write(out)
-    print(o.shown({"path": str(written), **found.to_json()}) if as_json else _table(found, written))
+    if as_json:
+        print(json_text({"path": str(written), **found.to_json()}))
+    else:
+        echo(*_table(found, written))
     if not found.met:
         raise UserError(
             f"no mix keeps {budget}; the closest has MAE {found.chosen.mae:.2g}, IoU {found.chosen.iou:.4f}",
@@ -56,13 +60,13 @@ def sensitivity(
         )
 
 
-def _table(found: Sensitivity, written: Path) -> str:
+def _table(found: Sensitivity, written: Path) -> list[str]:
     lines = [f"{'float work':>10}  {'layers':>6}  {'MAE':>7}  {'worst':>7}  {'IoU':>6}  {'worst':>6}"]
     lines += [_row(point) + ("  <- chosen" if point == found.chosen else "") for point in found.pareto]
     lines += [f"keep in float: {name}" for name in found.keep_float]
     if back := found.held_back:
         lines.append(f"{back['photos']} photos held back: MAE {back['mae']:.5f}, IoU {back['iou']:.4f}")
-    return "\n".join([*lines, str(written)])
+    return [*lines, str(written)]
 
 
 def _row(p: Point) -> str:

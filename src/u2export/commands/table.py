@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from u2export.api import tables
-from u2export.commands.console import wide
+from u2export.commands.console import echo, wide
 from u2export.commands.options import choice
 from u2export.errors import UserError
 from u2export.files import write_text
@@ -38,12 +38,14 @@ def table(
         raise UserError("--check needs the file to check", "add --into FILE.md")
     reports = tables.gather(results)
     if into:
-        typer.echo(tables.update_overview(reports, into, check=check))
+        echo(tables.update_overview(reports, into, check=check))
     elif overview or out or form != "term":
         text = tables.overview(reports) if overview else tables.tables_text(reports, form)
         if out:
             write_text(text, out)
-        typer.echo(out or text, nl=bool(out))
+            echo(out)
+        else:
+            typer.echo(text, nl=False)
     else:
         for report in tables.ordered(reports):
             wide().print(tables.report_table(report))

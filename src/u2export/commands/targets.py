@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from u2export.api import inspecting
 from u2export.commands.console import stdout
-from u2export.commands.options import AsJson, shown
+from u2export.commands.options import AsJson
 from u2export.errors import Unavailable
+from u2export.text import json_text, rich_text
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def targets(as_json: AsJson = False) -> None:
@@ -17,7 +23,7 @@ def targets(as_json: AsJson = False) -> None:
              "run": _state(t.run)}
             for t in found
         ]  # fmt: skip
-        print(shown(rows))
+        print(json_text(rows))
         return
     from rich.table import Table
 
@@ -31,9 +37,10 @@ def _state(problem: Unavailable | None) -> dict[str, str | bool]:
     return {"possible": True} if problem is None else {"possible": False, "why": problem.problem, "fix": problem.hint}
 
 
-def _cell(problem: Unavailable | None) -> str:
-    from rich.markup import escape
+def _cell(problem: Unavailable | None) -> Text:
+    from rich.text import Text
 
     if problem is None:
-        return "[green]yes[/]"
-    return f"[red]no[/]: {escape(problem.problem)}\n    {escape(problem.hint)}"
+        return Text("yes", style="green")
+    told = (": ", rich_text(problem.problem), "\n    ", rich_text(problem.hint))
+    return Text.assemble(("no", "red"), *told)

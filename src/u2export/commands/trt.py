@@ -13,8 +13,9 @@ import typer
 from u2export.api import tensorrt
 from u2export.api.exporting import CHOICES
 from u2export.commands import options as o
-from u2export.commands.console import stderr
+from u2export.commands.console import echo, remark, waiting
 from u2export.errors import Unavailable, UserError
+from u2export.text import json_text
 
 app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 RecipeFile = Annotated[
@@ -124,7 +125,7 @@ def trt(
     if prepare_only or obstacle or not as_json:
         o.show_artifact(made, as_json)
     if not as_json:
-        print(recipe)
+        echo(recipe)
     if obstacle:
         raise Unavailable(f"prepared, not built: {obstacle.problem}", obstacle.hint)
     if not prepare_only:
@@ -153,9 +154,9 @@ def check(
     """Compare the layer table of an engine built with trtexec with its recipe; a silent fallback is an error."""
     found, comparison = tensorrt.check(recipe, table, weak=weak)
     if as_json:
-        print(o.shown({"table": found.to_json(), "precisions": comparison.to_json()}))
+        print(json_text({"table": found.to_json(), "precisions": comparison.to_json()}))
         return
-    print(_confirmed(found, comparison.got))
+    echo(_confirmed(found, comparison.got))
 
 
 @app.command()
@@ -168,13 +169,13 @@ def cache(
     ] = "",
 ) -> None:
     """Write a calibration cache with the recipe's scales, for implicit INT8 of TensorRT up to 10 (DLA needs it)."""
-    print(tensorrt.calibration_cache(recipe, out, tensorrt=version))
+    echo(tensorrt.calibration_cache(recipe, out, tensorrt=version))
 
 
 @app.command()
 def trust(engine: Annotated[Path, typer.Argument(help="An engine built on another machine.")]) -> None:
     """Let this machine open a foreign engine from now on. An engine is native code: know where it comes from."""
-    print(tensorrt.trust(engine))
+    echo(tensorrt.trust(engine))
 
 
 def _nothing_before(context: typer.Context) -> None:
@@ -198,15 +199,15 @@ def _obstacle(options: tensorrt.BuildOptions, recipe: Path) -> Unavailable | Non
 
 
 def _build(recipe: Path, options: tensorrt.BuildOptions, out: Path | None, as_json: bool) -> None:
-    with stderr().status("") as status:
+    with waiting() as show:
         engine = tensorrt.build(
-            recipe, options, out=out, progress=lambda phase, done, total: status.update(f"{phase}: {done}/{total}")
+            recipe, options, out=out, progress=lambda phase, done, total: show(f"{phase}: {done}/{total}")
         )
     artifact, built = engine.artifact, engine.built
     if as_json:
-        print(o.shown({**artifact.to_json(), "path": str(artifact.path)}))
+        print(json_text({**artifact.to_json(), "path": str(artifact.path)}))
         return
-    print(artifact.path)
+    echo(artifact.path)
     facts = built.facts
     lines = [f"  {len(built.plan) / 1e6:.2f} MB, built in {facts['seconds']} s, {facts['typing']} typing"]
     if facts["activation_bytes"]:
@@ -214,7 +215,7 @@ def _build(recipe: Path, options: tensorrt.BuildOptions, out: Path | None, as_js
     if built.table and built.comparison:
         lines.append(f"  {_confirmed(built.table, built.comparison.got)}")
     lines += [f"  note: {note}" for note in artifact.notes]
-    stderr().print("\n".join(lines), markup=False)
+    remark(*lines)
 
 
 def _confirmed(table: tensorrt.LayerTable, got: Mapping[str, str]) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from u2export.api import inspecting
-from u2export.commands.console import stderr, stdout
-from u2export.commands.options import AsJson, shown
+from u2export.commands.console import echo, stdout, waiting
+from u2export.commands.options import AsJson
+from u2export.text import json_text, rich_text
 
 app = typer.Typer(help="Named weights: list them, fetch them, look into a file, convert it.", no_args_is_help=True)
 
@@ -24,13 +25,15 @@ def list_weights(as_json: AsJson = False) -> None:
              "cached": str(w.cached) if w.cached else None}
             for w in found
         ]  # fmt: skip
-        print(shown(rows))
+        print(json_text(rows))
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("name", "weights", "licence", "here", "sources", box=None, header_style="bold")
     for w in found:
-        table.add_row(w.name, w.about, w.licence, "yes" if w.cached else "no", "\n".join(w.sources))
+        cells = (w.name, w.about, w.licence, "yes" if w.cached else "no")
+        table.add_row(*map(rich_text, cells), Text("\n").join(map(rich_text, w.sources)))
     stdout().print(table)
 
 
@@ -39,9 +42,12 @@ def pull(
     name: Annotated[str, typer.Argument(help="A name of `u2export weights list`.")], as_json: AsJson = False
 ) -> None:
     """Fetch named weights into the cache and check their hash; prints the file's path."""
-    with stderr().status(f"fetching {name}"):
+    with waiting(f"fetching {name}"):
         path, digest = inspecting.pull_weights(name)
-    print(shown({"name": name, "path": str(path), "sha256": digest}) if as_json else path)
+    if as_json:
+        print(json_text({"name": name, "path": str(path), "sha256": digest}))
+    else:
+        echo(path)
 
 
 @app.command()
@@ -49,10 +55,10 @@ def info(weights: Annotated[str, typer.Argument(help="A name, or a file.")], as_
     """Show variant, channels, parameters and hash of weights."""
     facts = inspecting.weights_facts(weights)
     if as_json:
-        print(shown(facts))
+        print(json_text(facts))
         return
     for key, value in facts.items():
-        print(f"{key:14}{value:,}" if isinstance(value, int) else f"{key:14}{value}")
+        echo(f"{key:14}{value:,}" if isinstance(value, int) else f"{key:14}{value}")
 
 
 @app.command()
@@ -61,4 +67,4 @@ def convert(
     to: Annotated[Path, typer.Option(help="A .pth or .safetensors file to write.")],
 ) -> None:
     """Write weights under the published parameter names, loadable with strict=True; prints the file's path."""
-    print(inspecting.convert_weights(weights, to))
+    echo(inspecting.convert_weights(weights, to))
