@@ -69,6 +69,8 @@ def xml_text(text: object) -> str:
 
 
 def json_text(data: Any, indent: int = 2) -> str:
-    """Return JSON for standard output; what is not UTF-8 in names, and marks of commands, become escapes of JSON."""
-    text = json.dumps(data, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    """Return JSON for standard output, with the same values; what `one_line` changes is an escape of JSON here."""
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    if not text.isascii():
+        text = "".join(c if unicodedata.category(c) not in HARMFUL or c == "\n" else json.dumps(c)[1:-1] for c in text)
     return text.replace("##[", "#\\u0023[")
