@@ -58,7 +58,7 @@ class BenchRequest:
         contact_sheet: PNG to draw of photos, masks and differences.
         sheet_photos: photos on the contact sheet, the worst ones first.
         save_reference: .npz to write the reference's maps to, for a machine without PyTorch.
-        keep_masks: .npz to write the masks of all rows to, for the gate.
+        save_masks: .npz to write the masks of all rows to, for the gate.
     """
 
     artifacts: Sequence[Path | Artifact]
@@ -90,7 +90,7 @@ class BenchRequest:
     contact_sheet: Path | None = None
     sheet_photos: int = 6
     save_reference: Path | None = None
-    keep_masks: Path | None = None
+    save_masks: Path | None = None
 
 
 def bench(
@@ -152,7 +152,7 @@ def _plan(request: BenchRequest) -> Plan:
         latency=request.latency,
         strict=request.strict,
         save_reference=request.save_reference,
-        all_maps=bool(request.contact_sheet or request.keep_masks),
+        all_maps=bool(request.contact_sheet or request.save_masks),
         machine=_machine(request),
     )  # fmt: skip
 
@@ -179,10 +179,10 @@ def _write_pictures(
     request: BenchRequest, report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]
 ) -> None:
     """Write the files that are made of maps, while the maps exist."""
-    if request.keep_masks:
+    if request.save_masks:
         from u2export.benchmarks.gate.saved_masks import SavedMasks
 
-        SavedMasks.of(report, judged).save(request.keep_masks)
+        SavedMasks.of(report, judged).save(request.save_masks)
     if request.contact_sheet:
         from u2export.benchmarks.tables.contact_sheet import draw
 

@@ -136,7 +136,7 @@ def bench(
         contact_sheet=_path(contact_sheet),
         sheet_photos=sheet_photos,
         save_reference=_path(save_reference),
-        keep_masks=_path(save_masks),
+        save_masks=_path(save_masks),
     )
     return _bench(request, saved, progress)
 
