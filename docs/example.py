@@ -53,7 +53,7 @@ with u2.open_artifact(int8) as runner:
 # rows in turn; the numbers here are few, for a first look.
 
 # %%
-report = u2.bench([fp32, int8], PHOTOS, samples=8, seconds=0.2, rounds=4, json=OUT / "report.json")
+report = u2.bench([fp32, int8], PHOTOS, samples=8, seconds=0.2, rounds=2, json=OUT / "report.json")
 for row in report.rows:
     if row.fidelity:
         print(f"{row.name}: {row.latency.p50:.1f} ms, IoU {row.fidelity.iou:.4f}")

@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -370,13 +370,14 @@ def test_u2netp_is_the_same_and_nearer_to_exact(
 
 @pytest.mark.slow
 def test_u2netp_is_the_same_at_full_size(published: Any, conditioned: tuple[Any, ConditionReport]) -> None:
-    check_published((320, 320), published, conditioned[0])
+    # The two inputs that are furthest from photos; all of them run at the smaller sizes.
+    check_published((320, 320), published, conditioned[0], {"noise", "50 randn", "photo"})
 
 
-def check_published(size: tuple[int, int], published: Any, made: Any) -> None:
+def check_published(size: tuple[int, int], published: Any, made: Any, names: Collection[str] = ()) -> None:
     exact = copy.deepcopy(published).double()
     inputs = {**unusual(size), "photo": torch.from_numpy(next(iter(verification_inputs(Contract(*size)))))}
-    for name, x in inputs.items():
+    for name, x in ((n, x) for n, x in inputs.items() if not names or n in names):
         want, got, plain = exact(x.double()), made(x), published(x)
         error, before = furthest(got, want), furthest(plain, want)
         # In fp32 the published network itself is off by 1e-4 and more, through the cancellation; both are measured from

@@ -412,7 +412,7 @@ def test_a_full_size_network(tmp_path: Path) -> None:
 def trained(u2netp: Path, shared: Path) -> tuple[Source, Calibration]:
     """Real weights, conditioned once; `model` is the conditioned network."""
     source = Source.open("u2netp", Contract(rounded=True))
-    calibration = Calibration.open(shared / "bsds500" / "images", source.contract, limit=16)
+    calibration = Calibration.open(shared / "bsds500" / "images", source.contract, limit=12)
     module: Any = prepared(source, "fp16", calibration)[0]
     return replace(source, model=module), calibration
 
@@ -422,7 +422,7 @@ def expected(trained: tuple[Source, Calibration], shared: Path) -> list[tuple[Fl
     """Inputs and d0 of the published network, not conditioned, for photos of two evaluation sets."""
     source = Source.open("u2netp", trained[0].contract)
     folders = (shared / "weizmann_horse" / "images", shared / "u2net_official" / "images")
-    photos = [p for folder in folders for p in find_photos([folder])[1::30][:4]]
+    photos = [p for folder in folders for p in find_photos([folder])[1::30][:2]]
     inputs = [read_input(source.contract, p) for p in photos]
     return [(x, source.predict(x)) for x in inputs]
 

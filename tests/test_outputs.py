@@ -154,10 +154,12 @@ def test_no_table_of_a_killed_run(tmp_path: Path, results: Path) -> None:
 def test_signals_leave_nothing_and_say_so(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
     code = (
-        "import os, sys\nfrom u2export import cli, files\n"
+        # Whoever started the tests may ignore a signal, as nohup does with SIGHUP, and children inherit this.
+        f"import os, signal, sys\nsignal.signal({int(number)}, signal.default_int_handler if {number == signal.SIGINT} "
+        "else signal.SIG_DFL)\nfrom u2export import cli, files\n"
         "def slow(*_):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
-        "    import time; time.sleep(20)\n"
+        "    import time; time.sleep(5)\n"
         "files.publish = slow\n"
         "sys.exit(cli.main())"
     )  # the signal comes at the worst moment: everything is written and nothing is renamed
