@@ -73,6 +73,8 @@ class Exporter(Runtime):
         calibrated: the precisions that need photos.
         needs: modules that an export needs.
         extra: what to install for them.
+        builds: whether an export is built into another file before it runs.
+        simulation: what computes the masks where the target's own runtime is missing; empty if nothing does.
         limits: default fidelity budget by precision (see `Fidelity.broken`).
     """
 
@@ -82,6 +84,8 @@ class Exporter(Runtime):
     calibrated: ClassVar[Sequence[str]] = ()
     needs: ClassVar[Sequence[str]] = ()
     extra: ClassVar[str] = ""
+    builds: ClassVar[bool] = False
+    simulation: ClassVar[str] = ""
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
         "fp32": {"mae": 1e-4, "mae_worst": 1e-3},
         "fp16": {"mae": 1e-3, "mae_worst": 5e-3},
@@ -99,6 +103,17 @@ class Exporter(Runtime):
     def missing_runtime(self) -> Unavailable | None:
         """Why this machine cannot run the target's artifacts; None if it can."""
         return self.missing()
+
+    def missing_builder(self) -> Unavailable | None:
+        """Why this machine cannot build what was exported; None if it can. Only targets with `builds` are asked."""
+        return self.missing()
+
+    def missing_hardware(self) -> Unavailable | None:
+        """Why this machine cannot run artifacts in the target's own runtime; None if it can.
+
+        A simulation, see `simulation`, does not count.
+        """
+        return self.missing_runtime()
 
     def filename(self, source: Source, precision: str) -> str:
         """`<weights>-<size>-<target>-<precision><suffix>`."""

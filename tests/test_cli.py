@@ -11,6 +11,8 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
+from u2export.exporters.trt.installed import devices
+
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt", "scipy", "matplotlib", "cv2")
 
 
@@ -42,8 +44,21 @@ def test_targets(cli: Cli) -> None:
     rows = json.loads(cli("targets", "--json").stdout)
     assert {"onnx", "ort", "openvino"} <= {row["target"] for row in rows}
     for row in rows:
-        for question in ("export", "run"):
-            assert row[question]["possible"] or (row[question]["why"] and row[question]["fix"])
+        for step in ("export", "build", "run", "simulate"):
+            answer = row[step] or {"possible": True}
+            assert answer["possible"] or (answer["why"] and answer["fix"])
+    found = {row["target"]: row for row in rows}
+    assert found["onnx"]["build"] is None and found["onnx"]["simulate"] is None
+    if not devices():  # typed ONNX in ONNX Runtime, and a package in PyTorch, are simulations
+        assert found["trt"]["run"]["why"] == "no CUDA device" and found["trt"]["simulate"] == found["trt"]["export"]
+    assert found["coreml"]["run"]["possible"] <= (sys.platform == "darwin")
+
+
+def test_targets_on_a_narrow_terminal(cli: Cli) -> None:
+    shown = cli("targets", env={"COLUMNS": "80"}).stdout
+    assert "no CUDA device" in shown or devices()
+    table = shown.split("\n\n")[0]
+    assert all(len(line) <= 80 for line in table.splitlines()) and "w8a8" in table
 
 
 def test_wrong_requests_are_two_lines(cli: Cli, tmp_path: Path) -> None:

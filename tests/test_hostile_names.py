@@ -239,7 +239,7 @@ def test_inspect_weights_lint_and_targets(
     facts: dict[str, Any] = {"name": name, "digest": name}
     monkeypatch.setattr(weights.inspecting, "weights_facts", lambda _: facts)
     weights.info(name)
-    console.stdout().print(targets._cell(Unavailable(name, name)))
+    console.stdout().print(targets._reason(name, "run", Unavailable(name, name)))
     damage = SimpleNamespace(
         index=0, name=name, problems=(name,), weights_sqnr=None, error8=0.1, bias=0.1, dead=1, silent=None
     )

@@ -60,6 +60,7 @@ class CoreML(Exporter):
     calibrated: ClassVar[Sequence[str]] = ("w8a8",)
     needs: ClassVar[Sequence[str]] = ("torch", "coremltools")
     extra: ClassVar[str] = "coreml"
+    simulation: ClassVar[str] = "PyTorch computes the masks of the saved package"
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
         **Exporter.limits,
         **dict.fromkeys(PALETTES, Exporter.limits["int8"]),
@@ -95,6 +96,12 @@ class CoreML(Exporter):
         """Why this machine cannot run packages; a Mac needs coremltools, other machines need PyTorch as well."""
         needs = ("coremltools",) if sys.platform == "darwin" else self.needs
         return missing_modules(self.title, needs, self.extra)
+
+    def missing_hardware(self) -> Unavailable | None:
+        """Why this machine cannot run packages in Core ML; None on a Mac with coremltools."""
+        if sys.platform == "darwin":
+            return self.missing_runtime()
+        return Unavailable("Core ML runs on Apple devices only", "take the package to a Mac, or a kit to an iPhone")
 
     def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The compute units on a Mac, simulations elsewhere. The first two simulations enclose what hardware may do."""

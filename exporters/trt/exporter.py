@@ -57,6 +57,8 @@ class TensorRT(OnnxRuntime, Exporter):
     calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "onnx", "onnxsim", "onnxruntime")
     extra: ClassVar[str] = "onnx"
+    builds: ClassVar[bool] = True
+    simulation: ClassVar[str] = "ONNX Runtime computes the masks of the typed ONNX"
 
     placement: str = "producer"
     keep_float: tuple[str, ...] = ()
@@ -90,6 +92,27 @@ class TensorRT(OnnxRuntime, Exporter):
     def missing_runtime(self) -> Unavailable | None:
         """Why this machine can run neither typed ONNX (in ONNX Runtime) nor engines (in TensorRT); None if it can."""
         return None if find_spec("tensorrt") or find_spec("tensorrt_rtx") else super().missing_runtime()
+
+    def missing_builder(self) -> Unavailable | None:
+        """Why this machine can build no engine at all; None if it can build some, such as RTX engines without a GPU."""
+        here = installed()
+        if "rtx" in here or (here and devices()):
+            return None
+        if here:
+            return Unavailable(
+                "tensorrt builds for the GPU of this machine, and there is none",
+                "build there, or install tensorrt_rtx, which builds for named GPUs without one",
+            )
+        return Unavailable(
+            "neither tensorrt nor tensorrt_rtx is installed here",
+            "copy the recipe and its .onnx to the device, and build there",
+        )
+
+    def missing_hardware(self) -> Unavailable | None:
+        """Why this machine cannot run engines; None if it can."""
+        if not devices():
+            return Unavailable("no CUDA device", "run the engine on the GPU it was built for")
+        return None if installed() else self.missing_builder()
 
     def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The arithmetic of an engine is its precision, on a GPU. ONNX Runtime simulates typed ONNX for its masks.

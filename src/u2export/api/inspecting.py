@@ -11,6 +11,7 @@ from u2export.api.exporting import Size, read_contract
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Exporter
 from u2export.exporters.inspection import inspect as _inspect
 from u2export.exporters.model_file import ModelFile, Port
 from u2export.exporters.open import read_artifact
@@ -29,7 +30,12 @@ class Target:
     Attributes:
         name, title: the word of the command line, and the name for people.
         precisions: those that the target can store, its default one first.
-        export, run: why this machine cannot export to it or run its artifacts; None where it can.
+        export: why this machine cannot export to it; None where it can.
+        run: why this machine cannot run its artifacts in the target's own runtime; None where it can.
+        builds: whether an export is built before it runs, as an engine of TensorRT is.
+        build: why this machine cannot build; None where it can, and where there is nothing to build.
+        simulation: what computes the masks where the target's own runtime is missing; empty if nothing does.
+        simulate: why this machine cannot simulate; None where it can, and where nothing simulates.
     """
 
     name: str
@@ -37,6 +43,10 @@ class Target:
     precisions: Sequence[str]
     export: Unavailable | None
     run: Unavailable | None
+    builds: bool = False
+    build: Unavailable | None = None
+    simulation: str = ""
+    simulate: Unavailable | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,27 @@ class NamedWeights:
 
 
 def targets() -> list[Target]:
-    """Return what this machine can export and run; where it cannot, the reason and what to install.
+    """Return what this machine can export, build, run and simulate; where it cannot, the reason and what to install.
 
     Example:
         >>> [target.name for target in targets()]
         ['onnx', 'ort', 'openvino', 'trt', 'coreml']
     """
-    return [Target(e.name, e.title, tuple(e.precisions), e.missing(), e.missing_runtime()) for e in EXPORTERS.values()]
+    return [_target(exporter) for exporter in EXPORTERS.values()]
+
+
+def _target(exporter: Exporter) -> Target:
+    return Target(
+        name=exporter.name,
+        title=exporter.title,
+        precisions=tuple(exporter.precisions),
+        export=exporter.missing(),
+        run=exporter.missing_hardware(),
+        builds=exporter.builds,
+        build=exporter.missing_builder() if exporter.builds else None,
+        simulation=exporter.simulation,
+        simulate=exporter.missing() if exporter.simulation else None,
+    )
 
 
 def inspect(file: str | Path) -> tuple[ModelFile, Artifact | None]:

@@ -1,4 +1,4 @@
-"""`u2export targets`: what this machine can export and run, and what to install where it cannot."""
+"""`u2export targets`: what this machine can export, build, run and simulate, and what to do where it cannot."""
 
 from __future__ import annotations
 
@@ -13,34 +13,58 @@ from u2export.text import json_text, rich_text
 if TYPE_CHECKING:
     from rich.text import Text
 
+STEPS = ("export", "build", "run", "simulate")
+
 
 def targets(as_json: AsJson = False) -> None:
-    """Show what this machine can export and run; where it cannot, why, and what to install."""
+    """Show what this machine can export, build, run and simulate; where it cannot, why, and what to do.
+
+    "run" means the target's own runtime on its own hardware. "simulate" means that another runtime computes the masks;
+    the times of a simulation say nothing about the target.
+    """
     found = inspecting.targets()
     if as_json:
         rows = [
-            {"target": t.name, "title": t.title, "precisions": t.precisions, "export": _state(t.export),
-             "run": _state(t.run)}
+            {"target": t.name, "title": t.title, "precisions": t.precisions, **{s: _state(t, s) for s in STEPS}}
             for t in found
-        ]  # fmt: skip
+        ]
         print(json_text(rows))
         return
     from rich.table import Table
 
-    table = Table("target", "precisions", "export", "run", box=None, header_style="bold", pad_edge=False)
+    table = Table("target", *STEPS, "precisions", box=None, header_style="bold", pad_edge=False)
     for t in found:
-        table.add_row(t.name, " ".join(t.precisions), _cell(t.export), _cell(t.run))
+        table.add_row(t.name, *(_cell(t, step) for step in STEPS), " ".join(t.precisions))
     stdout().print(table)
+    for t in found:
+        for step in STEPS:
+            if problem := getattr(t, step):
+                stdout().print(_reason(t.name, step, problem), soft_wrap=True)
 
 
-def _state(problem: Unavailable | None) -> dict[str, str | bool]:
-    return {"possible": True} if problem is None else {"possible": False, "why": problem.problem, "fix": problem.hint}
+def _applies(target: inspecting.Target, step: str) -> bool:
+    return {"build": target.builds, "simulate": bool(target.simulation)}.get(step, True)
 
 
-def _cell(problem: Unavailable | None) -> Text:
+def _state(target: inspecting.Target, step: str) -> dict[str, str | bool] | None:
+    if not _applies(target, step):
+        return None
+    problem: Unavailable | None = getattr(target, step)
+    if problem is None:
+        return {"possible": True}
+    return {"possible": False, "why": problem.problem, "fix": problem.hint}
+
+
+def _cell(target: inspecting.Target, step: str) -> Text:
     from rich.text import Text
 
-    if problem is None:
-        return Text("yes", style="green")
-    told = (": ", rich_text(problem.problem), "\n    ", rich_text(problem.hint))
-    return Text.assemble(("no", "red"), *told)
+    if not _applies(target, step):
+        return Text("–")
+    return Text("no", style="red") if getattr(target, step) else Text("yes", style="green")
+
+
+def _reason(name: str, step: str, problem: Unavailable) -> Text:
+    from rich.text import Text
+
+    told = (rich_text(problem.problem), "\n    ", rich_text(problem.hint))
+    return Text.assemble("\n", rich_text(f"{name}, {step}: ", "bold"), *told)
