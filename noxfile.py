@@ -20,6 +20,8 @@ TESTS = (
     "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "pysodmetrics",
 )  # fmt: skip
 EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports")
+# Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.
+APART = ("litert",)
 
 
 def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:
@@ -46,7 +48,7 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("extra", ["base", *EXTRAS])
+@nox.parametrize("extra", ["base", *EXTRAS, *APART])
 def backend(session: nox.Session, extra: str) -> None:
     """The tests with one extra only: what is not installed is skipped, the rest passes."""
     install(session, () if extra == "base" else (extra,), "pytest", "hypothesis")

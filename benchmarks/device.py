@@ -23,7 +23,16 @@ from u2export.exporters.runtime import processors, versions
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 AMX = ("amx_tile", "amx_int8", "amx_bf16")
 ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt", "tensorrt-rtx")
+RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "torch",
+    "coremltools",
+    "tensorrt",
+    "tensorrt-rtx",
+    "ai-edge-litert",
+)
 PACKAGES = ("numpy", "pillow", *RUNTIMES)
 
 

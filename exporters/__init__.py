@@ -3,12 +3,13 @@
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
 from u2export.exporters.exporter import Exporter
+from u2export.exporters.litert.exporter import LiteRT
 from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import Ort
 from u2export.exporters.runtime import Runner
 from u2export.exporters.trt.exporter import TensorRT
 
-EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), TensorRT(), CoreML())}
+EXPORTERS: dict[str, Exporter] = {e.name: e for e in (Onnx(), Ort(), OpenVINO(), TensorRT(), CoreML(), LiteRT())}
 
 __all__ = ["EXPORTERS", "Artifact", "Exporter", "Runner"]

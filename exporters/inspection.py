@@ -217,6 +217,16 @@ def _coreml_port(feature: Any) -> Port:
     return Port(feature.name, stored_name(array.ArrayDataType.Name(array.dataType)), tuple(str(n) for n in array.shape))
 
 
+# LiteRT
+
+
+def _litert(path: Path) -> ModelFile:
+    _need("ai_edge_litert", "litert-runtime")
+    from u2export.exporters.litert.tflite import read_tflite
+
+    return read_tflite(path)
+
+
 # TensorRT
 
 
@@ -278,6 +288,7 @@ READERS: dict[str, Callable[[Path], ModelFile]] = {
     ".ort": _ort,
     ".xml": _openvino,
     ".mlpackage": _coreml,
+    ".tflite": _litert,
     ".engine": _engine,
     ".plan": _engine,
     ".log": _layer_table,

@@ -13,7 +13,8 @@ from PIL import Image
 
 from u2export.exporters.trt.installed import devices
 
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt", "scipy", "matplotlib", "cv2")
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt", "scipy", "matplotlib", "cv2",
+         "litert_torch", "ai_edge_litert", "jax")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_usage_errors_exit_with_2(cli: Cli) -> None:
 
 def test_targets(cli: Cli) -> None:
     rows = json.loads(cli("targets", "--json").stdout)
-    assert {"onnx", "ort", "openvino"} <= {row["target"] for row in rows}
+    assert {"onnx", "ort", "openvino", "litert"} <= {row["target"] for row in rows}
     for row in rows:
         for step in ("export", "build", "run", "simulate"):
             answer = row[step] or {"possible": True}

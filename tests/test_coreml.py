@@ -262,9 +262,9 @@ def test_inspect_command(fp16: Artifact, capsys: pytest.CaptureFixture[str]) -> 
 def test_inspection_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         inspect(tmp_path / "none.onnx")
-    (tmp_path / "x.tflite").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no reader for \.tflite files"):
-        inspect(tmp_path / "x.tflite")
+    (tmp_path / "x.ncnn").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no reader for \.ncnn files"):
+        inspect(tmp_path / "x.ncnn")
     for name in ("x.onnx", "x.xml"):
         (tmp_path / name).write_bytes(b"not a model")
         with pytest.raises(UserError, match="not an"):

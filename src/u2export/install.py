@@ -17,13 +17,18 @@ PACKAGES = {
     "coreml": ("torch", "safetensors", "coremltools", "scikit-learn"),
     "trt": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tensorrt", "cuda-python"),
     "trt-rtx": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tensorrt-rtx"),
+    "litert": ("torch", "safetensors", "litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
+    "litert-runtime": ("ai-edge-litert",),
     "charts": ("matplotlib",),
     "imports": ("pyyaml",),
     "ort": ("onnxruntime",),
 }
 URL_CHARACTERS = "%:/?#[]@!$&'()*+,;=~"  # pip records addresses of repositories with bare spaces
 # Packages whose module has another name.
-PACKAGE_OF = {"sklearn": "scikit-learn", "tensorrt_rtx": "tensorrt-rtx", "yaml": "pyyaml"}
+PACKAGE_OF = {
+    "ai_edge_litert": "ai-edge-litert", "ai_edge_quantizer": "ai-edge-quantizer", "litert_torch": "litert-torch",
+    "sklearn": "scikit-learn", "tensorrt_rtx": "tensorrt-rtx", "yaml": "pyyaml",
+}  # fmt: skip
 
 
 def how_to_install(extra: str, modules: Sequence[str] = ()) -> str:

@@ -72,7 +72,7 @@ def targets() -> list[Target]:
 
     Example:
         >>> [target.name for target in targets()]
-        ['onnx', 'ort', 'openvino', 'trt', 'coreml']
+        ['onnx', 'ort', 'openvino', 'trt', 'coreml', 'litert']
     """
     return [_target(exporter) for exporter in EXPORTERS.values()]
 

@@ -1,4 +1,4 @@
-"""`u2export onnx|ort|openvino|coreml`: one artifact and its record; the masks are checked before either appears."""
+"""`u2export onnx|ort|openvino|coreml|litert`: an artifact and its record; the masks are checked first."""
 
 from __future__ import annotations
 
@@ -134,3 +134,9 @@ def coreml(
     chosen = f"palette{palette}" if palette else precision
     made = common.run("coreml", chosen, target=target, output=output, group=group)
     o.show_artifact(made, as_json)
+
+
+@o.with_precisions("litert", fp16="fp16 weights; CPUs compute in fp32.")
+def litert(common: o.Export, precision: str, as_json: o.AsJson = False) -> None:
+    """Export to LiteRT, formerly TensorFlow Lite (.tflite), for phones and small boards."""
+    o.show_artifact(common.run("litert", precision), as_json)

@@ -24,6 +24,7 @@ PRECISION_HELP = {
     "fp32": "32-bit floating point.",
     "fp16": "16-bit floating point.",
     "int8": "8-bit integers; needs --calib.",
+    "dynamic-int8": "int8 weights; activations become int8 in each run, so no photos are needed.",
     "w8a8": "8-bit weights and activations, experimental; needs --calib and --target ios17.",
 }
 
@@ -136,7 +137,7 @@ def _with_options(command: Command, flags: Mapping[str, str]) -> Command:
 
     def run(**values: Any) -> None:
         if flags:
-            values["precision"] = _chosen({name: values.pop(name) for name in flags})
+            values["precision"] = _chosen({name: values.pop(_parameter(name)) for name in flags})
         made = {
             name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
             for name, kind in groups.items()
@@ -154,9 +155,14 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
     return [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
 
 
+def _parameter(precision: str) -> str:
+    """Return the name of the parameter that a precision's flag sets; "-" has no place in it."""
+    return precision.replace("-", "_")
+
+
 def _flag(name: str, text: str) -> inspect.Parameter:
     annotation = Annotated[bool, typer.Option(f"--{name}", help=text)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    return inspect.Parameter(_parameter(name), inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
 
 
 def _chosen(flags: dict[str, bool]) -> str:

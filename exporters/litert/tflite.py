@@ -1,0 +1,205 @@
+"""What is inside a .tflite file: the stamp, inputs and outputs, operations, convolutions as stored.
+
+A .tflite is a FlatBuffer. It is read and written with the classes that LiteRT's own package generates from the schema.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from u2export.errors import UserError
+from u2export.exporters.model_file import ModelFile, Port, StoredConvolution
+from u2export.reference import stamp
+from u2export.reference.dtypes import FLOATS, stored_name
+from u2export.reference.stamp import PREFIX
+
+IDENTIFIER = b"TFL3"  # at byte 4 of every file
+ALIGNMENT = 16  # bytes; the schema asks for it in all buffers
+CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+# A tensor's name is the path of the PyTorch modules, each as "package.Class_name"; the last one is the convolution.
+MODULE = re.compile(r"[\w.]+\.[A-Z][A-Za-z0-9]*_(\w+)")
+
+
+def stamped(model: bytes, pairs: Mapping[str, str]) -> bytes:
+    """Return a model with these pairs in its metadata, one entry a key."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    made = _parsed(model)
+    made.metadata = list(made.metadata or ())
+    for key, text in pairs.items():
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(text.encode(), np.uint8)
+        entry.name, entry.buffer = key, len(made.buffers)
+        made.buffers.append(buffer)
+        made.metadata.append(entry)
+    made.buffers = [_Aligned(buffer) for buffer in made.buffers]
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(made.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+class _Aligned:
+    """A buffer that is written at a multiple of 16 bytes; the generated classes forget what the schema asks for."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+
+    def Pack(self, builder: Any) -> Any:  # noqa: N802 - the name that the generated classes call
+        from ai_edge_litert import schema_py_generated as schema
+
+        data = None
+        if self.buffer.data is not None and len(self.buffer.data):
+            content = bytes(np.asarray(self.buffer.data, np.uint8))
+            builder.StartVector(1, len(content), ALIGNMENT)
+            builder.head = builder.head - len(content)
+            builder.Bytes[builder.Head() : builder.Head() + len(content)] = content
+            data = builder.EndVector()
+        schema.BufferStart(builder)
+        if data is not None:
+            schema.BufferAddData(builder, data)
+        return schema.BufferEnd(builder)
+
+
+def stamp_of(path: Path) -> dict[str, Any]:
+    """Return the values that u2export stamped into a file; empty for files of others.
+
+    Raises:
+        UserError: the file is no .tflite, or damaged.
+    """
+    return stamp.read(_metadata(_read(path)))
+
+
+def read_tflite(path: Path) -> ModelFile:
+    """Return what is in a .tflite file.
+
+    Raises:
+        UserError: the file is no .tflite, or damaged.
+    """
+    model = _read(path)
+    try:
+        return _described(path, model)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: a damaged .tflite file ({error})", "export it again") from None
+
+
+def _described(path: Path, model: Any) -> ModelFile:
+    graph = model.subgraphs[0]
+    names = [_operation(code) for code in model.operatorCodes]
+    operators = [(names[op.opcodeIndex], op) for op in graph.operators]
+    maker = {int(out): (name, op) for name, op in operators for out in op.outputs}
+    pairs = _metadata(model)
+    return ModelFile(
+        kind=f"LiteRT (TensorFlow Lite), schema {model.version}",
+        bytes=path.stat().st_size,
+        inputs=tuple(_port(graph.tensors[i]) for i in graph.inputs),
+        outputs=tuple(_port(graph.tensors[i]) for i in graph.outputs),
+        operations=dict(Counter(name for name, _ in operators).most_common()),
+        layers=tuple(_layer(model, graph, op, maker) for name, op in operators if name in CONVOLUTIONS),
+        metadata={key.removeprefix(PREFIX): text for key, text in pairs.items()},
+        stamp=stamp.read(pairs),
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "give a .tflite file") from None
+    if data[4:8] != IDENTIFIER:
+        raise UserError(f"{path}: not a .tflite file", "give a .tflite file, or export it again")
+    try:
+        return _parsed(data)
+    except (struct.error, ValueError, IndexError, TypeError, OverflowError, AttributeError, MemoryError) as error:
+        raise UserError(f"{path}: a damaged .tflite file ({error})", "export it again") from None
+
+
+def _parsed(data: bytes) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(data, 0)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """Return all entries of the metadata; of those that hold no text, only their length."""
+    pairs = {}
+    for entry in model.metadata or ():
+        held = model.buffers[entry.buffer].data
+        data = bytes(np.asarray([] if held is None else held, np.uint8))
+        try:
+            text = data.rstrip(b"\0").decode()
+        except UnicodeDecodeError:
+            text = "\0"
+        pairs[_text(entry.name)] = text if text.isprintable() else f"{len(data)} bytes"
+    return pairs
+
+
+@cache
+def _names(enumeration: str) -> dict[int, str]:
+    """Return the names of the values of one of the schema's enumerations."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kind = getattr(schema, enumeration)
+    return {value: name for name, value in vars(kind).items() if isinstance(value, int)}
+
+
+def _operation(code: Any) -> str:
+    if code.customCode:
+        return _text(code.customCode)
+    # Files of older converters hold the number in the field of one byte.
+    number = max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
+    return _names("BuiltinOperator").get(number, f"operator {number}")
+
+
+def _type(tensor: Any) -> str:
+    return stored_name(_names("TensorType").get(int(tensor.type), "unknown"))
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return () if tensor.shape is None else tuple(int(n) for n in tensor.shape)
+
+
+def _port(tensor: Any) -> Port:
+    return Port(_text(tensor.name), _type(tensor), tuple(map(str, _shape(tensor))))
+
+
+def _layer(model: Any, graph: Any, op: Any, maker: Mapping[int, tuple[str, Any]]) -> StoredConvolution:
+    entry, number = (int(n) for n in op.inputs[:2])
+    weight = graph.tensors[number]
+    name = _module(_text(weight.name))
+    source = maker.get(number)
+    if source and source[0] == "DEQUANTIZE":  # fp16 weights are stored behind a cast to float32
+        weight = graph.tensors[int(source[1].inputs[0])]
+    shape, held = _shape(weight), model.buffers[weight.buffer].data
+    size, kind = 0 if held is None else len(held), _type(weight)
+    activation = _type(graph.tensors[entry])
+    if kind not in FLOATS:
+        scales = weight.quantization.scale if weight.quantization else ()
+        count = 0 if scales is None else len(scales)
+        kind, size = f"{kind} per {'channel' if count > 1 else 'tensor'}", size + 4 * count
+        activation = activation if activation not in FLOATS else "int8, quantised in each run"
+    # Stored as outputs, height, width, inputs.
+    ordered = (shape[0], shape[3], *shape[1:3]) if len(shape) == 4 else shape
+    return StoredConvolution(name, ordered, kind, activation, size)
+
+
+def _module(name: str) -> str:
+    """Return the PyTorch name of the convolution that a tensor belongs to; the tensor's own name for files of others.
+
+    A tensor that stands for several fused modules lists their paths, with ";" in between.
+    """
+    paths: Sequence[str] = [path for path in name.split(";") if ".Conv2d_" in path]
+    found = MODULE.findall(paths[-1]) if paths else []
+    return ".".join(found[1:] if found[:1] == ["network"] else found) or name

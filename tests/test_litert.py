@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import ANY_MASKS, SMALL, random_source
+
+from u2export.api import exporting
+from u2export.errors import UserError
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.exporter import Request
+from u2export.exporters.inspection import inspect
+from u2export.exporters.litert.exporter import LiteRT
+from u2export.exporters.open import adopt, read_artifact
+from u2export.reference.golden import picture
+from u2export.reference.image import Contract
+
+pytest.importorskip("torch")
+
+from u2export.reference.source import Source
+
+OPERATIONS = {
+    "CONV_2D": 119, "CONCATENATION": 51, "RESIZE_BILINEAR": 38, "MAX_POOL_2D": 33, "ADD": 11, "TRANSPOSE": 1,
+    "LOGISTIC": 1, "RESHAPE": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small() -> Source:
+    return random_source()
+
+
+@pytest.fixture(scope="module")
+def exported(small: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The artifact of each precision. Without conditioning the slow conversion is the same for all, and runs once."""
+    if problem := LiteRT().missing():
+        pytest.skip(str(problem))
+    from u2export.exporters.litert import conversion, exporter
+
+    folder, models = tmp_path_factory.mktemp("litert"), {}
+
+    def once(*words: Any) -> bytes:
+        if not models:
+            models["fp32"] = conversion.converted(*words)
+        return models["fp32"]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exporter, "converted", once)
+        return {
+            precision: LiteRT().export(small, folder, Request(precision, condition=False, budget=budget))
+            for precision, budget in (("fp32", {}), ("fp16", ANY_MASKS), ("dynamic-int8", ANY_MASKS))
+        }
+
+
+def test_the_file_is_the_network(exported: dict[str, Artifact], small: Source) -> None:
+    artifact = exported["fp32"]
+    assert artifact.name == "random-u2netp-64-litert-fp32.tflite" and artifact.fidelity["mae"] < 1e-6
+    assert read_artifact(artifact.record).files == artifact.files
+    found = inspect(artifact.path)
+    assert [(p.name, p.kind, p.shape) for p in (*found.inputs, *found.outputs)] == [
+        ("serving_default_image", "float32", ("1", "3", "64", "64")),
+        ("serving_default_mask_output", "float32", ("1", "1", "64", "64")),
+    ]
+    assert found.operations == OPERATIONS
+    assert {layer.name for layer in found.layers} == {
+        name for name, module in small.model.named_modules() if type(module).__name__ == "Conv2d"
+    }
+    assert found.layers[1].shape == (16, 64, 3, 3) and found.layers[1].bytes == 4 * 16 * 64 * 9
+    assert Contract.from_json(found.stamp["contract"]) == SMALL
+    assert found.stamp["weights_sha256"] == small.weights.sha256 and found.stamp["tools"]["litert-torch"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "weight", "activation", "arithmetic", "most"),
+    [("fp32", "float32", "float32", "fp32", 1e-5), ("fp16", "float16", "float32", "fp32", 1e-2),
+     ("dynamic-int8", "int8 per channel", "int8, quantised in each run", "dynamic-int8", 0.2)],
+)  # fmt: skip
+def test_each_precision_says_what_is_stored_and_what_ran(
+    exported: dict[str, Artifact], small: Source, precision: str, weight: str, activation: str, arithmetic: str,
+    most: float,
+) -> None:  # fmt: skip
+    artifact = exported[precision]
+    found = inspect(artifact.path)
+    assert found.weights == {weight: 119} and found.activations == {activation: 119}
+    assert (artifact.size < 0.6 * exported["fp32"].size) == (precision != "fp32")
+    x = SMALL.tensor(picture())
+    assert LiteRT().arithmetics(artifact) == (arithmetic,)
+    with LiteRT().load(artifact, threads=1) as runner:
+        d0 = runner(x)
+        assert d0.shape == (1, 1, 64, 64) and d0.dtype == np.float32
+        error = np.abs(d0 - small.predict(x)).max()
+        assert error < most and (error > 1e-5) == (precision != "fp32")
+        kept = d0.copy()
+        runner(x * 0.5)
+        np.testing.assert_array_equal(d0, kept)  # not a view the runtime writes to again
+        assert runner.info["arithmetic"] == arithmetic and runner.info["convolutions"] == f"119 {arithmetic}"
+        assert runner.info["provider"] == "XNNPACK" and runner.info["threads"] == "1"
+        done, total = (int(word) for word in runner.info["delegated"].split() if word.isdigit())
+        assert total == sum(found.operations.values()) and 0.95 * total < done <= total
+        assert min(runner.opening.values()) > 0
+    with pytest.raises(UserError, match="cannot run as f64"):
+        LiteRT().load(artifact, "f64")
+
+
+def test_files_without_a_record(exported: dict[str, Artifact], tmp_path: Path) -> None:
+    path = tmp_path / "theirs.tflite"
+    shutil.copy(exported["dynamic-int8"].path, path)
+    artifact = adopt(path)
+    assert artifact.exporter == "litert" and artifact.contract == SMALL
+    x = SMALL.tensor(picture())
+    with LiteRT().load(artifact) as ours, LiteRT().load(exported["dynamic-int8"]) as known:
+        np.testing.assert_array_equal(ours(x), known(x))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"u2export.", b"somebody."))  # a file of others: no stamp of ours
+    assert inspect(path).stamp == {} and adopt(path).contract == SMALL
+    path.write_bytes(whole.replace(b'{"height"', b'["height"'))
+    with pytest.raises(UserError, match="contract is damaged"):
+        adopt(path)
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 5000, 1_000_000])
+def test_damaged_files(exported: dict[str, Artifact], tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cut.tflite"
+    path.write_bytes(exported["dynamic-int8"].path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"cut\.tflite"):
+        inspect(path)
+    with pytest.raises(UserError, match=r"cannot open .*cut\.tflite"):
+        adopt(path)
+    with pytest.raises(UserError, match=r"cannot open .*cut\.tflite"):
+        LiteRT().load(replace(exported["dynamic-int8"], path=path))
+
+
+def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from u2export.cli import app
+
+    given: list[tuple[str, ...]] = []
+
+    def export(*words: str, **_: Any) -> Artifact:
+        given.append(words)
+        raise UserError("stop", "here")
+
+    monkeypatch.setattr(exporting, "export", export)
+
+    def run(words: Sequence[str]) -> str:
+        return str(CliRunner().invoke(app, ["litert", *words]).exception)
+
+    for words, precision in (([], ""), (["--fp16"], "fp16"), (["--dynamic-int8"], "dynamic-int8")):
+        run(words)
+        assert given.pop() == ("litert", precision)
+    assert "--fp32 and --dynamic-int8 exclude each other" in run(["--fp32", "--dynamic-int8"]) and not given
