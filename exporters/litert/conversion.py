@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -40,6 +41,7 @@ def converted(module: torch.nn.Module, contract: Contract, scratch: Path) -> byt
         def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
             return {OUTPUT: self.network(image)[0]}
 
+    litert_torch.config.show_progress = False  # its console took hold of standard output when it was imported
     with _silent():
         made = litert_torch.convert(Deployed().eval(), sample_kwargs={INPUT: torch.zeros(contract.shape)})
         made.export(str(scratch))
@@ -52,8 +54,8 @@ def with_fp16_weights(model: bytes) -> bytes:
     """Return a model whose weights are stored in fp16; CPUs compute with them in fp32."""
     from ai_edge_quantizer import qtyping, quantizer
 
-    made = quantizer.Quantizer(bytearray(model))
     weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    made = quantizer.Quantizer(bytearray(model))
     made.update_quantization_recipe(
         regex=".*",
         operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
@@ -62,28 +64,27 @@ def with_fp16_weights(model: bytes) -> bytes:
             weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
         ),
     )
-    return bytes(made.quantize(None).quantized_model)
+    with _silent():
+        return bytes(made.quantize(None).quantized_model)
 
 
 def with_int8_weights(model: bytes) -> bytes:
     """Return a model with int8 weights; the ranges of its activations are measured anew in every run."""
     from ai_edge_quantizer import quantizer, recipe
 
-    return bytes(quantizer.Quantizer(bytearray(model), recipe.dynamic_wi8_afp32()).quantize(None).quantized_model)
+    made = quantizer.Quantizer(bytearray(model), recipe.dynamic_wi8_afp32())
+    with _silent():
+        return bytes(made.quantize(None).quantized_model)
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hide the converter's progress, which it prints to standard output, and the warnings of what it uses."""
-    import litert_torch
-
-    shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
+    """Hide what the converter and the quantiser print: sizes on standard output, progress bars, warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
-        litert_torch.config.show_progress = shown

@@ -48,7 +48,10 @@ def stamped(model: bytes, pairs: Mapping[str, str]) -> bytes:
 
 
 class _Aligned:
-    """A buffer that is written at a multiple of 16 bytes; the generated classes forget what the schema asks for."""
+    """A buffer that is written inside the FlatBuffer, at a multiple of 16 bytes.
+
+    The schema asks for this multiple, and the generated classes do not keep to it.
+    """
 
     def __init__(self, buffer: Any) -> None:
         self.buffer = buffer
@@ -125,7 +128,11 @@ def _read(path: Path) -> Any:
 def _parsed(data: bytes) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
-    return schema.ModelT.InitFromPackedBuf(data, 0)
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    for buffer in model.buffers:
+        if buffer.size:  # the quantiser writes weights behind the FlatBuffer, and only their place into it
+            buffer.data = np.frombuffer(data, np.uint8, int(buffer.size), int(buffer.offset))
+    return model
 
 
 def _text(value: Any) -> str:
