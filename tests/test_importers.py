@@ -276,9 +276,50 @@ def test_benchmark_app_of_cpp_and_its_errors(tmp_path: Path) -> None:
         one(file, "benchmark_app")
 
 
+def test_litert_benchmark(tmp_path: Path) -> None:
+    file = DATA / "benchmark_litert_model.json"  # as LiteRT 2.3.0 wrote it on this project's machine
+    (row,) = one(file, "litert-benchmark").rows
+    assert row.name == "q64.tflite" and row.stated["p50"] == 12.55 and row.stated["mean"] == 15.47
+    assert row.load_ns == (7_660_000,) and row.first_ns == 13_770_000 and not row.latency.ns
+    assert row.runtime == {"runtime": "LiteRT", "device": "CPU", "threads": "1"}
+    assert not [note for note in row.notes if "accelerator" in note]
+    data = json.loads(file.read_text())
+    mixed = tmp_path / "gpu.json"
+    mixed.write_text(json.dumps({**data, "accelerators": ["GPU", "CPU"]}))
+    (row,) = one(mixed, "litert-benchmark").rows
+    assert row.runtime["device"] == "GPU+CPU" and "not every operation ran on the accelerator" in row.notes
+    mixed.write_text(json.dumps({**data, "latency": {}}))
+    with pytest.raises(UserError, match="is missing"):
+        one(mixed, "litert-benchmark")
+
+
+# The lines that executor_runner.cpp of ExecuTorch 1.5 logs.
+EXECUTED = """\
+I 00:00:00.000712 executorch:executor_runner.cpp:293] Model file /data/local/tmp/u2netp.pte is loaded.
+I 00:00:00.000725 executorch:executor_runner.cpp:303] Using method forward
+I 00:00:01.234567 executorch:executor_runner.cpp:419] Model executed successfully 10 time(s) in 1234.500000 ms.
+I 00:00:01.234589 executorch:executor_runner.cpp:428] 1 outputs:
+"""
+
+
+def test_executorch_runner(tmp_path: Path) -> None:
+    file = tmp_path / "run.log"
+    file.write_text(EXECUTED)
+    (row,) = one(file, "executorch").rows
+    assert row.name == "u2netp.pte" and row.stated == {"mean": 123.45} and not row.latency.ns
+    assert row.runtime == {"runtime": "ExecuTorch"} and "the first included" in row.source["timed"]
+    file.write_text(EXECUTED + EXECUTED.replace("u2netp.pte", "other.pte"))
+    assert [row.name for row in one(file, "executorch").rows] == ["u2netp.pte", "other.pte"]
+    for wrong in ("10 time(s)", "0 time(s) in 5 ms.", "5 time(s) in 0 ms."):
+        file.write_text(f"Model executed successfully {wrong}")
+        with pytest.raises(UserError, match="not a file that executorch writes"):
+            one(file, "executorch")
+
+
 GOOD = {
     "trtexec": times([5.0, 6.0], copy=0.1), "benchmark_app": json.dumps({"execution_results": {"latency (ms)": "5"}}),
     "onnxruntime-perf": PERF_ROWS + PRINTED, "coreml": json.dumps(KIT), "kit": json.dumps(KIT), "aihub": AIHUB,
+    "litert-benchmark": (DATA / "benchmark_litert_model.json").read_text(), "executorch": EXECUTED,
 }  # fmt: skip
 
 

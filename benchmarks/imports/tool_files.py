@@ -11,6 +11,8 @@ from pathlib import Path
 from u2export.benchmarks.imports.ai_hub import ai_hub
 from u2export.benchmarks.imports.benchmark_app import benchmark_app
 from u2export.benchmarks.imports.device_json import device_json
+from u2export.benchmarks.imports.executorch_runner import executorch_runner
+from u2export.benchmarks.imports.litert_benchmark import litert_benchmark
 from u2export.benchmarks.imports.onnxruntime_perf import onnxruntime_perf
 from u2export.benchmarks.imports.text import read_text
 from u2export.benchmarks.imports.timed_model import WRONG, TimedModel, reason
@@ -21,6 +23,8 @@ FORMATS: Mapping[str, Callable[[str, str], list[TimedModel]]] = {
     "trtexec": trtexec,
     "benchmark_app": benchmark_app,
     "onnxruntime-perf": onnxruntime_perf,
+    "litert-benchmark": litert_benchmark,
+    "executorch": executorch_runner,
     "coreml": device_json,
     "kit": device_json,
     "aihub": ai_hub,

@@ -215,6 +215,15 @@ def _imports() -> Iterator[Seed]:
     sections = "Execution results\nlatency (ms);12.5\navg latency;13\n"
     yield "import benchmark_app", "report.csv", sections.encode()
     yield "import onnxruntime-perf", "perf.csv", b"u2netp.onnx,0.0125,1048576,90,0\nu2netp.onnx,0.0127,1048576,90,1\n"
+    latency = {"init_ms": 8, "warmup_first_ms": 14, "num_warmup_runs": 5, "avg_ms": 15, "min_ms": 5, "max_ms": 74,
+               "median_ms": 12.6, "p95_ms": 21, "num_runs": 20}  # fmt: skip
+    litert = {"model": "m.tflite", "accelerators": ["CPU"], "fully_accelerated": False, "num_threads": 1}
+    yield "import litert-benchmark", "litert.json", json.dumps({**litert, "latency": latency}).encode()
+    yield (
+        "import executorch",
+        "run.log",
+        b"Model executed successfully 9 time(s) in 90.5 ms.",
+    )
     yield "import onnxruntime-perf", "perf.txt", b"P50 Latency: 0.0125 s\nPeak working set size: 1048576 bytes\n"
     figure = "{inference_time_milliseconds: 3.5, job_id: j1, primary_compute_unit: NPU}"
     new = "precisions:\n  float:\n    components:\n      u2net:\n        performance_metrics:\n"

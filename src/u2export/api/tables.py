@@ -130,7 +130,8 @@ def import_results(
 
     Args:
         file: what the tool wrote.
-        tool: one of TOOLS: "trtexec", "benchmark_app", "onnxruntime-perf", "coreml", "kit", "aihub".
+        tool: one of TOOLS: "trtexec", "benchmark_app", "onnxruntime-perf", "litert-benchmark", "executorch", "coreml",
+            "kit", "aihub".
         artifact: what was timed; without it the weights are unknown.
         kit: the folder of `phone_kit`, in place of `artifact`: it has the artifact, and masks to compare with.
         device: the machine, where the file does not say.
