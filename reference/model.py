@@ -185,16 +185,20 @@ class U2Net(nn.Module):
         Returns:
             Seven tensors (N, out_channels, H, W) with values in 0..1.
         """
-        features: list[Tensor] = [self.get_submodule("stage1")(x)]
-        for name in ENCODERS[1:]:
-            features.append(self.get_submodule(name)(pool(features[-1])))
-        decoded = [features[-1]]
-        for name, skip in zip(DECODERS, reversed(features[:-1]), strict=True):
-            decoded.append(self.get_submodule(name)(torch.cat((upsample_to(decoded[-1], skip), skip), 1)))
-        sides = [self.get_submodule(f"side{n}")(y) for n, y in enumerate(reversed(decoded), start=1)]
+        sides = [self.get_submodule(f"side{n}")(y) for n, y in enumerate(self.features(x), start=1)]
         sides = [sides[0], *(upsample_to(side, sides[0]) for side in sides[1:])]
         fused = self.outconv(torch.cat(sides, 1))
         return tuple(torch.sigmoid(y) for y in (fused, *sides))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Compute what side outputs 1 (finest) to 6 read, from an input as `forward` takes it."""
+        encoded: list[Tensor] = [self.get_submodule("stage1")(x)]
+        for name in ENCODERS[1:]:
+            encoded.append(self.get_submodule(name)(pool(encoded[-1])))
+        decoded = [encoded[-1]]
+        for name, skip in zip(DECODERS, reversed(encoded[:-1]), strict=True):
+            decoded.append(self.get_submodule(name)(torch.cat((upsample_to(decoded[-1], skip), skip), 1)))
+        return decoded[::-1]
 
 
 def conv_names(model: U2Net) -> list[str]:

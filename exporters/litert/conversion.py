@@ -5,45 +5,52 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
+from u2export.exporters.litert.tflite import convolutions
 from u2export.reference.image import Contract
-from u2export.reference.onnx_export import INPUT, OUTPUT
+from u2export.reference.onnx_export import INPUT
 
 if TYPE_CHECKING:
     import torch
 
     from u2export.reference.model import U2Net
 
+# The parts of `deployed.Deployed` that compute in int8; their names are in the names of operations.
+QUANTISED = "Backbone_|Sides_"
+# An int8 convolution adds its bias in 32 bits, as a multiple of input scale times weight scale. This leaves 3 bits.
+LARGEST_BIAS = 2.0**28
 
-def converted(module: torch.nn.Module, contract: Contract, scratch: Path) -> bytes:
-    """Return the fp32 model of a network: image (N, C, H, W) float32 to mask (N, K, H, W) float32.
+
+def converted(
+    module: torch.nn.Module, contract: Contract, scratch: Path, nhwc: bool = False, embed_preprocess: bool = False
+) -> bytes:
+    """Return the fp32 model of a network: image (N, C, H, W) float32 to d0 (N, K, H, W) float32.
 
     Args:
-        module: the network; its forward gives seven maps, d0 first.
+        module: the network, a `U2Net`.
         contract: pre- and postprocessing, and with it the input size.
+        nhwc: both ports are (N, H, W, C) instead.
+        embed_preprocess: the input is (N, H, W, C) uint8, the output the stretched mask (N, H, W, K) float32.
         scratch: a file name that may be used in between; the file is removed.
     """
     import litert_torch
     import torch
 
-    from u2export.calibration.condition import fold_batch_norm
+    from u2export.exporters.litert.deployed import Deployed
 
-    class Deployed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            # The converter folds batch norms too; without them it has a third less to do.
-            self.network = fold_batch_norm(cast("U2Net", module))
-
-        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {OUTPUT: self.network(image)[0]}
-
+    deployed = Deployed(cast("U2Net", module), contract, nhwc, embed_preprocess).eval()
+    number, channels, height, width = contract.shape
+    shape = (number, height, width, channels) if deployed.channels_last else contract.shape
+    example = torch.zeros(shape, dtype=torch.uint8 if embed_preprocess else torch.float32)
     litert_torch.config.show_progress = False  # its console took hold of standard output when it was imported
     with _silent():
-        made = litert_torch.convert(Deployed().eval(), sample_kwargs={INPUT: torch.zeros(contract.shape)})
+        made = litert_torch.convert(deployed, sample_kwargs={INPUT: example})
         made.export(str(scratch))
     model = scratch.read_bytes()
     scratch.unlink()
@@ -75,6 +82,46 @@ def with_int8_weights(model: bytes) -> bytes:
     made = quantizer.Quantizer(bytearray(model), recipe.dynamic_wi8_afp32())
     with _silent():
         return bytes(made.quantize(None).quantized_model)
+
+
+def with_int8(model: bytes, inputs: Iterable[Any]) -> bytes:
+    """Return a model whose convolutions and all between them are int8; input, output and last steps stay float32.
+
+    Args:
+        model: from `converted`.
+        inputs: calibration photos, each as the model takes it.
+    """
+    from ai_edge_quantizer import quantizer, recipe
+
+    wanted = [{**part, "regex": QUANTISED} for part in recipe.static_wi8_ai8()]
+    made = quantizer.Quantizer(bytearray(model), wanted)
+    ranges: dict[str, dict[str, Any]] = {}
+    with _silent():
+        for photo in inputs:
+            # One by one: over a list, the quantiser takes a moving average, which cuts off what few photos reach.
+            for name, seen in made.calibrate({"serving_default": [{INPUT: photo}]}).items():
+                known = ranges.setdefault(name, {key: np.array(value) for key, value in seen.items()})
+                known["min"] = np.minimum(known["min"], seen["min"])
+                known["max"] = np.maximum(known["max"], seen["max"])
+        return bytes(made.quantize({**ranges, **_wide_enough(model, ranges)}).quantized_model)
+
+
+def _wide_enough(model: bytes, ranges: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return ranges of weights for the convolutions whose biases would not fit into 32 bits.
+
+    A channel without weights gets a scale of 0 from the quantiser, and its bias is then lost. Conditioning makes such
+    channels: they are constant.
+    """
+    found = {}
+    for entry, name, weight, bias in convolutions(model):
+        seen = ranges[entry]
+        scale = (max(float(np.max(seen["max"])), 0) - min(float(np.min(seen["min"])), 0)) / 255
+        most = np.abs(weight).max((1, 2, 3))
+        needed = np.abs(bias) * 127 / (max(scale, 1e-12) * LARGEST_BIAS)
+        if (needed > most).any():
+            wide = np.maximum(most, needed).astype(np.float32).reshape(-1, 1, 1, 1)
+            found[name] = {"min": -wide, "max": wide}
+    return found
 
 
 @contextmanager

@@ -4,41 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
-from u2export.exporters.litert.conversion import converted, with_fp16_weights, with_int8_weights
+from u2export.exporters.litert.conversion import converted, with_fp16_weights, with_int8, with_int8_weights
 from u2export.exporters.litert.runner import arithmetic_of, contract_of_file, open_runner
 from u2export.exporters.litert.tflite import stamped
+from u2export.exporters.onnx_runtime import to_pixels
 from u2export.exporters.runtime import Runner, missing_modules, versions
 from u2export.reference import stamp
-from u2export.reference.image import Contract
+from u2export.reference.image import Contract, Floats
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source
 
+# Photos of a calibration; more only add outliers, which widen the ranges.
+PHOTOS = 32
 TOOLS = ("torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 
 
 @dataclass(frozen=True)
 class LiteRT(Exporter):
-    """A .tflite file, static in size, d0 only; input and output are float32 and (N, C, H, W), as in PyTorch."""
+    """A .tflite file, static in size, d0 only.
+
+    Attributes:
+        nhwc: input and output are (N, H, W, C) float32. Without it they are (N, C, H, W) float32, as in PyTorch.
+        embed_preprocess: the file takes pixels, (1, H, W, C) uint8, and gives the stretched mask, (1, H, W, K)
+            float32; only the resize stays outside.
+    """
 
     name: ClassVar[str] = "litert"
     title: ClassVar[str] = "LiteRT"
     suffix: ClassVar[str] = ".tflite"
-    precisions: ClassVar[Sequence[str]] = ("fp32", "fp16", "dynamic-int8")
+    precisions: ClassVar[Sequence[str]] = ("fp32", "fp16", "dynamic-int8", "int8")
+    calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "litert_torch", "ai_edge_quantizer", "ai_edge_litert")
     extra: ClassVar[str] = "litert"
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
         **Exporter.limits,
         "dynamic-int8": Exporter.limits["int8"],
     }
+
+    nhwc: bool = False
+    embed_preprocess: bool = False
+
+    def export(self, source: Source, folder: Path, request: Request) -> Artifact:
+        """As `Exporter.export`; a file that takes uint8 is judged by the reference of pictures of 8 bit."""
+        if self.embed_preprocess:
+            source = replace(source, contract=replace(source.contract, rounded=True))
+        return super().export(source, folder, request)
+
+    def filename(self, source: Source, precision: str) -> str:
+        """As `Exporter.filename`; the name says how the ports differ, so that no variant overwrites another."""
+        mark = "-uint8" if self.embed_preprocess else "-nhwc" if self.nhwc else ""
+        return super().filename(source, precision).removesuffix(self.suffix) + mark + self.suffix
 
     def missing_runtime(self) -> Unavailable | None:
         """Why this machine cannot run the artifacts; the interpreter is enough, a device needs no PyTorch."""
@@ -66,14 +92,24 @@ class LiteRT(Exporter):
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         tools = versions(*TOOLS)
         module, report = prepared(source, request.precision, request.calibration, request.condition)
-        model = converted(module, source.contract, path.with_suffix(".fp32.tflite"))
+        model = converted(module, source.contract, path.with_suffix(".fp32.tflite"), self.nhwc, self.embed_preprocess)
         if request.precision == "fp16":
             model = with_fp16_weights(model)
         if request.precision == "dynamic-int8":
             model = with_int8_weights(model)
+        if request.precision == "int8":
+            assert request.calibration
+            photos = request.calibration.subset(PHOTOS)
+            model = with_int8(model, (self._fed(photo, source.contract) for photo in photos))
         texts = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=asdict(self))
         path.write_bytes(stamped(model, stamp.prefixed(texts)))
         return Made(tools=tools, condition=report)
+
+    def _fed(self, batch: Floats, contract: Contract) -> Any:
+        """What the file takes of a network input (1, C, H, W)."""
+        if self.embed_preprocess:
+            return to_pixels(batch, contract)
+        return np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if self.nhwc else batch
 
     @contextmanager
     def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from u2export.errors import UserError
 from u2export.exporters.model_file import ModelFile, Port, StoredConvolution
 from u2export.reference import stamp
 from u2export.reference.dtypes import FLOATS, stored_name
+from u2export.reference.image import Floats
 from u2export.reference.stamp import PREFIX
 
 IDENTIFIER = b"TFL3"  # at byte 4 of every file
@@ -45,6 +46,23 @@ def stamped(model: bytes, pairs: Mapping[str, str]) -> bytes:
     builder = flatbuffers.Builder(len(model))
     builder.Finish(made.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
+
+
+def convolutions(model: bytes) -> Iterator[tuple[str, str, Floats, Floats]]:
+    """Yield the convolutions of an fp32 model: names of input and weight, weight (O, H, W, I), bias (O)."""
+    made = _parsed(model)
+    graph = made.subgraphs[0]
+    names = [_operation(code) for code in made.operatorCodes]
+
+    def values(number: int) -> Floats:
+        tensor = graph.tensors[number]
+        return np.asarray(made.buffers[tensor.buffer].data, np.uint8).view(np.float32).reshape(_shape(tensor))
+
+    for op in graph.operators:
+        if names[op.opcodeIndex] in CONVOLUTIONS:
+            entry, weight, bias = (int(n) for n in op.inputs[:3])
+            named = (_text(graph.tensors[n].name) for n in (entry, weight))
+            yield (*named, values(weight), values(bias))  # type: ignore[misc]
 
 
 class _Aligned:

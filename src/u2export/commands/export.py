@@ -137,6 +137,18 @@ def coreml(
 
 
 @o.with_precisions("litert", fp16="fp16 weights; CPUs compute in fp32.")
-def litert(common: o.Export, precision: str, as_json: o.AsJson = False) -> None:
+def litert(
+    common: o.Export,
+    precision: str,
+    nhwc: Annotated[bool, typer.Option("--nhwc", help="Input and output are (1, H, W, C).")] = False,
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--embed-preprocess",
+            help="The file takes uint8 (1, H, W, 3) and gives the mask; only the resize stays outside.",
+        ),
+    ] = False,
+    as_json: o.AsJson = False,
+) -> None:
     """Export to LiteRT, formerly TensorFlow Lite (.tflite), for phones and small boards."""
-    o.show_artifact(common.run("litert", precision), as_json)
+    o.show_artifact(common.run("litert", precision, nhwc=nhwc, embed_preprocess=embed_preprocess), as_json)
