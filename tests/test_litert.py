@@ -89,18 +89,17 @@ def test_the_file_is_the_network(exported: dict[str, Artifact], small: Source) -
     ("precision", "weights", "activation", "arithmetic", "most"),
     [("fp32", {"float32": 118}, "float32", "fp32", 1e-5), ("fp16", {"float16": 118}, "float32", "fp32", 1e-2),
      ("dynamic-int8", {"int8 per channel": 112, "int8 per tensor": 6}, "int8, quantised in each run", "dynamic-int8",
-      0.2), ("int8", {"int8 per channel": 112, "int8 per tensor": 6}, "int8", "int8", 0.2)],
+      0.2), ("int8", {"int8 per channel": 112, "int8 per tensor": 6}, "int8", "int8", 0.5)],
 )  # fmt: skip
 def test_each_precision_says_what_is_stored_and_what_ran(
-    exported: dict[str, Artifact], small: Source, precision: str, weights: dict[str, int],
-    activation: str, arithmetic: str,
-    most: float,
+    exported: dict[str, Artifact], small: Source, precision: str, weights: dict[str, int], activation: str,
+    arithmetic: str, most: float,
 ) -> None:  # fmt: skip
     artifact = exported[precision]
     found = inspect(artifact.path)
     assert found.weights == weights and found.activations == {activation: 118}
     assert [p.kind for p in (*found.inputs, *found.outputs)] == ["float32", "float32"]
-    assert 0.8 * artifact.size < sum(layer.bytes for layer in found.layers) < artifact.size
+    assert 0.7 * artifact.size < sum(layer.bytes for layer in found.layers) < artifact.size
     assert (artifact.size < 0.6 * exported["fp32"].size) == (precision != "fp32")
     x = SMALL.tensor(picture())
     assert LiteRT().arithmetics(artifact) == (arithmetic,)
@@ -121,21 +120,31 @@ def test_each_precision_says_what_is_stored_and_what_ran(
         LiteRT().load(artifact, "f64")
 
 
+def constant_of(model: bytes) -> float:
+    """The bias of the channel without weights, as the int8 file holds it: an integer times its scale."""
+    from u2export.exporters.litert.tflite import _module, _parsed
+
+    parsed = _parsed(model)
+    graph = parsed.subgraphs[0]
+    for op in graph.operators:
+        if len(op.inputs) == 3:
+            weight, bias = (graph.tensors[int(n)] for n in op.inputs[1:])
+            if _module(weight.name.decode()) == "stage2d.rebnconv2d.conv_s1":
+                stored = np.asarray(parsed.buffers[bias.buffer].data, np.uint8).view(np.int32)
+                return float(stored[3] * bias.quantization.scale[3])
+    raise AssertionError("no such convolution")
+
+
 def test_a_channel_without_weights_keeps_its_bias(
-    exported: dict[str, Artifact], small: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from u2export.exporters.litert import conversion
 
-    x = SMALL.tensor(picture())
-
-    def error(artifact: Artifact) -> float:
-        with LiteRT().load(artifact) as runner:
-            return float(np.abs(runner(x) - small.predict(x)).mean())
-
+    assert constant_of(exported["int8"].path.read_bytes()) == pytest.approx(64, rel=1e-3)
     monkeypatch.setattr(conversion, "_wide_enough", lambda model, ranges: {})
-    path = tmp_path / "lost.tflite"
-    path.write_bytes(conversion.with_int8(exported["fp32"].path.read_bytes(), Calibration.bundled(SMALL).subset(4)))
-    assert error(replace(exported["int8"], path=path)) > 3 * error(exported["int8"])
+    fp32 = exported["fp32"].path.read_bytes()
+    stock = conversion.with_int8(fp32, Calibration.bundled(SMALL).subset(2))
+    assert constant_of(stock) != pytest.approx(64, rel=0.1)  # what the quantiser does without our ranges
 
 
 def test_files_without_a_record(exported: dict[str, Artifact], tmp_path: Path) -> None:
@@ -186,3 +195,20 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         run(words)
         assert given.pop() == ("litert", precision)
     assert "--fp32 and --dynamic-int8 exclude each other" in run(["--fp32", "--dynamic-int8"]) and not given
+
+
+@pytest.mark.slow
+def test_embedded_preprocessing_is_the_contracts(small: Source, tmp_path: Path) -> None:
+    if problem := LiteRT().missing():
+        pytest.skip(str(problem))
+    request = Request("int8", Calibration.bundled(SMALL).subset(2), condition=False, budget=ANY_MASKS)
+    artifact = LiteRT(embed_preprocess=True).export(small, tmp_path, request)
+    assert artifact.name.endswith("-int8-uint8.tflite") and artifact.contract.rounded
+    found = inspect(artifact.path)
+    assert [(p.kind, p.shape) for p in (*found.inputs, *found.outputs)] == [
+        ("uint8", ("1", "64", "64", "3")), ("float32", ("1", "64", "64", "1")),
+    ]  # fmt: skip
+    with LiteRT().load(artifact) as runner:
+        mask = runner(artifact.contract.tensor(picture()))
+        assert mask.shape == (1, 1, 64, 64) and mask.min() == 0 and mask.max() == pytest.approx(1)
+        assert np.isfinite(runner.predict(np.zeros((1, 64, 64, 3), np.uint8))).all()  # black: nothing to divide by

@@ -227,4 +227,4 @@ def _module(name: str) -> str:
     """
     paths: Sequence[str] = [path for path in name.split(";") if ".Conv2d_" in path]
     found = MODULE.findall(paths[-1]) if paths else []
-    return ".".join(found[1:] if found[:1] == ["network"] else found) or name
+    return ".".join(found[1:] if found[:1] in (["backbone"], ["sides"]) else found) or name
