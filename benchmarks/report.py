@@ -218,6 +218,7 @@ def _mappings(values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
 
 def _image(data: Mapping[str, Any]) -> ImageFidelity:
     values: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
+    values.update({k: _ints(v) for k, v in values.items() if k.startswith("class_")})
     return checked(ImageFidelity(**values))
 
 

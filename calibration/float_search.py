@@ -132,7 +132,7 @@ class Search:
         feed = opened.get_inputs()[0].name
         outputs = (opened.run(None, {feed: x})[0] for x, _ in samples)
         pairs = zip(outputs, samples, strict=True)
-        return Fidelity(tuple(compare(got[0, 0], want[0, 0]) for got, (_, want) in pairs))
+        return Fidelity(tuple(compare(got[0], want[0]) for got, (_, want) in pairs))
 
     def load(self, kept: frozenset[str]) -> float:
         """Share of the budget that is used up with these layers in float."""

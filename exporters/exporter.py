@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source
 
+# Default limits by precision for the worst class of networks with several maps; of all other precisions the last one.
+# They are chosen, not measured: an export that loses a class, or much of one, must not pass.
+WORST_CLASS = {"fp32": 0.99, "fp16": 0.95}
+WORST_CLASS_LOWER = 0.9
+
 
 @dataclass(frozen=True)
 class Request:
@@ -139,9 +144,9 @@ class Exporter(Runtime):
         """Write the artifact and its record into `folder`, unless the artifact's masks miss the budget.
 
         Raises:
-            UserError: as `check`; or the folder cannot be written, or the masks differ from the reference by more than
-                the budget. Then nothing is left behind, with one exception: a calibrated artifact over budget is kept
-                in `folder`/refused with its report.
+            UserError: as `check`; or the folder cannot be written, or the maps, those of all classes, differ from the
+                reference by more than the budget. Then nothing is left behind, with one exception: a calibrated
+                artifact over budget is kept in `folder`/refused with its report.
             Unavailable: as `check`.
         """
         self.check(request, request.calibration is not None)
@@ -178,7 +183,8 @@ class Exporter(Runtime):
             return replace(artifact, notes=(*artifact.notes, "not run on this machine")), ""
         with self._load(artifact, self.arithmetics(artifact)[0], processors()) as runner:
             fidelity = source.compare(runner, request.held_back or ())
-        limits = {**self.limits.get(request.precision, {}), **request.budget}
+        classes = {"class_iou_worst": WORST_CLASS.get(request.precision, WORST_CLASS_LOWER)}
+        limits = {**classes, **self.limits.get(request.precision, {}), **request.budget}
         return replace(artifact, fidelity=fidelity.to_json()), fidelity.broken(limits)
 
     def _refuse(self, artifact: Artifact, folder: Path, broken: str, keep: bool) -> NoReturn:

@@ -231,7 +231,7 @@ def _mean_iou(source: Source) -> Callable[[Any, Iterable[Floats]], tuple[float, 
     """NNCF's validation function: mean IoU with the reference's masks, and the IoU of each photo."""
 
     def validate(compiled: Any, inputs: Iterable[Floats]) -> tuple[float, list[float]]:
-        each = [compare(compiled(x)[0][0, 0], source.predict(x)[0, 0]).iou for x in inputs]
+        each = [compare(compiled(x)[0][0], source.predict(x)[0]).iou for x in inputs]
         return sum(each) / len(each), each
 
     return validate

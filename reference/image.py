@@ -147,6 +147,12 @@ def _lerp(x: Floats, size: int, axis: int) -> Floats:
     return np.asarray(a + (x.take(high, axis) - a) * share, np.float32)
 
 
+def sigmoid(x: Floats) -> Floats:
+    """Return maps in 0..1 of logits."""
+    with np.errstate(over="ignore"):  # exp of much more than 88 is infinite, and its map 0
+        return np.asarray(1 / (1 + np.exp(-np.asarray(x, np.float32))), np.float32)
+
+
 def saliency(d0: Floats) -> Floats:
     """Stretch one map d0 (any shape) to 0..1 as the author does; a constant map becomes 0."""
     low, high = d0.min(), d0.max()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import UserError
-from u2export.reference.image import Contract, Floats
+from u2export.reference.image import Contract, Floats, sigmoid
 
 if TYPE_CHECKING:
     import onnx
@@ -222,7 +222,7 @@ def _agree(path: Path, theirs: list[Floats], ours: list[Floats], limit: float) -
     for i, found in enumerate(theirs):
         if found.shape != ours[0].shape:
             raise UserError(f"{path}: output {i} has shape {found.shape}, a map has {ours[0].shape}", HINT)
-        shown = _sigmoid(found) if found.min() < 0 or found.max() > 1 else found
+        shown = sigmoid(found) if found.min() < 0 or found.max() > 1 else found
         differences = [float(np.abs(shown - own).max()) for own in ours]
         best = int(np.argmin(differences))
         if not differences[best] <= limit:
@@ -234,7 +234,3 @@ def _agree(path: Path, theirs: list[Floats], ours: list[Floats], limit: float) -
         matched |= {n for n, d in enumerate(differences) if d <= limit}
     if 0 not in matched:
         raise UserError(f"{path}: the fused map d0 is not among its {len(theirs)} outputs", HINT)
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-x)), np.float32)

@@ -84,11 +84,14 @@ class Source:
         }
 
     def compare(self, runner: Callable[[Floats], Floats], more: Iterable[Floats] = ()) -> Fidelity:
-        """Compare a runner's first map with the reference's, on the verification photos and on further inputs.
+        """Compare a runner's fused map with the reference's, on the verification photos and on further inputs.
 
         Args:
-            runner: takes an input (1, C, H, W), returns maps (1, K, H, W).
+            runner: takes an input (1, C, H, W), returns d0 (1, K, H, W).
             more: further network inputs.
+
+        Raises:
+            UserError: the runner gives another number of maps, or maps of another size.
         """
         pairs = chain(self.verification, ((x, self.predict(x)) for x in more))
-        return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in pairs))
+        return Fidelity(tuple(compare(runner(x)[0], d0[0]) for x, d0 in pairs))

@@ -475,10 +475,10 @@ def test_trend_draws_a_line() -> None:
 
 
 def blobs(shift: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Eight soft discs, 48 x 40, their radius by photo."""
+    """Eight soft discs (8, 1, 48, 40), their radius by photo."""
     yy, xx = np.mgrid[0:48, 0:40]
     radii = np.arange(len(PHOTOS))[:, None, None] + 9 + shift
-    return np.asarray(1 / (1 + np.exp(np.hypot(yy - 24, xx - 20) - radii)), np.float32)
+    return np.asarray(1 / (1 + np.exp(np.hypot(yy - 24, xx - 20) - radii)), np.float32)[:, None]
 
 
 def saved_of(made: Report, shift: float, reference: bool = True) -> SavedMasks:
@@ -488,7 +488,8 @@ def saved_of(made: Report, shift: float, reference: bool = True) -> SavedMasks:
 
 def test_saved_masks_come_back(tmp_path: Path) -> None:
     file = tmp_path / "m.npz"
-    maps = np.stack([blobs(0)[0] * 30 - 7, np.full((48, 40), np.nan, np.float32), np.full((48, 40), 3, np.float32)])
+    flat = np.ones((1, 48, 40), np.float32)
+    maps = np.stack([blobs(0)[0] * 30 - 7, flat * np.float32(np.nan), flat * 3])
     SavedMasks(PHOTOS[:3], "2", {"a": maps}, {"k": blobs(0)}, {"a": "k"}).save(file)
     back = SavedMasks.load(file)
     assert np.abs(back.rows["a"][0] - maps[0]).max() < 30 * 1e-5 and np.isnan(back.rows["a"][1]).all()

@@ -102,10 +102,10 @@ def test_contact_sheet_shows_where_masks_differ(tmp_path: Path) -> None:
     for name, size in (("a.png", (60, 40)), ("b.png", (30, 50))):
         Image.new("RGB", size, (10, 200, 30)).save(tmp_path / name)
         photos[name] = tmp_path / name
-    want = np.zeros((2, 32, 32), np.float32)
-    want[:, 8:24, 8:24] = 1
+    want = np.zeros((2, 1, 32, 32), np.float32)
+    want[..., 8:24, 8:24] = 1
     more, less = want.copy(), want.copy()
-    more[1, 0:8], less[1, 16:24, 8:24] = 1, 0
+    more[1, :, 0:8], less[1, :, 16:24, 8:24] = 1, 0
     rows = {"ref": want, "more": more, "less": less}
     made = replace(mixed_report(), rows=tuple(measured_row(name, reference="ref") for name in rows))
     draw(made, photos, [Judged("ref", want, rows)], tmp_path / "out" / "s.png", 2)

@@ -21,7 +21,9 @@ from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.weights import Identity
 
 SCHEMA = 1
-MEASURES = tuple(f.name for f in fields(ImageFidelity))
+# Of networks with several maps; files of u2export before 0.2 lack them.
+CLASS_COUNTS = ("class_intersection", "class_union")
+MEASURES = tuple(f.name for f in fields(ImageFidelity) if f.name not in CLASS_COUNTS)
 DIGITS = 6
 
 
@@ -63,7 +65,8 @@ class Accepted:
     def to_json(self) -> dict[str, Any]:
         """Return plain data, one column of numbers for each measure. Infinite ratios become null."""
         data = asdict(self)
-        columns = {m: [getattr(image, m) for image in self.images.values()] for m in MEASURES}
+        counted = CLASS_COUNTS if any(image.class_union for image in self.images.values()) else ()
+        columns = {m: [getattr(image, m) for image in self.images.values()] for m in (*MEASURES, *counted)}
         plain = {m: [None if v == math.inf else v for v in values] for m, values in columns.items()}
         return {**data, "weights": self.weights.to_json(), "images": plain}
 
@@ -75,6 +78,7 @@ class Accepted:
             TypeError, KeyError, ValueError: the data are no accepted artifact of these photos.
         """
         columns = [[math.inf if v is None else v for v in data["images"][m]] for m in MEASURES]
+        columns += [[tuple(map(int, v)) for v in data["images"][m]] for m in CLASS_COUNTS if m in data["images"]]
         rows = list(zip(*columns, strict=True))
         images = {p: checked(ImageFidelity(*row)) for p, row in zip(photos, rows, strict=True)} if rows else {}
         accuracy = {str(k): float(v) for k, v in data["accuracy"].items()}

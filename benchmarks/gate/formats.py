@@ -15,9 +15,20 @@ from u2export.text import json_text, one_line, rich_text, xml_text
 
 FORMATS = ("term", "junit", "json", "markdown", "github")
 COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
-SHOWN = ("mean mae", "worst mae", "mean iou", "worst iou", "worst boundary_f", "collapse", "latency", "size")
+SHOWN = (
+    "mean mae",
+    "worst mae",
+    "mean iou",
+    "worst iou",
+    "worst boundary_f",
+    "collapse",
+    "class iou",
+    "latency",
+    "size",
+)
 SHORT = {"mean mae": "MAE", "worst mae": "worst", "mean iou": "IoU", "worst iou": "worst",
-         "worst boundary_f": "b. F worst", "collapse": "area", "latency": "time", "size": "size"}  # fmt: skip
+         "worst boundary_f": "b. F worst", "collapse": "area", "class iou": "class",
+         "latency": "time", "size": "size"}  # fmt: skip
 
 
 def headline(verdicts: Verdicts) -> str:
@@ -32,7 +43,7 @@ def terminal(verdicts: Verdicts) -> RenderableType:
 
     The table shows losses against the accepted state, and ratios for area, time and size.
     """
-    used = [m for m in SHOWN if any(f.measure == m for j in verdicts.judgements for f in j.findings)]
+    used = _used(verdicts)
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     grid.add_column("artifact", overflow="fold")
     grid.add_column("verdict")
@@ -51,6 +62,10 @@ def terminal(verdicts: Verdicts) -> RenderableType:
         for f in j.reasons
     ]
     return Group(grid, Text(), *notes, Text(headline(verdicts), style="bold"))
+
+
+def _used(verdicts: Verdicts) -> list[str]:
+    return [m for m in SHOWN if any(f.measure == m for j in verdicts.judgements for f in j.findings)]
 
 
 def _cell(finding: Finding | None) -> Text:
@@ -96,12 +111,12 @@ def as_json(verdicts: Verdicts) -> str:
 
 def markdown(verdicts: Verdicts) -> str:
     """Return GitHub Markdown: a table, and the reasons of every artifact that did not pass."""
-    rows = []
+    rows, used = [], [m for m in SHOWN if m != "class iou" or m in _used(verdicts)]
     for judgement in verdicts.judgements:
         found = {f.measure: f for f in judgement.findings}
-        rows.append([judgement.artifact, judgement.verdict, *(_cell(found.get(m)).plain for m in SHOWN)])
-    titles = ("artifact", "verdict", *(SHORT[m] for m in SHOWN))
-    lines = [f"**{headline(verdicts)}**", "", table(titles, rows, "ll" + "r" * len(SHOWN))]
+        rows.append([judgement.artifact, judgement.verdict, *(_cell(found.get(m)).plain for m in used)])
+    titles = ("artifact", "verdict", *(SHORT[m] for m in used))
+    lines = [f"**{headline(verdicts)}**", "", table(titles, rows, "ll" + "r" * len(used))]
     told = [(j.artifact, f) for j in verdicts.judgements for f in j.reasons if j.verdict != "pass"]
     lines += ["", *(f"- {escaped(artifact)}: {f.title}: {escaped(f.text)}" for artifact, f in told)] if told else []
     return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ from u2export.benchmarks.gate.verdicts import Finding, Judgement, Verdicts
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.statistics import Interval, mean_interval, time_ratio
 from u2export.errors import UserError
-from u2export.reference.fidelity import ImageFidelity
+from u2export.reference.fidelity import Fidelity, ImageFidelity
 
 # Added to both foregrounds before their ratio, as a share of the photo: a change by a few pixels is no collapse.
 FEW = 1e-3
@@ -157,6 +157,7 @@ def _judgement(name: str, pair: Pair, accepted: Accepted | None, policy: Policy)
         _finite(row),
         _masks(row.images, accepted.images, limits, policy.confidence),
         _collapse(row.images, accepted.images, limits["collapse"]["area"]),
+        _classes(row.images, accepted.images, limits["class"]),
         _truth(name, row.accuracy, accepted.accuracy, limits["truth"]),
         _latency(pair, limits["latency"]["ratio"], policy),
         _size(row.size, accepted.size, limits["size"]["ratio"]),
@@ -238,6 +239,25 @@ def _collapse(now: Images, then: Images, limit: float) -> Iterator[Finding]:
     empty = f"; empty on {lost} of {len(shown)} photos" if lost else ""
     text = f"{ratios[photo]:.3g} times the accepted area on {photo}, {1 / limit:.3g} to {limit:g} allowed{empty}"
     yield Finding("collapse", "fail" if value > limit else "pass", text, value, limit, photo=photo)
+
+
+def _classes(now: Images, then: Images, limits: Mapping[str, float]) -> Iterator[Finding]:
+    """Compare the classes of the pixels of all photos, for networks with several maps; the worst class counts."""
+    new, old = (Fidelity(tuple(images.values())) for images in (now, then))
+    if not new.class_ious and not old.class_ious:
+        return
+    if not new.class_ious or not old.class_ious:
+        where = "the accepted state holds" if new.class_ious else "the results hold"
+        yield Finding("class iou", "inconclusive", f"{where} no classes; bench both with this u2export")
+        return
+    losses = {k: old.class_ious.get(k, 1.0) - new.class_ious.get(k, 1.0) for k in {**old.class_ious, **new.class_ious}}
+    worst, limit = max(losses, key=losses.__getitem__), limits["iou"]
+    loss = losses[worst]
+    text = f"{loss:+.2g} of class {worst} over all photos, {limit:g} allowed"
+    yield Finding("class iou", "fail" if loss > limit else "pass", text, loss, limit)
+    loss, limit = old.class_agreement - new.class_agreement, limits["agreement"]
+    text = f"{loss:+.2g} of all pixels, {limit:g} allowed"
+    yield Finding("class agreement", "fail" if loss > limit else "pass", text, loss, limit)
 
 
 def _truth(

@@ -30,6 +30,9 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "worst": {"mae": 0.003, "iou": 0.015, "boundary_f": 0.05},
     # The ratio of the foreground of any one photo to the accepted foreground, or the inverse ratio.
     "collapse": {"area": 2.0},
+    # Of networks with several maps: the loss of IoU of any one class over all photos, and of the share of pixels that
+    # have the class of the reference. These limits are chosen, not measured.
+    "class": {"iou": 0.02, "agreement": 0.005},
     # The loss against ground truth, over all photos.
     "truth": {"maxf": 0.005, "mae": 0.002, "s": 0.005},
     # The ratio of the time to the time of the accepted artifact in the same run, and of the bytes to its bytes.

@@ -32,7 +32,7 @@ HINT = "give the file of masks that `u2export bench` saved"
 
 @dataclass(frozen=True)
 class SavedMasks:
-    """The maps d0 of one bench, each an array (photos, height, width).
+    """The maps d0 of one bench, each an array (photos, K, height, width), K maps for K classes.
 
     Attributes:
         photos, photos_digest: the names of the photos and the sha256 over their files, as in the report.
@@ -107,23 +107,26 @@ def key(row: Row) -> str:
 
 
 def _packed(maps: Floats) -> tuple[NDArray[np.uint16], Floats]:
-    """Return the maps as differences of 16-bit values along each line, and the ranges of the maps (photos, 2).
+    """Return the maps as differences of 16-bit values along each line, and the ranges of the maps (photos, K, 2).
 
     A map with a value that is not finite gets the range nan, nan.
     """
-    ranges = np.full((len(maps), 2), np.nan, np.float32)
+    ranges = np.full((*maps.shape[:2], 2), np.nan, np.float32)
     values = np.zeros(maps.shape, np.uint16)
-    for i, d0 in enumerate(maps):
-        if np.isfinite(d0).all():
-            low, high = float(d0.min()), float(d0.max())
+    for i in np.ndindex(*maps.shape[:2]):
+        one = maps[i]
+        if np.isfinite(one).all():
+            low, high = float(one.min()), float(one.max())
             ranges[i] = low, high
-            values[i] = np.rint((d0.astype(np.float64) - low) / max(high - low, 1e-30) * TOP)
+            values[i] = np.rint((one.astype(np.float64) - low) / max(high - low, 1e-30) * TOP)
     return np.diff(values, axis=-1, prepend=np.uint16(0)), ranges
 
 
 def _unpacked(differences: NDArray[np.uint16], ranges: Floats) -> Floats:
+    if differences.ndim == 3:  # one map a photo, in files of u2export before 0.2
+        differences, ranges = differences[:, None], ranges[:, None]
     values = np.cumsum(differences, axis=-1, dtype=np.uint16).astype(np.float64) / TOP
-    low, high = (ranges[:, i, None, None].astype(np.float64) for i in (0, 1))
+    low, high = (ranges[..., i, None, None].astype(np.float64) for i in (0, 1))
     return np.asarray(low + values * (high - low), np.float32)
 
 

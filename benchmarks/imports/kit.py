@@ -76,13 +76,18 @@ def write(artifact: Artifact, source: Source, platform: Platform, folder: Path) 
         folder: where the kit goes.
 
     Raises:
-        UserError: the artifact belongs to another target, or the source has other weights.
+        UserError: the artifact belongs to another target, the source has other weights, or it has several maps.
     """
     if artifact.exporter != platform.exporter:
         raise UserError(f"{artifact.name} is no artifact for a {platform.name} kit", f"make one with `{platform.make}`")
     if source.weights.sha256 != artifact.weights.sha256:
         raise UserError(
             f"{artifact.name} was made from other weights than {source.weights.name}", "give --weights FILE"
+        )
+    if source.model.out_channels > 1:
+        raise UserError(
+            f"{artifact.name} has {source.model.out_channels} maps; the programs of a kit bring back one",
+            "compare its classes with `u2export bench`, on this machine or over ssh",
         )
     with staging(folder) as scratch:
         made = scratch / f"{artifact.path.stem}-kit"

@@ -19,8 +19,11 @@ from u2export.benchmarks.measuring.rows import PlannedRow, ReferenceChoice
 from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerProcess
 from u2export.benchmarks.measuring.workers import Workers
 from u2export.benchmarks.report import Row
-from u2export.reference.fidelity import ImageFidelity, compare
+from u2export.errors import UserError
+from u2export.reference.fidelity import ImageFidelity, check_maps, compare
 from u2export.reference.image import Floats
+
+NO_TRUTH = "several classes: not compared with ground truth"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Judged:
 
     Attributes:
         reference: name of the reference; empty where the group has none.
-        want: maps of the reference (photos, height, width), float32; None where the group has none.
+        want: maps of the reference (photos, K, height, width), float32; None where the group has none.
         rows: maps of the rows by name, of the same shape.
     """
 
@@ -79,10 +82,9 @@ class Judging:
         reference = self._reference_file(group)
         rows: dict[str, Floats] = {}
         for planned in self._without_maps(group, reference):
-            maps = self._new_maps(planned)
-            row = self._row_with_masks(planned, maps, reference)
+            row, maps = self._row_with_masks(planned, reference)
             self._results.save(row)
-            if row.reason:
+            if row.reason or maps is None:
                 continue
             rows[row.name] = maps
             if reference is None and self._choice.is_reference(planned, group):
@@ -97,8 +99,8 @@ class Judging:
         """Return the maps of an .npz that is the group's reference; None where the reference is another."""
         if self._choice.kind != "maps" or self._choice.key(group[0])[0] != self._choice.sha256:
             return None
-        file, maps = Path(self._plan.reference), self._new_maps(group[0])
-        map_files.load_reference(file, self._photos.digests, group[0].contract, maps)
+        file = Path(self._plan.reference)
+        maps = map_files.load_reference(file, self._photos.digests, group[0].contract, self._new_file())
         return _Reference(file.name, maps)
 
     def _without_maps(self, group: Sequence[PlannedRow], reference: _Reference | None) -> list[PlannedRow]:
@@ -119,25 +121,27 @@ class Judging:
         compared = row.name == reference or (row.reference == reference and same_photos)
         return not row.reason and compared and bool(row.accuracy) == bool(self._plan.masks)
 
-    def _new_maps(self, planned: PlannedRow) -> Floats:
+    def _new_file(self) -> Path:
         self._files += 1
-        return map_files.create(self._scratch / f"{self._files}.npy", len(self._photos.paths), planned.contract)
+        return self._scratch / f"{self._files}.npy"
 
-    def _row_with_masks(self, planned: PlannedRow, maps: Floats, reference: _Reference | None) -> Row:
-        """Return the row with its fidelity, its accuracy and the times of each photo; fill `maps`."""
+    def _row_with_masks(self, planned: PlannedRow, reference: _Reference | None) -> tuple[Row, Floats | None]:
+        """Return the row with its fidelity, accuracy and the times of each photo; and its maps, None on a failure."""
         row = replace(self._results.row(planned.row.name), reference=reference.name if reference else "")
         opening = self._workers.opening(planned)
         try:
             with self._workers.start(self._workers.machine_of(planned)) as worker:
                 opened = worker.ask("open", **opening)
-                answers = self._fill(maps, planned, worker)
+                maps, answers = self._maps(planned, worker)
                 memory = {"start": opened["memory"], **worker.ask("memory")["memory"]}
+            _check_maps(maps, reference)
         except WorkerFailed as failure:
-            return failed(row, failure, opening.get("artifact", ""))
-        return replace(
+            return failed(row, failure, opening.get("artifact", "")), None
+        measured = replace(
             row,
             images=self._fidelity(maps, reference),
             accuracy=self._accuracy(maps),
+            notes=self._notes(row, maps),
             load_ns=(opened["load_ns"],),
             opening_ns={phase: (ns,) for phase, ns in opened["opening_ns"].items()},
             preprocess_ns=_times(answers, "preprocess_ns"),
@@ -148,18 +152,25 @@ class Judging:
             reason="",
             problem="",
         )
+        return measured, maps
 
-    def _fill(self, maps: Floats, planned: PlannedRow, worker: WorkerProcess) -> list[dict[str, Any]]:
-        """Write the map of every photo into `maps`; return the worker's answers without the maps."""
+    def _maps(self, planned: PlannedRow, worker: WorkerProcess) -> tuple[Floats, list[dict[str, Any]]]:
+        """Return all maps of every photo, in a scratch file, and the worker's answers without the maps."""
         machine, found = self._workers.machine_of(planned), []
+        maps: Floats | None = None
         paths = [machine.path(path) for path in self._photos.paths.values()]
         answers = worker.stream("predict", photos=paths)
         for i in range(len(paths)):
             self._progress(f"masks of {planned.row.name}", i, len(paths))
             answer = next(answers)
+            count = answer.pop("maps")
+            if maps is None:
+                maps = map_files.create(self._new_file(), len(paths), count, planned.contract)
             maps[i] = np.frombuffer(b64decode(answer.pop("d0")), "<f4").reshape(maps[i].shape)
             found.append(answer)
-        return found
+        if maps is None:
+            maps = map_files.create(self._new_file(), 0, 1, planned.contract)
+        return maps, found
 
     def _fidelity(self, maps: Floats, reference: _Reference | None) -> dict[str, ImageFidelity]:
         """Return the fidelity of each photo's mask; empty without a reference."""
@@ -168,15 +179,33 @@ class Judging:
         pairs = zip(self._photos.paths, maps, reference.maps, strict=True)
         return {name: compare(got, want) for name, got, want in pairs}
 
+    def _notes(self, row: Row, maps: Floats) -> tuple[str, ...]:
+        untrue = bool(self._plan.masks) and maps.shape[1] > 1
+        return (*row.notes, NO_TRUTH) if untrue and NO_TRUTH not in row.notes else row.notes
+
     def _accuracy(self, maps: Floats) -> dict[str, float]:
-        """Return the measures against ground truth; empty without masks."""
-        if not self._plan.masks:
+        """Return the measures against ground truth; empty without masks, and for several classes."""
+        if not self._plan.masks or maps.shape[1] > 1:
             return {}
         accuracy = Accuracy()
         for path, d0 in zip(self._photos.paths.values(), maps, strict=True):
             if path in self._plan.masks:
-                accuracy.add(d0, read_truth(self._plan.masks[path]))
+                accuracy.add(d0[0], read_truth(self._plan.masks[path]))
         return accuracy.result()
+
+
+def _check_maps(maps: Floats, reference: _Reference | None) -> None:
+    """Refuse a row that has another number of maps than its reference: its classes are others.
+
+    Raises:
+        WorkerFailed: it has.
+    """
+    if reference is None or not len(maps):
+        return
+    try:
+        check_maps(maps[0], reference.maps[0])
+    except UserError as error:
+        raise WorkerFailed("refused", f"{error.problem} ({error.hint})") from None
 
 
 def _times(answers: Sequence[Mapping[str, Any]], name: str) -> tuple[int, ...]:

@@ -13,21 +13,23 @@ import numpy as np
 
 from u2export.errors import UserError
 from u2export.files import staged
+from u2export.reference.classes import stacked
 from u2export.reference.image import Contract, Floats
 
 HINT = "make it with `u2export bench --save-reference` from the same weights, image contract and photos"
 
 
-def create(path: Path, photos: int, contract: Contract) -> Floats:
+def create(path: Path, photos: int, maps_each: int, contract: Contract) -> Floats:
     """Create an .npy file and map it into memory.
 
     Args:
-        path: the file. photos: number of photos. contract: gives height and width of a map.
+        path: the file. photos: number of photos. maps_each: maps of a photo, one for each class. contract: gives height
+            and width of a map.
 
     Returns:
-        Maps (photos, height, width), float32, all nan.
+        Maps (photos, maps_each, height, width), float32, all nan.
     """
-    shape = (photos, contract.height, contract.width)
+    shape = (photos, maps_each, contract.height, contract.width)
     maps: Floats = np.lib.format.open_memmap(path, "w+", np.float32, shape)  # type: ignore[no-untyped-call]
     maps[:] = np.nan
     return maps
@@ -37,7 +39,7 @@ def save_reference(maps: Floats, photos: Sequence[str], weights: str, contract: 
     """Write an .npz of a reference's maps.
 
     Args:
-        maps: the maps (photos, height, width).
+        maps: the maps (photos, K, height, width).
         photos: sha256 of each photo file.
         weights: sha256 of the weights.
         contract: the image contract of the maps.
@@ -64,12 +66,15 @@ def weights_of(path: Path) -> str:
         return str(json.loads(str(found["about"]))["weights"])
 
 
-def load_reference(path: Path, photos: Sequence[str], contract: Contract, into: Floats) -> None:
+def load_reference(path: Path, photos: Sequence[str], contract: Contract, scratch: Path) -> Floats:
     """Read the maps of photos from an .npz that `save_reference` wrote.
 
     Args:
         path: the file. photos: sha256 of each photo file. contract: the image contract that the maps must have.
-        into: receives the maps (photos, height, width).
+        scratch: an .npy file to hold the maps; it is mapped into memory.
+
+    Returns:
+        Maps (photos, K, height, width), float32.
 
     Raises:
         UserError: the file is missing or unreadable, has another image contract, or lacks the map of a photo.
@@ -77,10 +82,14 @@ def load_reference(path: Path, photos: Sequence[str], contract: Contract, into: 
     with _opened(path) as found:
         if Contract.from_json(json.loads(str(found["about"]))["contract"]) != contract:
             raise UserError(f"{path}: its maps have another image contract", HINT)
+        into: Floats | None = None
         for i, photo in enumerate(photos):
             if photo not in found:
                 raise UserError(f"{path}: the file has no map of photo {i + 1}", HINT)
-            into[i] = found[photo]
+            maps = stacked(found[photo])  # one map (H, W) in files of u2export before 0.2
+            into = create(scratch, len(photos), len(maps), contract) if into is None else into
+            into[i] = maps
+        return create(scratch, 0, 1, contract) if into is None else into
 
 
 @contextmanager

@@ -16,8 +16,8 @@ Requests, by their field "do". All paths are paths on the worker's machine.
   builds it there; `built` is the path of what it built and `size` its bytes.
 - open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}
   -> {load_ns, opening_ns, runtime, memory}: open an artifact, or the PyTorch reference, once for each stream.
-- predict {photos} -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, d0} for each photo: d0 is the map
-  (height, width) as base64 of little-endian float32.
+- predict {photos} -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, maps, d0} for each photo: `maps` is
+  the number of maps (one for each class), and d0 is all maps (maps, height, width) as base64 of little-endian float32.
 - warm {photo, limit} -> {first_ns, warmup_ns, steady}: run the first inference, then further inferences until their
   times are steady or `limit` seconds have passed.
 - time {samples, seconds} -> {ns}: time inferences on the photo of `warm`, at least so many and at least so long. The
@@ -144,7 +144,7 @@ class Worker:
             end = perf_counter_ns()
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
             times.update({"postprocess_ns": end - inferred} if finite else {})
-            yield {"photo": i, **times, "d0": b64encode(d0[0, 0].astype("<f4").tobytes()).decode()}
+            yield {"photo": i, **times, "maps": d0.shape[1], "d0": b64encode(d0[0].astype("<f4").tobytes()).decode()}
 
     def _check(self, d0: Floats, batch: int) -> None:
         size = (self.contract.height, self.contract.width)

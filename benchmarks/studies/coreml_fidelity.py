@@ -110,7 +110,7 @@ def rounding(source: Source, sets: Mapping[str, Sequence[Path]], rounded: Sets) 
     """Yield the cost of pictures of 8 bits, without any conversion: PyTorch on rounded against exact resized photos."""
     for name, photos in sets.items():
         pairs = zip(references(source, photos), rounded[name], strict=True)
-        images = [compare(got[0, 0], exact[0, 0]) for (_, exact), (_, got) in pairs]
+        images = [compare(got[0], exact[0]) for (_, exact), (_, got) in pairs]
         yield {
             "variant": "PyTorch on 8-bit pictures",
             "target": "",

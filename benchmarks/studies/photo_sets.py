@@ -85,7 +85,7 @@ def references(source: Source, photos: Sequence[Path]) -> Iterator[Pair]:
 
 def judged(predict: Callable[[Floats], Floats], pairs: Sequence[Pair]) -> list[ImageFidelity]:
     """Return the fidelity of each photo; `predict` computes d0 from a network input."""
-    return [compare(predict(x)[0, 0], d0[0, 0]) for x, d0 in pairs]
+    return [compare(predict(x)[0], d0[0]) for x, d0 in pairs]
 
 
 def summarise(images: Sequence[ImageFidelity]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Column:
         title: the head of the column.
         cell: writes the cell of a row; "" if the row has no value.
         right: whether the column holds numbers, which stand right.
-        kind: "fidelity", "truth", "ratio", "interval" or "other"; it decides the code of an empty cell.
+        kind: "fidelity", "class", "truth", "ratio", "interval" or "other"; it decides the code of an empty cell.
     """
 
     title: str
@@ -76,7 +76,9 @@ def blank(column: Column, report: Report, row: Row) -> str:
     if row.reason or not column.right:
         return NONE
     measured = row.provenance == "measured"
-    if column.kind == "fidelity":
+    if column.kind == "class" and row.fidelity:
+        return "n/c"
+    if column.kind in ("fidelity", "class"):
         return "n/r" if measured else "n/m"
     if column.kind == "truth":
         return "n/g"
@@ -143,6 +145,14 @@ def _fidelity(pick: Callable[[Fidelity], str]) -> Cell:
 
 def _area(fidelity: Fidelity) -> str:
     return f"{fidelity.area_worst:.3f}" if math.isfinite(fidelity.area_worst) else "inf"
+
+
+def _worst_class(report: Report, row: Row) -> str:
+    """The IoU of the worst class; "" for networks with one map."""
+    if any(r.reference == row.name and r.fidelity and r.fidelity.class_ious for r in report.rows):
+        return "ref"
+    ious = row.fidelity.class_ious if row.fidelity else {}
+    return f"{min(ious.values()):.4f}" if ious else ""
 
 
 def _time(name: str) -> Cell:
@@ -227,6 +237,7 @@ COLUMNS = (
     Column("boundary F", _fidelity(lambda f: f"{f.boundary_f:.3f}"), kind="fidelity"),
     Column("boundary F worst", _fidelity(lambda f: f"{f.boundary_f_worst:.3f}"), kind="fidelity"),
     Column("area worst", _fidelity(_area), kind="fidelity"),
+    Column("class IoU worst", _worst_class, kind="class"),
     Column("p50 ms", _p50),
     Column("p90 ms", _time("p90")),
     Column("p99 ms", _time("p99")),

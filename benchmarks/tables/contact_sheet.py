@@ -13,6 +13,7 @@ from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
 from u2export.errors import UserError
 from u2export.files import staged
+from u2export.reference.classes import class_map, palette
 from u2export.reference.image import Floats, Pixels, mask_for, saliency
 from u2export.reference.photos import ARRAY, eight_bit, read_array, read_photo
 from u2export.text import xml_text
@@ -136,16 +137,25 @@ def _shortened(text: str, letters: int) -> str:
 
 
 def _mask(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
+    """Return the mask of one map, or of several maps (K, H, W) the colour of each pixel's class."""
     if d0 is None or not np.isfinite(d0).all():
         return Image.new("RGB", size, EMPTY)
-    return Image.fromarray(mask_for(d0, size[1], size[0])).convert("RGB")
+    if len(d0) > 1:
+        return Image.fromarray(palette(len(d0))[class_map(d0)]).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(mask_for(d0[0], size[1], size[0])).convert("RGB")
 
 
 def _difference(got: Floats, want: Floats | None, size: tuple[int, int]) -> Image.Image:
-    """Return the difference as a picture: white for equal masks, full colour from 1 / GAIN of the mask's range on."""
+    """Return the difference as a picture: white for equal masks, full colour from 1 / GAIN of the mask's range on.
+
+    Of several maps, pixels of another class than the reference's are red.
+    """
     if want is None or not np.isfinite(got).all():
         return Image.new("RGB", size, EMPTY)
-    signed = saliency(got) - saliency(want)
+    if len(got) > 1:
+        signed = np.asarray(class_map(got) != class_map(want), np.float32)
+    else:
+        signed = saliency(got[0]) - saliency(want[0])
     share = np.minimum(np.abs(signed) * GAIN, 1)[..., None]
     colour = np.where(signed[..., None] > 0, MORE, LESS)
     pixels = np.uint8(255 + (colour - 255) * share)

@@ -12,6 +12,7 @@ LEGEND = "by: " + ", ".join(f"{mark} {name}" for name, mark in MARKS.items())
 # Why a cell is empty in a row that otherwise has numbers. A row without numbers carries a code of report.REASONS.
 BLANKS = {
     "n/m": "no mask came back, so the fidelity is not known",
+    "n/c": "the network has one map, so that it has no classes",
     "n/r": "there was no reference for the masks",
     "n/t": "the source does not state the value",
     "n/b": "there is no compared row in the same rounds",
