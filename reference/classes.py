@@ -1,14 +1,17 @@
-"""Networks with several maps, one for each class: probabilities, and the class of each pixel. Only numpy is needed."""
+"""Networks with several maps, one for each class: probabilities, the class of each pixel, and pictures of both."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from u2export.errors import UserError
 from u2export.reference.image import Floats, Pixels, sigmoid
 
 # Rounding, also that of int8, leaves probabilities between -SLACK and 1 + SLACK. Logits of photos go far beyond.
 SLACK = 0.02
+MOST = 256  # classes in a picture of classes
 Classes = NDArray[np.intp]
 
 
@@ -26,6 +29,34 @@ def probabilities(maps: Floats) -> Floats:
 def class_map(maps: Floats) -> Classes:
     """Return the class of each pixel (H, W): the index of the largest of K maps (K, H, W), the first of equal ones."""
     return np.asarray(maps.argmax(0), np.intp)
+
+
+def classes_for(maps: Floats, height: int, width: int) -> Pixels:
+    """Return the class of each pixel (height, width) of a photo, from the maps of its classes (K, h, w).
+
+    Each map is resized bilinearly before the largest is taken, so that the borders of classes are smooth.
+
+    Raises:
+        UserError: there are more than 256 classes.
+    """
+    if len(maps) > MOST:
+        raise UserError(f"{len(maps)} classes; a picture of classes has room for {MOST}", "take the maps themselves")
+    best, index = np.full((height, width), -np.inf, np.float32), np.zeros((height, width), np.uint8)
+    for k, one in enumerate(maps):  # one class at a time: a photo of 24 megapixels takes 96 MB for each
+        shown = _resized(one, height, width)
+        won = shown > best
+        best[won], index[won] = shown[won], k
+    return index
+
+
+def class_mask_for(one: Floats, height: int, width: int) -> Pixels:
+    """Return the map of one class (h, w) in 0..1 as 8 bit (height, width). The map of an absent class stays dark."""
+    return np.asarray(np.rint(_resized(one, height, width).clip(0, 1) * 255), np.uint8)
+
+
+def _resized(one: Floats, height: int, width: int) -> Floats:
+    image = Image.fromarray(np.ascontiguousarray(one, np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def palette(count: int) -> Pixels:

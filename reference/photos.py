@@ -350,8 +350,17 @@ def write_mask(mask: Pixels, path: Path, icc: bytes = b"") -> None:
     Image.fromarray(mask).save(path, "PNG", pnginfo=about, icc_profile=icc or None)
 
 
+def write_classes(classes: Pixels, colours: Pixels, path: Path) -> None:
+    """An (H, W) uint8 array of classes as PNG with a palette, marked as ours; `colours` (K, 3) are those of classes."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text(*MARK)
+    image = Image.fromarray(classes)
+    image.putpalette(colours.tobytes())  # the values of pixels stay the classes
+    image.save(path, "PNG", pnginfo=about)
+
+
 def is_own_mask(path: Path) -> bool:
-    """Whether a file is a PNG that `write_mask` wrote."""
+    """Whether a file is a PNG that `write_mask` or `write_classes` wrote."""
     if path.suffix.lower() != ".png":
         return False
     mark = b"tEXt" + b"\0".join(part.encode() for part in MARK)

@@ -10,7 +10,10 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
+from conftest import Cli, two_lines
+from PIL import Image
 
+import u2export as u2
 from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.policy import Policy
@@ -24,7 +27,7 @@ from u2export.benchmarks.tables.contact_sheet import MORE, draw
 from u2export.benchmarks.tables.csv_table import comma_separated
 from u2export.errors import UserError
 from u2export.exporters.open import read_artifact
-from u2export.reference.classes import class_map, palette, probabilities
+from u2export.reference.classes import class_map, classes_for, palette, probabilities
 from u2export.reference.fidelity import Fidelity, ImageFidelity, compare
 from u2export.reference.image import Floats, sigmoid
 
@@ -260,9 +263,74 @@ def test_saved_masks_and_contact_sheets_hold_all_classes(photo: Path, tmp_path: 
     back = SavedMasks.load(tmp_path / "m.npz")
     assert back.rows["a"].shape == (1, 3, 100, 100) and np.abs(back.rows["a"] - damaged(want[0], 2)).max() < 1e-5
     draw(report, {"photo.png": photo}, judged, tmp_path / "s.png", 1)
-    from PIL import Image
-
     with Image.open(tmp_path / "s.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     assert (np.abs(pixels.astype(int) - np.int64(MORE)).max(-1) < 3).sum() > 1000
     assert (pixels == palette(3)[2]).all(-1).sum() > 1000
+
+
+# predict
+
+
+def colours_photo(path: Path) -> Path:
+    """A photo of three fields, red, green and blue."""
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    for channel in range(3):
+        pixels[:, 30 * channel : 30 * (channel + 1), channel] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_predict_writes_the_class_of_each_pixel(cli: Cli, tmp_path: Path) -> None:
+    photo = colours_photo(tmp_path / "fields.png")
+    model = builders.classes_file(tmp_path / "m.onnx")
+    result = cli("predict", photo, "--model", model, "--out", tmp_path / "out", "--classes")
+    assert result.returncode == 0, result.stderr
+    names = ["fields.png", *(f"fields.class{k}.png" for k in range(4))]
+    assert result.stdout.split() == [str(tmp_path / "out" / name) for name in names]
+    with Image.open(tmp_path / "out" / "fields.png") as shown:
+        assert (shown.mode, shown.size) == ("P", (90, 60))
+        index = np.asarray(shown)
+        colours = np.asarray(shown.convert("RGB"))
+    fields = np.stack([index[10, 15], index[30, 45], index[50, 75]])
+    assert fields.tolist() == [1, 2, 3] and set(np.unique(index)) <= {0, 1, 2, 3}
+    assert (colours == palette(4)[index]).all()
+    masks = [np.asarray(Image.open(tmp_path / "out" / name)) for name in names[1:]]
+    # Of the normalised red field, class 1 gets three times 2.2, and green three times -2.0.
+    assert masks[1][10, 15] > 250 and masks[1][50, 75] < 5 and masks[2][30, 45] > 250 and masks[0].shape == (60, 90)
+    # What was written is no photo of the next run.
+    again = cli("predict", tmp_path / "out", "--model", model, "--out", tmp_path / "again")
+    assert again.returncode == 1 and "no" in again.stderr and not (tmp_path / "again").exists()
+    one = colours_photo(tmp_path / "fields.class0.jpg")
+    two_lines(cli("predict", photo, one, "--model", model, "--out", tmp_path / "c", "--classes"), "would both write")
+
+
+def test_predict_refuses_what_needs_one_mask_or_several(cli: Cli, tmp_path: Path) -> None:
+    photo = colours_photo(tmp_path / "fields.png")
+    four = builders.classes_file(tmp_path / "four.onnx")
+    one = builders.classes_file(tmp_path / "one.onnx", classes=1)
+    two_lines(cli("predict", photo, "--model", four, "--out", tmp_path / "o", "--cutout"), "has 4 classes")
+    two_lines(cli("predict", photo, "--model", one, "--out", tmp_path / "o", "--classes"), "has no classes")
+    assert not list((tmp_path / "o").iterdir())
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_python_gives_all_classes(tmp_path: Path, logits: bool) -> None:
+    photo = colours_photo(tmp_path / "fields.png")
+    with u2.open_artifact(builders.classes_file(tmp_path / "four.onnx", logits=logits)) as runner:
+        index, masks = runner.mask(photo), runner.class_masks(photo)
+        assert runner(runner.input(photo)).shape == (1, 4, 32, 48)
+    assert index.shape == (60, 90) and masks.shape == (4, 60, 90) and masks.dtype == index.dtype == np.uint8
+    decided = np.sort(masks, 0)[-1].astype(int) - np.sort(masks, 0)[-2] > 1
+    assert (masks.argmax(0) == index)[decided].all() and decided.mean() > 0.9
+    assert (u2.predict(tmp_path / "four.onnx", photo)[photo] == index).all()
+    with u2.open_artifact(builders.classes_file(tmp_path / "one.onnx", classes=1)) as runner:
+        assert (runner.class_masks(photo)[0] == runner.mask(photo)).all()
+
+
+def test_borders_of_classes_are_those_of_resized_maps() -> None:
+    left = np.array([[1, 0.75, 0.25, 0]], np.float32).repeat(4, 0)
+    index = classes_for(np.stack([left, 1 - left]), 40, 400)
+    assert (index[:, :200] == 0).all() and (index[:, 200:] == 1).all()  # not in steps of the 100 pixels of a cell
+    with pytest.raises(UserError, match="300 classes"):
+        classes_for(np.zeros((300, 2, 2), np.float32), 4, 4)

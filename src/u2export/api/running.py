@@ -15,6 +15,7 @@ from u2export.exporters.open import read_artifact as _read_artifact
 from u2export.exporters.open import target_of
 from u2export.exporters.runtime import Runner
 from u2export.files import make_folder, staged
+from u2export.reference.classes import class_mask_for, classes_for, palette, probabilities
 from u2export.reference.image import Contract, Floats, Picture, Pixels, mask_for
 from u2export.reference.photos import (
     MAX_PIXELS_VARIABLE,
@@ -23,6 +24,7 @@ from u2export.reference.photos import (
     find_photos,
     open_picture,
     read_input,
+    write_classes,
     write_mask,
 )
 
@@ -60,7 +62,7 @@ class OpenArtifact:
             batch: (N, C, H, W) float32, as `input` makes it.
 
         Returns:
-            (N, K, H, W) float32: d0 before it is stretched; K is 1 for the published networks.
+            (N, K, H, W) float32: d0 before it is stretched; K is the number of classes, 1 for networks of one mask.
         """
         return self.runner(batch)
 
@@ -76,29 +78,51 @@ class OpenArtifact:
         return self.contract.tensor(photo) if isinstance(photo, np.ndarray) else read_input(self.contract, Path(photo))
 
     def mask(self, photo: str | Path | Picture) -> Pixels:
-        """Return the mask of one photo.
+        """Return the mask of one photo; of a network with several classes, the class of each pixel.
 
         Args:
             photo: a picture file (or a `.npy` array for models of neither 1 nor 3 channels), or its pixels
                 (H, W, channels) as uint8 or float32.
 
         Returns:
-            (H, W) uint8, at the photo's own size: 0 is background, 255 is the salient object.
+            (H, W) uint8, at the photo's own size: 0 is background, 255 is the salient object. Of K classes, the numbers
+            0 to K - 1: each pixel has the class of its largest map.
 
         Raises:
             UserError: the picture cannot be read, or the artifact gives NaN or infinite values.
         """
-        if isinstance(photo, np.ndarray):
-            return self._mask(Photo(photo, *photo.shape[:2]), "the photo")
-        return self._mask(open_picture(Path(photo), self.contract.channels), str(photo))
+        return _mask(*self._predicted(photo))
 
-    def _mask(self, photo: Photo, name: str) -> Pixels:
+    def class_masks(self, photo: str | Path | Picture) -> Pixels:
+        """Return a mask of one photo for each class.
+
+        Args:
+            photo: as for `mask`.
+
+        Returns:
+            (K, H, W) uint8, at the photo's own size: 255 where the map of the class is 1. The maps of several classes
+            are not stretched, so that the mask of an absent class is dark. Networks of one mask give that mask (K = 1).
+
+        Raises:
+            UserError: as for `mask`.
+        """
+        return _class_masks(*self._predicted(photo))
+
+    def _predicted(self, photo: str | Path | Picture) -> tuple[Floats, Photo]:
+        if isinstance(photo, np.ndarray):
+            opened = Photo(photo, *photo.shape[:2])
+            return self._maps(opened, "the photo"), opened
+        opened = open_picture(Path(photo), self.contract.channels)
+        return self._maps(opened, str(photo)), opened
+
+    def _maps(self, photo: Photo, name: str) -> Floats:
+        """Return all maps (K, h, w) of a photo at the network's size."""
         d0 = self(self.contract.tensor(photo.pixels))
         if not np.isfinite(d0).all():
             raise UserError(
                 f"{name}: the artifact's d0 holds NaN or infinite values", "export the network in a higher precision"
             )
-        return mask_for(d0[0, 0], photo.height, photo.width)
+        return d0[0]
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,7 @@ class Written:
 
     Attributes:
         files: the file of each photo.
+        classes: the files of the classes of each photo, where they were asked for.
         skipped: the reason for each photo that could not be read.
         info: what really ran, as in `OpenArtifact.info`.
     """
@@ -114,6 +139,7 @@ class Written:
     files: Mapping[Path, Path]
     skipped: Mapping[Path, str]
     info: Mapping[str, str]
+    classes: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def read_artifact(path: str | Path) -> Artifact:
@@ -193,7 +219,8 @@ def predict(
             it, the first such photo raises the error.
 
     Returns:
-        The mask of each photo: (H, W) uint8, at the photo's own size, by the photo's path.
+        The mask of each photo: (H, W) uint8, at the photo's own size, by the photo's path; of a network with several
+        classes, the class of each pixel. `OpenArtifact.class_masks` gives a mask for each class.
 
     Raises:
         UserError: no photo was found, a photo cannot be read, or the artifact cannot be opened, see `open_artifact`.
@@ -205,7 +232,7 @@ def predict(
     """
     photos = find_photos(_paths(images), arrays=_takes_arrays(artifact))
     with open_artifact(artifact, arithmetic, threads=threads, trust=trust) as runner:
-        return {path: mask for path, _, mask in _masks(runner, photos, skip)}
+        return {path: _mask(maps, photo) for path, photo, maps in _predictions(runner, photos, skip)}
 
 
 def write_masks(
@@ -214,6 +241,7 @@ def write_masks(
     out: str | Path = "masks",
     *,
     cutout: bool = False,
+    classes: bool = False,
     arithmetic: str = "",
     threads: int = 0,
     trust: bool = False,
@@ -222,10 +250,14 @@ def write_masks(
 ) -> Written:
     """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size, or the cut-out object.
 
+    Of a network with several classes, the pixels of the PNG are the numbers of the classes, and its palette shows each
+    class in a colour.
+
     Args:
         artifact, images, arithmetic, threads, trust: as for `predict`.
         out: the folder for the files; sub-folders are those of the photos.
         cutout: write the photo with the mask as its alpha channel, in place of the mask.
+        classes: write a mask for each class too, `<stem>.class0.png` and so on.
         strict: raise the error of the first photo that cannot be read. The error of a single photo is always raised.
         skip: is called with each photo that is skipped and with the error.
 
@@ -234,7 +266,8 @@ def write_masks(
 
     Raises:
         UserError: as `predict`; also when two photos would write one file, a file would replace its photo, or none of
-            the photos could be read. No photo is ever overwritten.
+            the photos could be read; or a cut-out is asked of a network with several classes, or classes of a network
+            with one mask. No photo is ever overwritten.
 
     Example:
         >>> written = u2.write_masks(artifact, photo, folder / "masks")
@@ -246,6 +279,7 @@ def write_masks(
     targets = _targets(photos, given, Path(out))
     skipped: dict[Path, str] = {}
     files: dict[Path, Path] = {}
+    of_classes: dict[Path, tuple[Path, ...]] = {}
 
     def note(photo: Path, error: UserError) -> None:
         if strict or len(photos) == 1:
@@ -256,19 +290,26 @@ def write_masks(
 
     with open_artifact(artifact, arithmetic, threads=threads, trust=trust) as runner:
         make_folder(Path(out))
-        for path, photo, mask in _masks(runner, photos, note):
+        for path, photo, maps in _predictions(runner, photos, note):
+            _check_classes(runner.artifact.name, len(maps), cutout, classes)
+            mask = _mask(maps, photo)
             try:
                 shown = _cut_out(path, photo, mask) if cutout else mask
             except UserError as error:
                 note(path, error)
                 continue
             with staged(targets[path]) as temporary:
-                write_mask(shown, temporary, photo.icc if cutout else b"")
+                if len(maps) > 1:
+                    write_classes(shown, palette(len(maps)), temporary)
+                else:
+                    write_mask(shown, temporary, photo.icc if cutout else b"")
             files[path] = targets[path]
+            if classes:
+                of_classes[path] = _write_class_masks(maps, photo, targets[path], targets)
         info = dict(runner.info)
     if not files:
         raise UserError("none of the photos could be read", "see the reasons above")
-    return Written(files, skipped, info)
+    return Written(files, skipped, info, of_classes)
 
 
 def trust_engines(paths: Iterable[Path]) -> None:
@@ -294,18 +335,52 @@ def _paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(images)] if isinstance(images, (str, Path)) else [Path(image) for image in images]
 
 
-def _masks(runner: OpenArtifact, photos: Iterable[Path], skip: Skip | None) -> Iterator[tuple[Path, Photo, Pixels]]:
-    """Give each file with the photo in it and its mask (H, W)."""
+def _predictions(
+    runner: OpenArtifact, photos: Iterable[Path], skip: Skip | None
+) -> Iterator[tuple[Path, Photo, Floats]]:
+    """Give each file with the photo in it and its maps (K, h, w)."""
     for path in photos:
         try:
             photo = open_picture(path, runner.contract.channels)
-            mask = runner._mask(photo, str(path))
+            maps = runner._maps(photo, str(path))
         except UserError as error:
             if skip is None:
                 raise
             skip(path, error)
         else:
-            yield path, photo, mask
+            yield path, photo, maps
+
+
+def _mask(maps: Floats, photo: Photo) -> Pixels:
+    """Return the mask (H, W) of a photo, or the class of each pixel where there are several maps."""
+    if len(maps) > 1:
+        return classes_for(maps, photo.height, photo.width)
+    return mask_for(maps[0], photo.height, photo.width)
+
+
+def _class_masks(maps: Floats, photo: Photo) -> Pixels:
+    """Return a mask for each class (K, H, W)."""
+    if len(maps) == 1:
+        return _mask(maps, photo)[None]
+    return np.stack([class_mask_for(one, photo.height, photo.width) for one in probabilities(maps)])
+
+
+def _write_class_masks(maps: Floats, photo: Photo, target: Path, targets: Mapping[Path, Path]) -> tuple[Path, ...]:
+    files = tuple(target.with_suffix(f".class{k}.png") for k in range(len(maps)))
+    for other, taken in targets.items():
+        if taken in files:
+            raise UserError(f"{other} and a class of another photo would both write {taken}", "rename the photo")
+    for file, one in zip(files, probabilities(maps), strict=True):  # one at a time: photos are large
+        with staged(file) as temporary:
+            write_mask(class_mask_for(one, photo.height, photo.width), temporary)
+    return files
+
+
+def _check_classes(name: str, maps: int, cutout: bool, classes: bool) -> None:
+    if cutout and maps > 1:
+        raise UserError(f"{name} has {maps} classes, a cut-out needs one mask", "write the classes instead", "cutout")
+    if classes and maps == 1:
+        raise UserError(f"{name} gives one mask, it has no classes", "write the mask alone", "classes")
 
 
 def _targets(photos: list[Path], given: list[Path], out: Path) -> dict[Path, Path]:

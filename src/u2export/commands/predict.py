@@ -21,6 +21,9 @@ def predict(
     cutout: Annotated[
         bool, typer.Option("--cutout", help="Write the photo with the mask as its alpha channel, in place of the mask.")
     ] = False,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Of several classes, write a mask for each one too.")
+    ] = False,
     arithmetic: Annotated[
         str,
         typer.Option("--arithmetic", "--mode", help="Arithmetic or device, where the artifact runs in several."),
@@ -29,19 +32,21 @@ def predict(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size."""
+    """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size, or the class of each pixel."""
 
     def skip(photo: Path, error: UserError) -> None:
         say(f"skipped {error.problem}", error.hint)
 
     made = running.write_masks(
-        model, images, out, cutout=cutout, arithmetic=arithmetic, trust=trust, strict=strict, skip=skip
+        model, images, out, cutout=cutout, classes=classes, arithmetic=arithmetic, trust=trust, strict=strict, skip=skip
     )
     written = [str(file) for file in made.files.values()]
+    of_classes = {str(photo): [str(file) for file in files] for photo, files in made.classes.items()}
     if as_json:
         skipped = {str(photo): problem for photo, problem in made.skipped.items()}
-        print(json_text({"written": written, "skipped": skipped, "ran": dict(made.info)}))
+        told = {"classes": of_classes} if of_classes else {}
+        print(json_text({"written": written, **told, "skipped": skipped, "ran": dict(made.info)}))
     else:
-        echo(*written)
+        echo(*written, *(file for files in of_classes.values() for file in files))
     if made.skipped:
         say(f"{len(made.skipped)} of {len(written) + len(made.skipped)} photos skipped")
