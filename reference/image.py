@@ -73,7 +73,7 @@ class Contract:
         if channels == self.channels:
             return self
         cycle = [i % 3 for i in range(channels)]
-        rgb = Contract()
+        rgb = self if self.channels >= 3 else Contract()
         return replace(self, mean=tuple(rgb.mean[i] for i in cycle), std=tuple(rgb.std[i] for i in cycle))
 
     def to_json(self) -> dict[str, Any]:
@@ -127,6 +127,14 @@ class Contract:
         planes = [Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in pixels.transpose(2, 0, 1)]
         # The filter overshoots at edges, where 8-bit pictures are cut at 0 and 255.
         return np.stack([np.asarray(p.resize(size, lanczos), np.float32) for p in planes], -1).clip(0, pixels.max())
+
+
+# Contracts by name. "cloth" is that of the published cloth segmentation, whose training code scales with mean and
+# deviation 0.5 and takes 768 x 768 pixels.
+CONTRACTS = {
+    "imagenet": Contract(),
+    "cloth": Contract(768, 768, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
 
 
 def bilinear(array: NDArray[Any], height: int, width: int) -> Floats:

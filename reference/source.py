@@ -38,14 +38,14 @@ class Source:
 
         Args:
             name: named weights, random-<variant>, or a .pth, .safetensors or .onnx file.
-            contract: pre- and postprocessing; 320x320 by default.
+            contract: pre- and postprocessing; by default that of published weights, else the standard one of 320x320.
 
         Raises:
             UserError: the name is unknown, or the file cannot be read or holds no U²-Net.
             Unavailable: PyTorch is not installed, or named weights could not be fetched.
         """
         identity, model = weights.load(name)
-        contract = (contract or Contract()).with_channels(model.in_channels)
+        contract = (contract or weights.contract_of(name)).with_channels(model.in_channels)
         return cls(identity, model, contract)
 
     @property

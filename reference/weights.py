@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from u2export.errors import Unavailable, UserError
 from u2export.install import how_to_install
 from u2export.reference.checkpoint import SUFFIXES, read_checkpoint
+from u2export.reference.image import CONTRACTS, Contract
 from u2export.reference.onnx_file import read_onnx
 from u2export.reference.onnx_files import model_files
 from u2export.reference.onnx_session import open_session
@@ -36,7 +37,10 @@ APACHE = "Apache-2.0"
 
 @dataclass(frozen=True)
 class Published:
-    """One set of published weights; `digest` has the form of pooch, "algorithm:hex"."""
+    """One set of published weights.
+
+    `digest` has the form of pooch, "algorithm:hex"; `contract` is the name of the image contract of their training.
+    """
 
     name: str
     file: str
@@ -44,6 +48,7 @@ class Published:
     about: str
     wheel: Wheel | None = None
     licence: str = APACHE
+    contract: str = "imagenet"
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -62,7 +67,7 @@ WEIGHTS: dict[str, Published] = {
         Published("u2net_human_seg", "u2net_human_seg.onnx", "md5:c09ddc2e0104f800e3e1bb4652583d1f", "U²-Net, people"),
         Published(
             "u2net_cloth_seg", "u2net_cloth_seg.onnx", "md5:2434d1f3cb744e0e49386c906e5a08bb",
-            "U²-Net, clothes, 4 maps", licence="MIT",
+            "U²-Net, clothes, 4 maps", licence="MIT", contract="cloth",
         ),
         Published(
             "silueta", "silueta.onnx", "md5:55e59e0d8062d2f5d013f4725ee84782",
@@ -234,11 +239,20 @@ def weights_digest(path: Path) -> str:
 
 def _published(path: Path) -> str | None:
     """The name of the published weights that a file is, by its hash; None for every other file."""
-    for known in WEIGHTS.values():
-        algorithm, _, expected = known.digest.partition(":")
-        if file_digest(path, algorithm) == expected:
-            return known.name
-    return None
+    algorithms = {known.digest.partition(":")[0] for known in WEIGHTS.values()}
+    found = {f"{algorithm}:{file_digest(path, algorithm)}" for algorithm in algorithms}
+    return next((known.name for known in WEIGHTS.values() if known.digest in found), None)
+
+
+def contract_of(weights: str) -> Contract:
+    """Return the image contract of weights by name or file: that of published weights, else the standard one.
+
+    A published file is known by its hash, whatever its name is. Nothing is fetched, and a file that does not exist has
+    the standard contract.
+    """
+    path = Path(weights)
+    name = weights if weights in WEIGHTS else _published(path) if path.is_file() else None
+    return CONTRACTS[WEIGHTS[name].contract] if name else Contract()
 
 
 def load(weights: str) -> tuple[Identity, U2Net]:

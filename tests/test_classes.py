@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import Cli, two_lines
 from PIL import Image
 
 import u2export as u2
+from u2export.api.exporting import read_contract
 from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.policy import Policy
@@ -27,9 +29,10 @@ from u2export.benchmarks.tables.contact_sheet import MORE, draw
 from u2export.benchmarks.tables.csv_table import comma_separated
 from u2export.errors import UserError
 from u2export.exporters.open import read_artifact
+from u2export.reference import weights
 from u2export.reference.classes import class_map, classes_for, palette, probabilities
 from u2export.reference.fidelity import Fidelity, ImageFidelity, compare
-from u2export.reference.image import Floats, sigmoid
+from u2export.reference.image import CONTRACTS, Contract, Floats, sigmoid
 
 pytest.importorskip("onnxruntime")
 QUICK = Settings("custom", samples=5, seconds=0.0, rounds=5)
@@ -334,3 +337,44 @@ def test_borders_of_classes_are_those_of_resized_maps() -> None:
     assert (index[:, :200] == 0).all() and (index[:, 200:] == 1).all()  # not in steps of the 100 pixels of a cell
     with pytest.raises(UserError, match="300 classes"):
         classes_for(np.zeros((300, 2, 2), np.float32), 4, 4)
+
+
+# The contract of the cloth segmentation
+
+
+def test_published_weights_carry_their_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloth = weights.contract_of("u2net_cloth_seg")
+    assert (cloth.shape, cloth.mean, cloth.std) == ((1, 3, 768, 768), (0.5,) * 3, (0.5,) * 3)
+    assert weights.contract_of("u2netp") == weights.contract_of("no such file") == Contract()
+    # The published file is known by its hash, under any name.
+    file = tmp_path / "renamed.onnx"
+    file.write_bytes(b"the published file")
+    assert weights.contract_of(str(file)) == Contract()
+    md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    known = replace(weights.WEIGHTS["u2net_cloth_seg"], digest=f"md5:{md5}")
+    monkeypatch.setitem(weights.WEIGHTS, known.name, known)
+    assert weights.contract_of(str(file)) == cloth
+    assert read_contract(64, "lanczos", weights=file) == replace(cloth, height=64, width=64, resize="lanczos")
+    assert read_contract(contract="imagenet", weights=file) == Contract()
+    with pytest.raises(UserError, match="no contract named 'clothes'"):
+        read_contract(contract="clothes")
+
+
+def test_other_channels_repeat_the_means_of_the_contract() -> None:
+    assert CONTRACTS["cloth"].with_channels(4).mean == (0.5,) * 4
+    assert Contract().with_channels(4).std == (0.229, 0.224, 0.225, 0.229)
+    assert Contract().with_channels(1).with_channels(3).mean == Contract().mean
+
+
+def test_own_cloth_weights_are_exported_under_the_named_contract(
+    cli: Cli, checkpoint: Path, photo: Path, tmp_path: Path
+) -> None:
+    made = cli("onnx", "--weights", checkpoint, "--contract", "cloth", "--size", 64, "--out", tmp_path)
+    assert made.returncode == 0, made.stderr
+    with u2.open_artifact(made.stdout.strip()) as runner:
+        assert (runner.contract.mean, runner.contract.shape) == ((0.5,) * 3, (1, 3, 64, 64))
+        pixels = np.full((64, 64, 3), 200, np.uint8)
+        pixels[0, 0] = 0
+        x = runner.input(pixels)
+        assert x.max() == 1 and x.min() == -1  # (x / max(x) - 0.5) / 0.5
+        assert set(np.unique(runner.mask(photo))) <= {0, 1, 2, 3}

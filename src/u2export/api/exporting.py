@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,15 @@ from u2export.exporters.exporter import Exporter, Request
 from u2export.exporters.openvino import QUANTIZERS
 from u2export.exporters.trt.exporter import PLACEMENTS, RESTS
 from u2export.reference.fidelity import Fidelity, parse_budget
-from u2export.reference.image import RESIZES, Contract
+from u2export.reference.image import CONTRACTS, RESIZES, Contract
 from u2export.reference.onnx_export import Graph
 
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
 
 __all__ = [
-    "CHOICES", "ENOUGH", "HELD_BACK", "PRECISIONS", "RESIZES", "Artifact", "Contract", "Fidelity", "Size", "export",
-    "read_contract",
+    "CHOICES", "CONTRACTS", "ENOUGH", "HELD_BACK", "PRECISIONS", "RESIZES", "Artifact", "Contract", "Fidelity", "Size",
+    "export", "read_contract",
 ]  # fmt: skip
 
 # Of a calibration set with at least ENOUGH photos, HELD_BACK photos judge the result and take no part in calibration.
@@ -53,8 +53,9 @@ def export(
     *,
     weights: str | Path = "u2netp",
     out: str | Path = "artifacts",
-    size: Size = 320,
+    size: Size | None = None,
     resize: str = "bilinear",
+    contract: str = "",
     calib: str | Path | None = None,
     limit: int | None = None,
     condition: bool = True,
@@ -73,8 +74,11 @@ def export(
             file.
         out: the folder for the artifact and its record; it is created where it does not exist.
         size: the network's input in pixels: 320, (height, width), "320" or "256x384". A text may list several sizes
-            for Core ML, such as "320,640".
+            for Core ML, such as "320,640". By default the size of the contract.
         resize: "bilinear" (no anti-aliasing, as the author of U²-Net does) or "lanczos" (as rembg does).
+        contract: "imagenet" (320 pixels, ImageNet's mean and deviation) or "cloth" (768 pixels, mean and deviation
+            0.5). By default that of the weights: "cloth" for u2net_cloth_seg, else "imagenet". Name it for weights of
+            your own.
         calib: calibration photos: a folder, a manifest.json or an .npy file. `int8` and `w8a8` need them, fp16 can use
             them. Of 16 photos and more, 4 are held back and judge the result.
         limit: read no more calibration photos than this, evenly spread over their names; all by default.
@@ -105,9 +109,9 @@ def export(
         >>> artifact.fidelity["mae"] < 1e-4
         True
     """
-    sizes = _sizes(size)
+    sizes = _sizes(size) if size else []
     exporter = _exporter(target, sizes[1:], options)
-    contract = Contract(*sizes[0], resize=resize)
+    image_contract = read_contract(sizes[0] if sizes else None, resize, contract, weights)
     precision = precision or exporter.precisions[0]
     limits = parse_budget(budget) if isinstance(budget, str) else parse_budget(_text(budget))
     exporter.check(Request(precision, None, condition, limits), calib is not None)
@@ -115,7 +119,7 @@ def export(
     from u2export.reference.source import Source
 
     progress(f"{exporter.title} {precision}: reading {weights}")
-    source = Source.open(str(weights), contract)
+    source = Source.open(str(weights), image_contract)
     calibration = open_calibration(Path(calib), source.contract, limit) if calib is not None else None
     held_back = None
     if calibration and precision in exporter.calibrated and len(calibration) >= ENOUGH:
@@ -137,24 +141,33 @@ def open_calibration(path: Path, contract: Contract, limit: int | None = None) -
     return calibration
 
 
-def read_contract(size: Size, resize: str = "bilinear") -> Contract:
+def read_contract(
+    size: Size | None = None, resize: str = "bilinear", contract: str = "", weights: str | Path = ""
+) -> Contract:
     """Return the image contract for one input size.
 
     Args:
-        size: 320, (height, width), "320" or "256x384", in pixels.
+        size: 320, (height, width), "320" or "256x384", in pixels; the size of the contract by default.
         resize: "bilinear" or "lanczos".
+        contract: its name, "imagenet" or "cloth"; by default that of the weights.
+        weights: by name or file, as for `export`.
 
     Raises:
-        UserError: the size or the resize is not valid.
+        UserError: the size, the resize or the contract's name is not valid.
 
     Example:
         >>> read_contract("256x384").shape
         (1, 3, 256, 384)
     """
-    sizes = _sizes(size)
+    from u2export.reference.weights import contract_of
+
+    if contract and contract not in CONTRACTS:
+        raise UserError(f"no contract named {contract!r}", f"choose one of {', '.join(CONTRACTS)}", "contract")
+    known = CONTRACTS[contract] if contract else contract_of(str(weights))
+    sizes = _sizes(size) if size else [(known.height, known.width)]
     if len(sizes) > 1:
         raise UserError(f"{size!r} is more than one size", "give N or HxW in pixels, such as 320 or 256x384")
-    return Contract(*sizes[0], resize=resize)
+    return replace(known, height=sizes[0][0], width=sizes[0][1], resize=resize)
 
 
 def _sizes(size: Size) -> list[tuple[int, int]]:

@@ -115,12 +115,17 @@ def inspect(file: str | Path) -> tuple[ModelFile, Artifact | None]:
 
 
 def golden(
-    weights: str | Path = "u2netp", out: str | Path = "golden", *, size: Size = 320, resize: str = "bilinear"
+    weights: str | Path = "u2netp",
+    out: str | Path = "golden",
+    *,
+    size: Size | None = None,
+    resize: str = "bilinear",
+    contract: str = "",
 ) -> Path:
     """Write a picture, its network input and the reference's mask, for a port to compare itself with stage by stage.
 
     Args:
-        weights, size, resize: as for `export`.
+        weights, size, resize, contract: as for `export`.
         out: the folder to write.
 
     Returns:
@@ -136,7 +141,7 @@ def golden(
     from u2export.reference.golden import picture, write
     from u2export.reference.source import Source
 
-    source = Source.open(str(weights), read_contract(size, resize))
+    source = Source.open(str(weights), read_contract(size, resize, contract, weights))
     d0 = source.predict(source.contract.tensor(picture(source.contract.channels)))[0, 0]
     return write(source.contract, d0, source.stamp("fp32", {}), Path(out))
 

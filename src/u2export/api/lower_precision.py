@@ -219,8 +219,9 @@ def sensitivity(
     *,
     weights: str | Path = "u2netp",
     budget: Mapping[str, float] | str = "mae=0.0015",
-    size: Size = 320,
+    size: Size | None = None,
     resize: str = "bilinear",
+    contract: str = "",
     scheme: str = "ort",
     weight_bits: int = 7,
     photos: int = 24,
@@ -235,7 +236,7 @@ def sensitivity(
     Args:
         calib: calibration photos, as for `export`.
         images: photos to measure masks on; they may not be in `calib`.
-        weights, size, resize, condition, progress: as for `export`.
+        weights, size, resize, contract, condition, progress: as for `export`.
         budget: the fidelity limits to reach, as for `export`.
         scheme: how the other layers are quantised: "ort" or "trt".
         weight_bits: 8, or 7 for x86 processors without VNNI.
@@ -254,7 +255,7 @@ def sensitivity(
 
     limits = budget if isinstance(budget, str) else ",".join(f"{name}={value!r}" for name, value in budget.items())
     return search_float_layers(
-        str(weights), Path(calib), Path(images), parse_budget(limits), contract=read_contract(size, resize),
-        scheme=scheme, weight_bits=weight_bits, photos=photos, measured=measure, condition=condition,
-        progress=progress,
+        str(weights), Path(calib), Path(images), parse_budget(limits),
+        contract=read_contract(size, resize, contract, weights), scheme=scheme, weight_bits=weight_bits,
+        photos=photos, measured=measure, condition=condition, progress=progress,
     )  # fmt: skip

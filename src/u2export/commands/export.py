@@ -98,9 +98,11 @@ class CoreMLExport(o.Export):
     size: Annotated[
         str,
         typer.Option(
-            metavar="N|HxW[,…]", help="Input size in pixels; commas separate sizes that the app chooses from."
+            metavar="N|HxW[,…]",
+            help="Input size in pixels; commas separate sizes that the app chooses from.",
+            show_default=False,
         ),
-    ] = "320"
+    ] = ""
 
 
 @o.with_precisions("coreml", int8="8-bit weights; the arithmetic is fp16.")

@@ -18,4 +18,7 @@ def golden(
 ) -> None:
     """Write a picture, its network input and the reference's mask, for a port to compare itself with stage by stage."""
     with waiting(f"reading {network.weights}"):
-        echo(inspecting.golden(network.weights, out, size=network.size, resize=network.resize))
+        made = inspecting.golden(
+            network.weights, out, size=network.size or None, resize=network.resize, contract=network.contract
+        )
+        echo(made)

@@ -37,7 +37,7 @@ def choice(values: Sequence[str], help: str, *names: str, **more: Any) -> Any:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(values)}.")
         return text
 
-    return typer.Option(*names, parser=parsed, metavar="|".join(values), help=help, **more)
+    return typer.Option(*names, parser=parsed, metavar="|".join(filter(None, values)), help=help, **more)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
@@ -45,9 +45,22 @@ Weights = Annotated[
     str,
     typer.Option(help="A name of `u2export weights list`, random-u2net(p), or a .pth, .safetensors or .onnx file."),
 ]
-Size = Annotated[str, typer.Option(metavar="N|HxW", help="Input size of the network in pixels.")]
+Size = Annotated[
+    str,
+    typer.Option(
+        metavar="N|HxW", help="Input size of the network in pixels; by default that of the contract, 320 or 768.",
+        show_default=False,
+    ),
+]  # fmt: skip
 Resize = Annotated[
     str, choice(exporting.RESIZES, "bilinear: without anti-aliasing, as the author does; lanczos: as rembg does.")
+]
+Contract = Annotated[
+    str,
+    choice(
+        ("", *exporting.CONTRACTS),
+        "imagenet, or cloth (768 pixels, mean and deviation 0.5); by default of the weights.",
+    ),
 ]
 Calib = Annotated[
     Path | None,
@@ -74,8 +87,9 @@ class Network:
     """The options that say which network a command works on."""
 
     weights: Weights = "u2netp"
-    size: Size = "320"
+    size: Size = ""
     resize: Resize = "bilinear"
+    contract: Contract = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,8 @@ class Export(Network):
         """Export with these options and the target's own."""
         with waiting() as show:
             return exporting.export(
-                target, precision, weights=self.weights, out=self.out, size=self.size, resize=self.resize,
+                target, precision, weights=self.weights, out=self.out, size=self.size or None, resize=self.resize,
+                contract=self.contract,
                 calib=self.calib, limit=self.limit, condition=not self.no_condition, budget=self.budget,
                 progress=show, **options,
             )  # fmt: skip

@@ -44,7 +44,8 @@ def sensitivity(
     """
     with waiting(f"reading {network.weights}") as show:
         found = lower_precision.sensitivity(
-            calib, images, weights=network.weights, budget=budget, size=network.size, resize=network.resize,
+            calib, images, weights=network.weights, budget=budget, size=network.size or None, resize=network.resize,
+            contract=network.contract,
             scheme=scheme, weight_bits=weight_bits, photos=photos, measure=measure, condition=not no_condition,
             progress=show,
         )  # fmt: skip
