@@ -221,6 +221,29 @@ def four_classes() -> Any:
     return model
 
 
+def bands(trained: Any) -> Any:
+    """A network of four classes with the features of a trained one: by how sure it is, its logit is cut into bands.
+
+    The maps are lines in the logit x: 0, (x + 3) / 4, (2x + 3) / 4 and (3x - 1) / 4. The largest is 0 for x below -3,
+    and then 1, 2 and 3 from x = 0 and x = 4 on.
+    """
+    import torch
+
+    from u2export.reference.model import U2Net
+
+    slopes, offsets = torch.tensor([0.0, 1, 2, 3]) / 4, torch.tensor([0.0, 3, 3, -1]) / 4
+    state = dict(trained.state_dict())
+    for level in range(1, 7):
+        state[f"side{level}.weight"] = state[f"side{level}.weight"].repeat(4, 1, 1, 1)
+        state[f"side{level}.bias"] = state[f"side{level}.bias"].repeat(4)
+    fuse = state["outconv.weight"][0, :, 0, 0]
+    state["outconv.weight"] = (slopes.diag()[:, None] * fuse[:, None]).reshape(4, 24, 1, 1)
+    state["outconv.bias"] = state["outconv.bias"] * slopes + offsets
+    model = U2Net("u2netp", 3, 4)
+    model.load_state_dict(state)
+    return model.eval()
+
+
 def classes_file(path: Path, lost: int | None = None, logits: bool = False, classes: int = 4) -> Path:
     """An ONNX file without a record, 32 x 48: class 0 is constant, the others follow red, green and blue.
 

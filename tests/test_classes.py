@@ -11,7 +11,7 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
-from conftest import Cli, two_lines
+from conftest import ROOT, Cli, two_lines
 from PIL import Image
 
 import u2export as u2
@@ -131,36 +131,61 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def without_class_2(*args: Any) -> Any:
+    """As `to_onnx`, but class 2 wins nowhere; all other maps stay as they are."""
+    import onnx
+
+    from u2export.reference.onnx_export import to_onnx
+
+    model = to_onnx(*args)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("outconv."):
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[2] = -9 if values.ndim == 1 else 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return model
+
+
 def test_an_export_that_loses_a_class_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnx
-
     from u2export.exporters.exporter import Request
     from u2export.exporters.ort import Ort
-    from u2export.reference.onnx_export import to_onnx
     from u2export.reference.source import Source
 
     source = Source.open(str(checkpoint), builders.SMALL)
     good = Ort().export(source, tmp_path, Request("fp32"))
     assert set(good.fidelity["class_ious"]) == {"0", "1", "2", "3"} and good.fidelity["class_iou_worst"] > 0.99
 
-    def sabotaged(*args: Any) -> Any:
-        model = to_onnx(*args)
-        for tensor in model.graph.initializer:
-            if tensor.name.startswith("outconv."):
-                values = onnx.numpy_helper.to_array(tensor).copy()
-                values[2] = -9 if values.ndim == 1 else 0
-                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        return model
-
-    monkeypatch.setattr("u2export.exporters.ort.to_onnx", sabotaged)
+    monkeypatch.setattr("u2export.exporters.ort.to_onnx", without_class_2)
     loose = {"mae": 1.0, "mae_worst": 1.0}  # so that the classes alone decide
     with pytest.raises(UserError, match=r"class_iou_worst \(class 2\) 0 < 0\.99"):
         Ort().export(source, tmp_path / "bad", Request("fp32", budget=loose))
     assert not (tmp_path / "bad").exists() or not list((tmp_path / "bad").iterdir())
     passed = Ort().export(source, tmp_path / "bad", Request("fp32", budget={**loose, "class_iou_worst": 0.0}))
     assert passed.fidelity["class_ious"]["2"] == 0
+
+
+@pytest.mark.slow
+def test_int8_keeps_trained_classes_and_is_refused_without_one(
+    u2netp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from u2export.calibration.dataset import Calibration
+    from u2export.exporters.exporter import Request
+    from u2export.exporters.ort import Ort
+    from u2export.reference.source import Source
+
+    torch.save(builders.bands(Source.open(str(u2netp)).model).state_dict(), tmp_path / "bands.pth")
+    source = Source.open(str(tmp_path / "bands.pth"), Contract(96, 96))
+    photos = Calibration.open(ROOT / "calibration", source.contract, limit=12)
+    # The bands have no gap between them, so their borders move more than those of objects: IoU is .80 to .98.
+    budget = {"mae": 0.02, "mae_worst": 0.03, "class_iou_worst": 0.7}
+    made = Ort().export(source, tmp_path, Request("int8", photos, budget=budget))
+    assert set(made.fidelity["class_ious"]) == {"0", "1", "2", "3"} and made.fidelity["class_agreement"] > 0.93
+    monkeypatch.setattr("u2export.exporters.ort.to_onnx", without_class_2)
+    with pytest.raises(UserError, match=r"class_iou_worst \(class 2\)"):
+        Ort().export(source, tmp_path / "bad", Request("int8", photos, budget={**budget, "mae": 1.0, "mae_worst": 1.0}))
 
 
 # Bench, tables, gate

@@ -122,7 +122,8 @@ class OpenArtifact:
             raise UserError(
                 f"{name}: the artifact's d0 holds NaN or infinite values", "export the network in a higher precision"
             )
-        return d0[0]
+        maps: Floats = d0[0]
+        return maps
 
 
 @dataclass(frozen=True)
