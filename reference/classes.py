@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2export.errors import UserError
-from u2export.reference.image import Floats, Pixels, sigmoid
+from u2export.reference.image import Floats, Pixels, mask_for, sigmoid
 
 # Rounding, also that of int8, leaves probabilities between -SLACK and 1 + SLACK. Logits of photos go far beyond.
 SLACK = 0.02
@@ -47,6 +47,11 @@ def classes_for(maps: Floats, height: int, width: int) -> Pixels:
         won = shown > best
         best[won], index[won] = shown[won], k
     return index
+
+
+def shown_for(maps: Floats, height: int, width: int) -> Pixels:
+    """Return what a photo (height, width) shows: the mask of one map (1, h, w), or the classes of several (K, h, w)."""
+    return classes_for(maps, height, width) if len(maps) > 1 else mask_for(maps[0], height, width)
 
 
 def class_mask_for(one: Floats, height: int, width: int) -> Pixels:

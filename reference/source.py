@@ -71,7 +71,7 @@ class Source:
         """The golden record of these weights under this contract (see `u2export.reference.golden`)."""
         from u2export.reference.golden import picture, summary
 
-        return summary(self.contract, self.predict(self.contract.tensor(picture(self.contract.channels)))[0, 0])
+        return summary(self.contract, self.predict(self.contract.tensor(picture(self.contract.channels)))[0])
 
     def stamp(self, precision: str, tools: Mapping[str, str]) -> dict[str, Any]:
         """What is written into a model file: variant, weights, precision, versions of tools."""

@@ -53,3 +53,16 @@ def test_files_agree_with_each_other_and_with_the_network(tmp_path: Path, u2netp
     assert record["weights_sha256"] == source.weights.sha256
     # u2netp finds the ball.
     assert record["mask_grid"][3][4] > 0.95 and record["mask_grid"][7][0] < 0.05
+
+
+def test_golden_vectors_of_several_classes_hold_all_of_them(tmp_path: Path) -> None:
+    contract = Contract(16, 16)
+    maps = np.random.default_rng(0).random((4, 16, 16)).astype(np.float32)
+    folder = golden.write(contract, maps, {}, tmp_path / "g")
+    record = json.loads((folder / "golden.json").read_text())
+    assert "mask_grid" not in record and len(record["class_grids"]) == 4
+    assert record["class_grids"][2][0][0] == pytest.approx(maps[2, :2, :2].mean(), abs=1e-5)
+    assert np.array_equal(np.load(folder / "d0.npy"), maps)
+    assert np.array_equal(np.load(folder / "classes.npy"), maps.argmax(0))
+    with Image.open(folder / "classes.png") as classes:
+        assert (classes.mode, classes.size) == ("P", (280, 210)) and not (folder / "mask.png").exists()

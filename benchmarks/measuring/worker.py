@@ -57,7 +57,8 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact, target_of
 from u2export.exporters.runtime import Runner, processors
-from u2export.reference.image import Contract, Floats, mask_for
+from u2export.reference.classes import shown_for
+from u2export.reference.image import Contract, Floats
 from u2export.reference.photos import open_picture, read_input
 
 Request = dict[str, Any]
@@ -140,7 +141,7 @@ class Worker:
             inferred = perf_counter_ns()
             self._check(d0, 1)
             if finite := bool(np.isfinite(d0).all()):
-                mask_for(d0[0, 0], picture.height, picture.width)
+                shown_for(d0[0], picture.height, picture.width)
             end = perf_counter_ns()
             times = {"preprocess_ns": ready - start, "inference_ns": inferred - begin}
             times.update({"postprocess_ns": end - inferred} if finite else {})

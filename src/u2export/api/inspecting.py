@@ -142,7 +142,7 @@ def golden(
     from u2export.reference.source import Source
 
     source = Source.open(str(weights), read_contract(size, resize, contract, weights))
-    d0 = source.predict(source.contract.tensor(picture(source.contract.channels)))[0, 0]
+    d0 = source.predict(source.contract.tensor(picture(source.contract.channels)))[0]
     return write(source.contract, d0, source.stamp("fp32", {}), Path(out))
 
 

@@ -15,8 +15,8 @@ from u2export.exporters.open import read_artifact as _read_artifact
 from u2export.exporters.open import target_of
 from u2export.exporters.runtime import Runner
 from u2export.files import make_folder, staged
-from u2export.reference.classes import class_mask_for, classes_for, palette, probabilities
-from u2export.reference.image import Contract, Floats, Picture, Pixels, mask_for
+from u2export.reference.classes import class_mask_for, palette, probabilities, shown_for
+from u2export.reference.image import Contract, Floats, Picture, Pixels
 from u2export.reference.photos import (
     MAX_PIXELS_VARIABLE,
     Photo,
@@ -354,9 +354,7 @@ def _predictions(
 
 def _mask(maps: Floats, photo: Photo) -> Pixels:
     """Return the mask (H, W) of a photo, or the class of each pixel where there are several maps."""
-    if len(maps) > 1:
-        return classes_for(maps, photo.height, photo.width)
-    return mask_for(maps[0], photo.height, photo.width)
+    return shown_for(maps, photo.height, photo.width)
 
 
 def _class_masks(maps: Floats, photo: Photo) -> Pixels:
