@@ -21,7 +21,7 @@ TESTS = (
 )  # fmt: skip
 EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports")
 # Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.
-APART = ("litert",)
+APART = ("litert", "executorch")
 
 
 def install(session: nox.Session, extras: tuple[str, ...], *more: str) -> None:

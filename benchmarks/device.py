@@ -32,6 +32,7 @@ RUNTIMES = (
     "tensorrt",
     "tensorrt-rtx",
     "ai-edge-litert",
+    "executorch",
 )
 PACKAGES = ("numpy", "pillow", *RUNTIMES)
 

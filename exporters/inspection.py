@@ -227,6 +227,16 @@ def _litert(path: Path) -> ModelFile:
     return read_tflite(path)
 
 
+# ExecuTorch
+
+
+def _executorch(path: Path) -> ModelFile:
+    _need("executorch", "executorch")
+    from u2export.exporters.executorch.program import read_pte
+
+    return read_pte(path)
+
+
 # TensorRT
 
 
@@ -289,6 +299,7 @@ READERS: dict[str, Callable[[Path], ModelFile]] = {
     ".xml": _openvino,
     ".mlpackage": _coreml,
     ".tflite": _litert,
+    ".pte": _executorch,
     ".engine": _engine,
     ".plan": _engine,
     ".log": _layer_table,

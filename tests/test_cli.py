@@ -14,7 +14,7 @@ from PIL import Image
 from u2export.exporters.trt.installed import devices
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt", "scipy", "matplotlib", "cv2",
-         "litert_torch", "ai_edge_litert", "jax")  # fmt: skip
+         "litert_torch", "ai_edge_litert", "jax", "executorch")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ BLANKS = {
 }
 KNEE = "knee: median of the last 30 s of the sustained run, divided by the median of its first 30 s"
 # The packages whose versions a table names.
-TOOLS = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt", "ai-edge-litert")
+TOOLS = (
+    "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt", "ai-edge-litert", "executorch",
+)  # fmt: skip
 
 
 def about(table: Table) -> list[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from u2export.exporters.litert.tflite import convolutions
+from u2export.exporters.quiet import quiet
 from u2export.reference.image import Contract
 from u2export.reference.onnx_export import INPUT
 
@@ -49,7 +46,7 @@ def converted(
     shape = (number, height, width, channels) if deployed.channels_last else contract.shape
     example = torch.zeros(shape, dtype=torch.uint8 if embed_preprocess else torch.float32)
     litert_torch.config.show_progress = False  # its console took hold of standard output when it was imported
-    with _silent():
+    with quiet():
         made = litert_torch.convert(deployed, sample_kwargs={INPUT: example})
         made.export(str(scratch))
     model = scratch.read_bytes()
@@ -71,7 +68,7 @@ def with_fp16_weights(model: bytes) -> bytes:
             weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
         ),
     )
-    with _silent():
+    with quiet():
         return bytes(made.quantize(None).quantized_model)
 
 
@@ -80,7 +77,7 @@ def with_int8_weights(model: bytes) -> bytes:
     from ai_edge_quantizer import quantizer, recipe
 
     made = quantizer.Quantizer(bytearray(model), recipe.dynamic_wi8_afp32())
-    with _silent():
+    with quiet():
         return bytes(made.quantize(None).quantized_model)
 
 
@@ -96,7 +93,7 @@ def with_int8(model: bytes, inputs: Iterable[Any]) -> bytes:
     wanted = [{**part, "regex": QUANTISED} for part in recipe.static_wi8_ai8()]
     made = quantizer.Quantizer(bytearray(model), wanted)
     ranges: dict[str, dict[str, Any]] = {}
-    with _silent():
+    with quiet():
         for photo in inputs:
             # One by one: over a list, the quantiser takes a moving average, which cuts off what few photos reach.
             for name, seen in made.calibrate({"serving_default": [{INPUT: photo}]}).items():
@@ -122,16 +119,3 @@ def _wide_enough(model: bytes, ranges: dict[str, dict[str, Any]]) -> dict[str, d
             wide = np.maximum(most, needed).astype(np.float32).reshape(-1, 1, 1, 1)
             found[name] = {"min": -wide, "max": wide}
     return found
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Hide what the converter and the quantiser print: sizes on standard output, progress bars, warnings."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -68,7 +68,7 @@ def export(
     `u2export TARGET --PRECISION …` calls this function, so both write the same bytes.
 
     Args:
-        target: "onnx", "ort", "openvino", "trt", "coreml" or "litert".
+        target: "onnx", "ort", "openvino", "trt", "coreml", "litert" or "executorch".
         precision: one of the target's precisions, see `u2export targets`; the target's first one by default.
         weights: a name of `u2export weights list`, "random-u2netp", "random-u2net", or a .pth, .safetensors or .onnx
             file.

@@ -72,7 +72,7 @@ def targets() -> list[Target]:
 
     Example:
         >>> [target.name for target in targets()]
-        ['onnx', 'ort', 'openvino', 'trt', 'coreml', 'litert']
+        ['onnx', 'ort', 'openvino', 'trt', 'coreml', 'litert', 'executorch']
     """
     return [_target(exporter) for exporter in EXPORTERS.values()]
 

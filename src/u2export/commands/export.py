@@ -1,4 +1,4 @@
-"""`u2export onnx|ort|openvino|coreml|litert`: an artifact and its record; the masks are checked first."""
+"""`u2export onnx|ort|openvino|coreml|litert|executorch`: an artifact and its record; the masks are checked first."""
 
 from __future__ import annotations
 
@@ -154,3 +154,9 @@ def litert(
 ) -> None:
     """Export to LiteRT, formerly TensorFlow Lite (.tflite), for phones and small boards."""
     o.show_artifact(common.run("litert", precision, nhwc=nhwc, embed_preprocess=embed_preprocess), as_json)
+
+
+@o.with_precisions("executorch")
+def executorch(common: o.Export, precision: str, as_json: o.AsJson = False) -> None:
+    """Export to ExecuTorch (.pte) for the CPUs of phones, through XNNPACK."""
+    o.show_artifact(common.run("executorch", precision), as_json)

@@ -1,0 +1,1 @@
+"""The ExecuTorch target: .pte programs for apps that take their models from PyTorch."""

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import ANY_MASKS, SMALL, random_source
+
+from u2export.errors import UserError
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.executorch.exporter import ExecuTorch
+from u2export.exporters.exporter import Request
+from u2export.exporters.inspection import inspect
+from u2export.exporters.open import adopt, read_artifact
+from u2export.reference.golden import picture
+from u2export.reference.image import Contract
+
+pytest.importorskip("torch")
+
+from u2export.calibration.dataset import Calibration
+from u2export.reference.source import Source
+
+
+@pytest.fixture(scope="module")
+def small() -> Source:
+    return random_source()
+
+
+@pytest.fixture(scope="module")
+def exported(small: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    if problem := ExecuTorch().missing():
+        pytest.skip(str(problem))
+    folder, photos = tmp_path_factory.mktemp("executorch"), Calibration.bundled(SMALL).subset(2)
+    return {
+        "fp32": ExecuTorch().export(small, folder, Request("fp32")),
+        "int8": ExecuTorch().export(small, folder, Request("int8", photos, condition=False, budget=ANY_MASKS)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "weight", "activation", "most"),
+    [("fp32", "float32", "float32", 1e-5), ("int8", "int8 per channel", "int8", 0.5)],
+)
+def test_the_program_is_the_network(
+    exported: dict[str, Artifact], small: Source, precision: str, weight: str, activation: str, most: float
+) -> None:
+    artifact = exported[precision]
+    assert artifact.name == f"random-u2netp-64-executorch-{precision}.pte"
+    assert read_artifact(artifact.record).files == artifact.files
+    assert any("XNNPACK: 100.0% of the work" in note for note in artifact.notes)
+    found = inspect(artifact.path)
+    assert [(p.kind, p.shape) for p in (*found.inputs, *found.outputs)] == [
+        ("float32", ("1", "3", "64", "64")), ("float32", ("1", "1", "64", "64")),
+    ]  # fmt: skip
+    assert found.weights == {weight: 119} and found.activations == {activation: 119}
+    assert found.layers[0].shape == (64, 3, 3, 3) and found.operations["Conv2d"] == 119
+    assert Contract.from_json(found.stamp["contract"]) == SMALL
+    assert found.stamp["weights_sha256"] == small.weights.sha256 and found.stamp["tools"]["executorch"]
+    x = SMALL.tensor(picture())
+    with ExecuTorch().load(artifact, threads=1) as runner:
+        d0 = runner(x)
+        assert d0.shape == (1, 1, 64, 64) and d0.dtype == np.float32
+        error = np.abs(d0 - small.predict(x)).max()
+        assert error < most and (error > 1e-4) == (precision == "int8")
+        kept = d0.copy()
+        runner(x * 0.5)
+        np.testing.assert_array_equal(d0, kept)  # not a view the runtime writes to again
+        assert runner.info["arithmetic"] == precision and runner.info["threads"] == "1"
+        assert runner.info["provider"] == "XNNPACK" and min(runner.opening.values()) > 0
+
+
+def test_work_outside_xnnpack_is_counted_and_warned_of(small: Source, caplog: pytest.LogCaptureFixture) -> None:
+    from u2export.exporters.executorch.exporter import _notes
+    from u2export.exporters.executorch.program import Contents
+
+    held = Contents((), (), Counter({"Conv2d": 100}), Counter({"aten::convolution": 19}), (), (90, 100))
+    assert _notes(held) == ("XNNPACK: 90.0% of the work, 100 of 119 operations",)
+    assert "slow kernels: aten::convolution" in caplog.text
+
+
+def test_files_without_a_record(exported: dict[str, Artifact], tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pte"
+    shutil.copy(exported["int8"].path, path)
+    artifact = adopt(path)
+    assert artifact.exporter == "executorch" and artifact.contract == SMALL
+    assert ExecuTorch().arithmetics(artifact) == ("int8",)
+    path.write_bytes(path.read_bytes().replace(b"u2export_", b"somebody_"))  # a file of others: no stamp of ours
+    assert inspect(path).stamp == {} and adopt(path).contract == SMALL
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 5000, 1_000_000])
+def test_damaged_files(exported: dict[str, Artifact], tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cut.pte"
+    path.write_bytes(exported["int8"].path.read_bytes()[:length])
+    for opened in (inspect, adopt):
+        with pytest.raises(UserError, match=r"cut\.pte"):
+            opened(path)
+    with pytest.raises(UserError, match=r"cut\.pte"):
+        ExecuTorch().load(replace(exported["int8"], path=path))
