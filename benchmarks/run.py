@@ -48,6 +48,7 @@ class BenchRequest:
         timeout: seconds to wait for one answer of a runtime.
         reference: what the masks are compared with: "auto" (PyTorch where torch and the weights are present, or else
             an fp32 ONNX artifact), "pytorch", a weights file, an artifact, or an .npz of reference maps.
+        output_name: the output that is the fused map d0, of ONNX files without a record; empty to find it.
         baseline_row: name of the row that speed-ups are relative to; empty for the reference, or else the first row.
         latency: whether the rows are timed; without it only the masks are compared.
         strict: whether a photo that cannot be read is an error; otherwise the report counts it as broken.
@@ -81,6 +82,7 @@ class BenchRequest:
     ssh_config: Path | None = None
     timeout: float = 300.0
     reference: str | Path = "auto"
+    output_name: str = ""
     baseline_row: str = ""
     latency: bool = True
     strict: bool = False
@@ -130,7 +132,7 @@ def bench(
 
 
 def _plan(request: BenchRequest) -> Plan:
-    artifacts = read_artifacts(request.artifacts)
+    artifacts = read_artifacts(request.artifacts, request.output_name)
     if not artifacts:
         raise UserError("there is no artifact to measure", "name at least one exported model")
     if request.trust:
@@ -147,6 +149,7 @@ def _plan(request: BenchRequest) -> Plan:
         ),
         arithmetics=request.arithmetics,
         reference=str(request.reference),
+        output_name=request.output_name,
         baseline=request.baseline_row,
         timeout=request.timeout,
         latency=request.latency,

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from u2export.calibration.prepare import prepared
-from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime
 from u2export.exporters.runtime import versions
-from u2export.reference.image import Contract
 from u2export.reference.onnx_export import Graph, to_onnx
-from u2export.reference.onnx_session import open_session
 
 if TYPE_CHECKING:
     from u2export.reference.source import Source
@@ -61,23 +58,6 @@ class Onnx(OnnxRuntime, Exporter):
     def adopts(self, path: Path) -> bool:
         """Whether the file is an .onnx; whether ONNX Runtime opens it shows when it is loaded."""
         return path.suffix == ".onnx"
-
-    def contract_of(self, path: Path) -> Contract:
-        """The standard contract with the size and the channels of the file's first input.
-
-        Raises:
-            Unavailable: ONNX Runtime is not installed.
-            UserError: ONNX Runtime cannot open the file, or its first input is not (N, C, H, W).
-        """
-        if problem := self.missing_runtime():
-            raise problem
-        shape = open_session(path).get_inputs()[0].shape
-        if len(shape) != 4:
-            raise UserError(f"{path}: its first input has shape {shape}, not (N, C, H, W)", "give a U²-Net in ONNX")
-        channels, height, width = (v if isinstance(v, int) else None for v in shape[1:])
-        standard = Contract()
-        sized = replace(standard, height=height or standard.height, width=width or standard.width)
-        return sized.with_channels(channels or standard.channels)
 
 
 def to_fp16(model: Any) -> Any:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import Unavailable
-from u2export.exporters.runtime import Runner, Runtime, missing_modules
+from u2export.exporters.foreign import assume, runner_of_foreign
+from u2export.exporters.runtime import Assumed, Runner, Runtime, missing_modules
 from u2export.reference.image import Contract, Floats
-from u2export.reference.onnx_session import CPU, timed_session
+from u2export.reference.onnx_session import CPU, open_session, timed_session
 
 if TYPE_CHECKING:
     from u2export.exporters.artifact import Artifact
@@ -38,6 +40,18 @@ class OnnxRuntime(Runtime):
         there = onnxruntime.get_available_providers()
         return (artifact.precision, *(f"{artifact.precision} {k}" for k, v in PROVIDERS.items() if v in there))
 
+    def assume(self, path: Path, output_name: str = "") -> Assumed:
+        """As `Runtime.assume`: what the session's input and outputs tell, and the graph.
+
+        Raises:
+            UserError: ONNX Runtime cannot open the file, its input is no picture of floats, or d0 cannot be told among
+                its outputs.
+            Unavailable: ONNX Runtime is not installed.
+        """
+        if problem := self.missing_runtime():
+            raise problem
+        return assume(path, open_session(path, optimise=False), output_name)
+
     @contextmanager
     def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
         import onnxruntime
@@ -54,18 +68,21 @@ class OnnxRuntime(Runtime):
             "arithmetic": artifact.precision,
             "threads": str(threads),
         }
-        yield replace(runner_of(session, artifact.contract, info), opening=opening)
+        runner = runner_of(session, artifact, info)
+        yield replace(runner, opening=opening)
 
 
-def runner_of(session: Any, contract: Contract, info: dict[str, str]) -> Runner:
+def runner_of(session: Any, artifact: Artifact, info: dict[str, str]) -> Runner:
     """The runner of an ONNX Runtime session; a graph that takes uint8 is fed with pixels."""
     entry, output = session.get_inputs()[0], session.get_outputs()[0].name
+    if entry.type != "tensor(uint8)" and "output" in artifact.options:
+        return runner_of_foreign(session, artifact.path, artifact.contract, artifact.options, info)
 
     def predict(fed: Any) -> Floats:
         return np.asarray(session.run([output], {entry.name: fed})[0], np.float32)
 
     if entry.type == "tensor(uint8)":
-        return Runner(predict, info, lambda batch: to_pixels(batch, contract))
+        return Runner(predict, info, lambda batch: to_pixels(batch, artifact.contract))
     return Runner(predict, info)
 
 

@@ -15,19 +15,25 @@ from u2export.reference.weights import Identity, file_digest
 log = logging.getLogger(__name__)
 
 
-def read_artifact(path: Path) -> Artifact:
+def read_artifact(path: Path, output_name: str = "") -> Artifact:
     """The artifact of a model file, a model folder or a record. The hashes of its files are checked.
+
+    Args:
+        path: of the model or the record.
+        output_name: of an ONNX file without a record: the output that is d0; empty to find it.
 
     Raises:
         UserError: there is no such file, its record is unreadable or of another schema, or a file was changed since
-            the record was written.
+            the record was written; or an output is named although there is a record.
         Unavailable: there is no record, and the runtime that would open the file is not installed.
     """
     record = path if path.name.endswith(RECORD) else path.with_name(path.name + RECORD)
     if not path.exists():
         raise UserError(f"no such artifact: {path}", "give the file an export command printed, or its .json record")
     if not record.exists():
-        return adopt(path)
+        return adopt(path, output_name)
+    if output_name:
+        raise UserError(f"{path} has a record, which tells its output", "leave the name out", "output_name")
     artifact = read_record(record)
     for name, expected in artifact.files.items():
         file = artifact.path.parent / name
@@ -38,14 +44,15 @@ def read_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def read_artifacts(given: Iterable[Path | Artifact]) -> list[Artifact]:
+def read_artifacts(given: Iterable[Path | Artifact], output_name: str = "") -> list[Artifact]:
     """Return the artifacts among several paths, each once, such as all that `folder/*` names.
 
     Among several paths, a path that is no artifact (a recipe, results, a picture) is skipped with a line in the log.
-    An artifact that is given through its file and its record counts once.
+    An artifact that is given through its file and its record counts once. `output_name` is for the files without a
+    record.
 
     Raises:
-        UserError: as `read_artifact`; or none of the paths is an artifact.
+        UserError: as `read_artifact`; or none of the paths is an artifact, or an output is named and all have records.
         Unavailable: as `read_artifact`.
     """
     given = list(given)
@@ -55,11 +62,13 @@ def read_artifacts(given: Iterable[Path | Artifact]) -> list[Artifact]:
         raise UserError(f"none of the {len(skipped)} paths is an artifact", "give files that an export command printed")
     for path in skipped:
         log.warning("skipped %s: it is no artifact", path)
+    used = [one for one in given if one not in skipped]
+    if output_name and not any(isinstance(one, Path) and _lacks_record(one) for one in used):
+        raise UserError("all artifacts have records, which tell their outputs", "leave the name out", "output_name")
     found: dict[Path, Artifact] = {}
-    for one in given:
-        if one not in skipped:
-            artifact = one if isinstance(one, Artifact) else read_artifact(one)
-            found.setdefault(artifact.path.parent.resolve() / artifact.name, artifact)
+    for one in used:
+        artifact = one if isinstance(one, Artifact) else read_artifact(one, output_name if _lacks_record(one) else "")
+        found.setdefault(artifact.path.parent.resolve() / artifact.name, artifact)
     return list(found.values())
 
 
@@ -84,11 +93,15 @@ def is_artifact(path: Path) -> bool:
     return path.with_name(path.name + RECORD).is_file() or any(e.adopts(path) for e in EXPORTERS.values())
 
 
-def adopt(path: Path) -> Artifact:
-    """The artifact of a model file without a record, such as a published ONNX. A note says which contract is assumed.
+def _lacks_record(path: Path) -> bool:
+    return not path.name.endswith(RECORD) and not path.with_name(path.name + RECORD).exists()
+
+
+def adopt(path: Path, output_name: str = "") -> Artifact:
+    """The artifact of a model file without a record, such as a published ONNX. Its notes say what is assumed.
 
     Raises:
-        UserError: no target opens files of this kind.
+        UserError: no target opens files of this kind, or what must be assumed cannot be told, see `Runtime.assume`.
         Unavailable: the runtime that opens files of this kind is not installed.
     """
     owner = next((e for e in EXPORTERS.values() if e.adopts(path)), None)
@@ -98,7 +111,8 @@ def adopt(path: Path) -> Artifact:
     whole = (
         hashlib.sha256("".join(files.values()).encode()).hexdigest() if len(files) > 1 else next(iter(files.values()))
     )
+    assumed = owner.assume(path, output_name)
     return Artifact(
-        owner.name, "fp32", "unknown", Identity(path.stem, whole), owner.contract_of(path), path, files,
-        notes=("no record: default image contract assumed",),
+        owner.name, assumed.precision, "unknown", Identity(path.stem, whole), assumed.contract, path, files,
+        options=assumed.options, notes=assumed.notes,
     )  # fmt: skip

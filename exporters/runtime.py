@@ -47,6 +47,23 @@ class Runner:
         return self.predict(self.prepare(batch))
 
 
+@dataclass(frozen=True)
+class Assumed:
+    """What is assumed of a file without a record.
+
+    Attributes:
+        contract: the image contract.
+        precision: what is stored in the file, as far as it tells.
+        options: what the target's runner needs to know.
+        notes: what was assumed, in words.
+    """
+
+    contract: Contract
+    precision: str = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ("no record: default image contract assumed",)
+
+
 class Runtime(ABC):
     """Opens the artifacts of one target.
 
@@ -70,9 +87,16 @@ class Runtime(ABC):
         """Whether the target opens this file when no record lies beside it."""
         return False
 
-    def contract_of(self, path: Path) -> Contract:
-        """The image contract to assume for a file without a record."""
-        return Contract()
+    def assume(self, path: Path, output_name: str = "") -> Assumed:
+        """What to assume of a file without a record, whose output of this name is d0; empty to find the output.
+
+        Raises:
+            UserError: the file is damaged or is no U²-Net, or its output cannot be chosen.
+            Unavailable: the runtime that opens it is not installed.
+        """
+        if output_name:
+            raise UserError(f"{path}: only an ONNX file has outputs to choose from", "leave it out", "output_name")
+        return Assumed(Contract())
 
     def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The arithmetics in which this machine can run the artifact, the one that its precision means first."""

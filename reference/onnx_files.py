@@ -90,10 +90,10 @@ def _locations(data: memoryview, kind: str, depth: int = 0) -> Iterator[tuple[st
     entries: dict[bytes, bytes] = {}
     if depth > DEEPEST:
         raise Malformed("nested too deep")
-    for field, value in _fields(data):
+    for field, value in fields(data):
         inner = INSIDE[kind].get(field)
         if inner == "entry":
-            pair = {number: bytes(text) for number, text in _fields(value) if number in (1, 2)}
+            pair = {number: bytes(text) for number, text in fields(value) if number in (1, 2)}
             entries[pair.get(1, b"")] = pair.get(2, b"")
         elif inner:
             yield from _locations(value, inner, depth + 1)
@@ -108,8 +108,25 @@ def _end(entries: dict[bytes, bytes]) -> int:
         raise Malformed("an offset or a length that is no number") from None
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of every length-delimited field of a message; the others are skipped."""
+def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of every length-delimited field of a message; the others are skipped.
+
+    Raises:
+        Malformed: the bytes are no message. All that came before is yielded first.
+    """
+    return ((field, value) for field, value in _all_fields(data) if isinstance(value, memoryview))
+
+
+def numbers(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Number and value of every field of a message that holds a whole number; the others are skipped.
+
+    Raises:
+        Malformed: as `fields`.
+    """
+    return ((field, value) for field, value in _all_fields(data) if isinstance(value, int))
+
+
+def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -117,7 +134,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         if field == 0:
             raise Malformed("field number 0")
         if wire == 0:
-            _, at = _varint(data, at)
+            number, at = _varint(data, at)
+            yield field, number
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
         elif wire == 2:

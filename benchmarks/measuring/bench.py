@@ -24,6 +24,7 @@ from u2export.benchmarks.measuring.results import Results, failed
 from u2export.benchmarks.measuring.rows import (
     PlannedRow,
     ReferenceChoice,
+    chosen_output,
     groups,
     in_scenario,
     missing_references,
@@ -61,7 +62,7 @@ class Bench:
         self, plan: Plan, scratch: Path, saved: Callable[[Report], None], progress: Progress, earlier: Report | None
     ) -> None:
         self._plan, self._progress, self._earlier = plan, progress, earlier
-        self._choice = ReferenceChoice(plan.reference)
+        self._choice = ReferenceChoice(plan.reference, plan.output_name)
         self._workers = Workers(plan, scratch)
         self._machine = self._workers.machine
         self._without_reference = missing_references(plan.artifacts, self._choice)
@@ -129,7 +130,7 @@ class Bench:
         try:
             with self._workers.start() as worker:
                 wait = BUILD_SECONDS if workshop else 0.0
-                answer = worker.ask("describe", wait, artifact=path, workshop=workshop)
+                answer = worker.ask("describe", wait, artifact=path, workshop=workshop, **chosen_output(artifact))
         except WorkerFailed as failure:
             yield replace(first, row=failed(first.row, failure, path))
             return

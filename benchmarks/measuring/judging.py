@@ -66,7 +66,7 @@ class Judging:
     ) -> None:
         self.judged: list[Judged] = []
         self._plan, self._photos, self._results, self._workers = plan, photos, results, workers
-        self._choice = ReferenceChoice(plan.reference)
+        self._choice = ReferenceChoice(plan.reference, plan.output_name)
         self._scratch, self._progress = scratch, progress
         self._files = 0
 

@@ -33,6 +33,7 @@ class Plan:
         settings: tier, samples, seconds, rounds, threads and scenario.
         arithmetics: "all" for a row in each arithmetic in which the machine can run an artifact, "default" for one row.
         reference: "auto", "pytorch", a weights file, an artifact, or an .npz of maps.
+        output_name: the output that is d0, of ONNX files without a record; empty to find it.
         baseline: name of the row that speed-ups are relative to; empty for the first reference, or else the first row.
         timeout: seconds that a worker may take for one answer.
         latency: whether the rows are timed.
@@ -49,6 +50,7 @@ class Plan:
     settings: Settings = field(default_factory=Settings)
     arithmetics: str = "all"
     reference: str = "auto"
+    output_name: str = ""
     baseline: str = ""
     timeout: float = 300.0
     latency: bool = True

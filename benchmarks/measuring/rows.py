@@ -35,8 +35,9 @@ class PlannedRow:
 
     Attributes:
         row: the fields that are known before measuring; `reason` is set where the row cannot be measured.
-        opening: fields of the worker's request "open", without threads: "artifact" and "mode" (and "built", the path
-            of what the device built), or "weights", "sha256" and "contract" of the PyTorch network.
+        opening: fields of the worker's request "open", without threads: "artifact", "mode" and, where the user named
+            it, "output" (and "built", the path of what the device built), or "weights", "sha256" and "contract" of
+            the PyTorch network.
         contract: the image contract, as in `row`.
         default: whether the arithmetic is the one that the runtime chooses for the artifact.
     """
@@ -54,9 +55,15 @@ class PlannedRow:
 
 @dataclass(frozen=True)
 class ReferenceChoice:
-    """What the option `--reference` names: a word, or the path of a file."""
+    """What the option `--reference` names: a word, or the path of a file.
+
+    Attributes:
+        text: the word or the path.
+        output_name: the output that is d0, of an ONNX file without a record where the file does not tell.
+    """
 
     text: str = "auto"
+    output_name: str = ""
 
     @property
     def kind(self) -> str:
@@ -69,7 +76,12 @@ class ReferenceChoice:
     @cached_property
     def artifact(self) -> Artifact:
         """The artifact that `--reference` names, where `kind` is "artifact"."""
-        return read_artifact(Path(self.text))
+        try:
+            return read_artifact(Path(self.text))
+        except UserError as error:
+            if not self.output_name or error.option != "output_name":
+                raise
+        return read_artifact(Path(self.text), self.output_name)
 
     @cached_property
     def sha256(self) -> str:
@@ -215,12 +227,19 @@ def missing_references(artifacts: Sequence[Artifact], choice: ReferenceChoice) -
 
 def planned_artifact(name: str, artifact: Artifact) -> PlannedRow:
     """Return the row of an artifact in the arithmetic that its precision means."""
-    digest = hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(artifact.files.items())).encode()).hexdigest()
+    parts = {**artifact.files, **chosen_output(artifact)}  # another output is another network
+    digest = hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(parts.items())).encode()).hexdigest()
     row = Row(
         name, artifact.exporter, artifact.precision, artifact.precision, artifact.variant, artifact.weights,
         artifact.contract.to_json(), digest, artifact.size, notes=artifact.notes,
     )  # fmt: skip
-    return PlannedRow(row, {"artifact": str(artifact.path), "mode": ""}, artifact.contract)
+    opening = {"artifact": str(artifact.path), "mode": "", **chosen_output(artifact)}
+    return PlannedRow(row, opening, artifact.contract)
+
+
+def chosen_output(artifact: Artifact) -> dict[str, str]:
+    """Return the field "output" of a worker's request where the user named the output of a file without a record."""
+    return {"output": str(artifact.options["output"])} if artifact.options.get("named") else {}
 
 
 def planned_pytorch(weights: str, identity: Identity, contract: Contract, variant: str) -> PlannedRow:

@@ -11,10 +11,11 @@ Requests, by their field "do". All paths are paths on the worker's machine.
 
 - machine {} -> {device, environment, state}, as in `u2export.benchmarks.device` and `sensors`.
 - pulse {} -> {pulse}: clocks and temperatures.
-- describe {artifact, workshop} -> {modes, built, size}: `modes` are the arithmetics in which this machine runs the
-  artifact. Where the request names a folder `workshop` and the artifact must be built on this machine, the worker
-  builds it there; `built` is the path of what it built and `size` its bytes.
-- open {artifact, mode, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}
+- describe {artifact, workshop, output} -> {modes, built, size}: `modes` are the arithmetics in which this machine runs
+  the artifact. Where the request names a folder `workshop` and the artifact must be built on this machine, the worker
+  builds it there; `built` is the path of what it built and `size` its bytes. `output` names the output that is d0, of
+  a file without a record.
+- open {artifact, mode, output, threads, batch, streams} or {weights, sha256, contract, threads, batch, streams}
   -> {load_ns, opening_ns, runtime, memory}: open an artifact, or the PyTorch reference, once for each stream.
 - predict {photos} -> a line {photo, preprocess_ns, inference_ns, postprocess_ns, maps, d0} for each photo: `maps` is
   the number of maps (one for each class), and d0 is all maps (maps, height, width) as base64 of little-endian float32.
@@ -93,9 +94,9 @@ class Worker:
         """Tell the state of the machine, from the kernel's files only."""
         yield {"pulse": pulse()}
 
-    def describe(self, artifact: str, workshop: str = "") -> Iterator[dict[str, Any]]:
+    def describe(self, artifact: str, workshop: str = "", output: str = "") -> Iterator[dict[str, Any]]:
         """Tell the arithmetics of an artifact on this machine; this may load the runtime."""
-        opened = read_artifact(Path(artifact))
+        opened = read_artifact(Path(artifact), output)
         arithmetics = _ready(opened)
         made = target_of(opened).built(opened, Path(workshop)) if workshop else None
         if made is None:
@@ -114,7 +115,9 @@ class Worker:
             start = perf_counter_ns()
             opening = _reference(which["weights"], which["sha256"], self.contract, threads, streams)
         else:
-            artifact = read_artifact(Path(which["artifact"]))  # not timed: the runtime does not hash files
+            artifact = read_artifact(
+                Path(which["artifact"]), which.get("output", "")
+            )  # not timed: the runtime does not hash files
             self.contract = artifact.contract
             start = perf_counter_ns()
             _ready(artifact)

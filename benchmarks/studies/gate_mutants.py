@@ -115,7 +115,7 @@ class Proof:
 
     def _effect(self, artifact: Artifact, origin: str) -> list[ImageFidelity]:
         """Return the fidelity to PyTorch on the other photos, computed in this process."""
-        runner = runner_of(open_session(artifact.path, threads=1), artifact.contract, {})
+        runner = runner_of(open_session(artifact.path, threads=1), artifact, {})
         pairs = zip(self.inputs[origin], self.want[origin], strict=True)
         return [compare(runner(x)[0, 0], want) for x, want in pairs]
 

@@ -26,7 +26,7 @@ from u2export.exporters.coreml.mac_runner import UNITS, open_on_mac
 from u2export.exporters.coreml.ports import INPUT, OUTPUT
 from u2export.exporters.coreml.simulated_runner import SIMULATED, open_simulated
 from u2export.exporters.exporter import Exporter, Made, Request
-from u2export.exporters.runtime import Runner, missing_modules, versions
+from u2export.exporters.runtime import Assumed, Runner, missing_modules, versions
 from u2export.reference import stamp
 from u2export.reference.image import Contract
 from u2export.reference.weights import WEIGHTS
@@ -113,18 +113,22 @@ class CoreML(Exporter):
         """Whether a file without a record is an .mlpackage."""
         return path.suffix == self.suffix
 
-    def contract_of(self, path: Path) -> Contract:
-        """The contract that u2export stamped into a package.
+    def assume(self, path: Path, output_name: str = "") -> Assumed:
+        """As `Runtime.assume`, with the contract that u2export stamped into a package.
 
         Raises:
             UserError: the package has no stamp, or is damaged.
             Unavailable: a package that reads it is not installed.
         """
+        super().assume(path, output_name)
         if problem := self.missing_runtime():
             raise problem
         from u2export.exporters.coreml.package import Package
 
-        return Contract.from_json(Package(path).stamped("contract"))
+        return Assumed(
+            Contract.from_json(Package(path).stamped("contract")),
+            notes=("no record: image contract read from the file",),
+        )
 
     def filename(self, source: Source, precision: str) -> str:
         """As `Exporter.filename`; the name says which options differ, so that no variant overwrites another."""

@@ -201,4 +201,4 @@ class TensorRT(OnnxRuntime, Exporter):
             "arithmetic": arithmetic,
             "threads": str(threads),
         }
-        yield runner_of(session, artifact.contract, info)
+        yield runner_of(session, artifact, info)

@@ -53,6 +53,7 @@ def bench(
     timeout: float = 300,
     baseline_row: str = "",
     reference: str = "auto",
+    output_name: str = "",
     limit: int = 0,
     strict: bool = False,
     trust: bool = False,
@@ -86,6 +87,8 @@ def bench(
         baseline_row: the row that speed-ups are relative to; the reference, or the first row, by default.
         reference: what masks are compared with: "auto" (PyTorch if it and the weights are there, else an fp32 ONNX),
             "pytorch", a weights file, an artifact, or an .npz of `save_reference`.
+        output_name: the output that is the fused map d0, of ONNX files without a record; by default it is found by the
+            graph, or else by its name.
         limit: use no more photos than this, evenly spread; 0 for all.
         strict: a photo that cannot be read is an error; else it is left out and named in `Report.broken`.
         trust: open TensorRT engines that other machines built, from now on.
@@ -127,6 +130,7 @@ def bench(
         ssh_config=_path(ssh_config),
         timeout=timeout,
         reference=reference,
+        output_name=output_name,
         baseline_row=baseline_row,
         latency=latency,
         strict=strict,

@@ -135,35 +135,44 @@ class Written:
         classes: the files of the classes of each photo, where they were asked for.
         skipped: the reason for each photo that could not be read.
         info: what really ran, as in `OpenArtifact.info`.
+        notes: what a reader of the masks must know, such as what was assumed of a file without a record.
     """
 
     files: Mapping[Path, Path]
     skipped: Mapping[Path, str]
     info: Mapping[str, str]
     classes: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def read_artifact(path: str | Path) -> Artifact:
+def read_artifact(path: str | Path, output_name: str = "") -> Artifact:
     """Return the artifact at a path, after a check that its files are those of its record.
 
     Args:
         path: a model file or folder, or the .json record beside it. An .onnx, .ort, .engine or .mlpackage without a
             record is taken as it is, under the default image contract.
+        output_name: the output that is the fused map d0, of an ONNX file without a record; by default it is found by
+            the graph, or else by its name. The notes of the artifact say what was found and assumed.
 
     Raises:
-        UserError: the path does not exist, its record cannot be read, or a file has changed since its record was
-            written.
+        UserError: the path does not exist, its record cannot be read, a file has changed since its record was written,
+            or a file without a record does not tell what it takes or gives.
 
     Example:
         >>> u2.read_artifact(artifact.path).precision
         'fp32'
     """
-    return _read_artifact(Path(path))
+    return _read_artifact(Path(path), output_name)
 
 
 @contextmanager
 def open_artifact(
-    artifact: Artifact | str | Path, arithmetic: str = "", *, threads: int = 0, trust: bool = False
+    artifact: Artifact | str | Path,
+    arithmetic: str = "",
+    *,
+    output_name: str = "",
+    threads: int = 0,
+    trust: bool = False,
 ) -> Iterator[OpenArtifact]:
     """Open an artifact on this machine, for the time of a `with` block.
 
@@ -171,6 +180,7 @@ def open_artifact(
         artifact: an artifact, its file, or its record.
         arithmetic: one of the arithmetics or devices that this machine runs the artifact in, such as "bf16" or
             "fp32 cuda"; the artifact's own by default.
+        output_name: as for `read_artifact`, where `artifact` is a file.
         threads: processors to use, where the runtime can be told; 0 for all that this process may use.
         trust: open a TensorRT engine although it was built on another machine. An engine is native code. This machine
             then opens the engine from now on.
@@ -191,10 +201,9 @@ def open_artifact(
         >>> mask.shape, mask.dtype
         ((90, 120), dtype('uint8'))
     """
-    opened = artifact if isinstance(artifact, Artifact) else None
+    opened = _opened(artifact, output_name)
     if trust:
-        trust_engines([opened.path if opened else Path(str(artifact))])
-    opened = opened or read_artifact(artifact)  # type: ignore[arg-type]
+        trust_engines([opened.path])
     with target_of(opened).load(opened, arithmetic, threads) as runner:
         yield OpenArtifact(opened, runner)
 
@@ -204,6 +213,7 @@ def predict(
     images: str | Path | Iterable[str | Path],
     *,
     arithmetic: str = "",
+    output_name: str = "",
     threads: int = 0,
     trust: bool = False,
     skip: Skip | None = None,
@@ -215,7 +225,7 @@ def predict(
     Args:
         artifact: an artifact, its file, or its record.
         images: photos, or folders of photos (searched with their sub-folders).
-        arithmetic, threads, trust: as for `open_artifact`.
+        arithmetic, output_name, threads, trust: as for `open_artifact`.
         skip: is called with each photo that cannot be read and with the error; the photo is then left out. Without
             it, the first such photo raises the error.
 
@@ -231,8 +241,9 @@ def predict(
         >>> {path.name: mask.shape for path, mask in masks.items()}
         {'photo.png': (90, 120)}
     """
-    photos = find_photos(_paths(images), arrays=_takes_arrays(artifact))
-    with open_artifact(artifact, arithmetic, threads=threads, trust=trust) as runner:
+    opened = _opened(artifact, output_name)
+    photos = find_photos(_paths(images), arrays=_takes_arrays(opened))
+    with open_artifact(opened, arithmetic, threads=threads, trust=trust) as runner:
         return {path: _mask(maps, photo) for path, photo, maps in _predictions(runner, photos, skip)}
 
 
@@ -244,6 +255,7 @@ def write_masks(
     cutout: bool = False,
     classes: bool = False,
     arithmetic: str = "",
+    output_name: str = "",
     threads: int = 0,
     trust: bool = False,
     strict: bool = False,
@@ -255,7 +267,7 @@ def write_masks(
     class in a colour.
 
     Args:
-        artifact, images, arithmetic, threads, trust: as for `predict`.
+        artifact, images, arithmetic, output_name, threads, trust: as for `predict`.
         out: the folder for the files; sub-folders are those of the photos.
         cutout: write the photo with the mask as its alpha channel, in place of the mask.
         classes: write a mask for each class too, `<stem>.class0.png` and so on.
@@ -276,7 +288,8 @@ def write_masks(
         ['photo.png']
     """
     given = _paths(images)
-    photos = find_photos(given, arrays=_takes_arrays(artifact))
+    opened = _opened(artifact, output_name)
+    photos = find_photos(given, arrays=_takes_arrays(opened))
     targets = _targets(photos, given, Path(out))
     skipped: dict[Path, str] = {}
     files: dict[Path, Path] = {}
@@ -289,7 +302,7 @@ def write_masks(
         if skip:
             skip(photo, error)
 
-    with open_artifact(artifact, arithmetic, threads=threads, trust=trust) as runner:
+    with open_artifact(opened, arithmetic, threads=threads, trust=trust) as runner:
         make_folder(Path(out))
         for path, photo, maps in _predictions(runner, photos, note):
             _check_classes(runner.artifact.name, len(maps), cutout, classes)
@@ -310,7 +323,7 @@ def write_masks(
         info = dict(runner.info)
     if not files:
         raise UserError("none of the photos could be read", "see the reasons above")
-    return Written(files, skipped, info, of_classes)
+    return Written(files, skipped, info, of_classes, opened.notes)
 
 
 def trust_engines(paths: Iterable[Path]) -> None:
@@ -326,10 +339,15 @@ def trust_engines(paths: Iterable[Path]) -> None:
             trust(engine)
 
 
-def _takes_arrays(artifact: Artifact | str | Path) -> bool:
+def _opened(artifact: Artifact | str | Path, output_name: str) -> Artifact:
+    if not isinstance(artifact, Artifact):
+        return read_artifact(artifact, output_name)
+    return read_artifact(artifact.path, output_name) if output_name else artifact
+
+
+def _takes_arrays(artifact: Artifact) -> bool:
     """Whether the pictures of an artifact are `.npy` arrays: no photo has its number of channels."""
-    opened = artifact if isinstance(artifact, Artifact) else read_artifact(artifact)
-    return opened.contract.channels not in (1, 3)
+    return artifact.contract.channels not in (1, 3)
 
 
 def _paths(images: str | Path | Iterable[str | Path]) -> list[Path]:

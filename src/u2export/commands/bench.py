@@ -118,6 +118,7 @@ class Comparing:
             "pytorch, a weights file, an artifact, or an .npz of --save-reference."
         ),
     ] = "auto"
+    output_name: o.OutputName = ""
     limit: Annotated[int, typer.Option(min=0, help="Largest number of photos, spread evenly; 0 for all.")] = 0
     strict: Annotated[bool, typer.Option("--strict", help="A photo that cannot be read is an error.")] = False
     trust: o.Trust = False

@@ -73,6 +73,14 @@ KeepFloat = Annotated[
     Path | None,
     typer.Option(help="With --int8: a file of `u2export sensitivity` that lists float layers.", show_default=False),
 ]
+OutputName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="The output that is the fused map d0, of ONNX files without a record; found by default.",
+        show_default=False,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

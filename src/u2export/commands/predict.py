@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from u2export.api import running
-from u2export.commands.console import echo, say
-from u2export.commands.options import AsJson, Trust
+from u2export.commands.console import echo, remark, say
+from u2export.commands.options import AsJson, OutputName, Trust
 from u2export.errors import UserError
 from u2export.text import json_text
 
@@ -28,6 +28,7 @@ def predict(
         str,
         typer.Option("--arithmetic", "--mode", help="Arithmetic or device, where the artifact runs in several."),
     ] = "",
+    output_name: OutputName = "",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")] = False,
     trust: Trust = False,
     as_json: AsJson = False,
@@ -38,14 +39,17 @@ def predict(
         say(f"skipped {error.problem}", error.hint)
 
     made = running.write_masks(
-        model, images, out, cutout=cutout, classes=classes, arithmetic=arithmetic, trust=trust, strict=strict, skip=skip
-    )
+        model, images, out, cutout=cutout, classes=classes, arithmetic=arithmetic, output_name=output_name, trust=trust,
+        strict=strict, skip=skip,
+    )  # fmt: skip
+    remark(*(f"note: {note}" for note in made.notes))
     written = [str(file) for file in made.files.values()]
     of_classes = {str(photo): [str(file) for file in files] for photo, files in made.classes.items()}
     if as_json:
         skipped = {str(photo): problem for photo, problem in made.skipped.items()}
         told = {"classes": of_classes} if of_classes else {}
-        print(json_text({"written": written, **told, "skipped": skipped, "ran": dict(made.info)}))
+        ran = {"skipped": skipped, "ran": dict(made.info), "notes": made.notes}
+        print(json_text({"written": written, **told, **ran}))
     else:
         echo(*written, *(file for files in of_classes.values() for file in files))
     if made.skipped:
