@@ -6,6 +6,7 @@ the comparison of the finished file with the PyTorch reference on real photos, a
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,12 +18,14 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.runtime import Runtime, missing_modules, processors
 from u2export.files import make_folder, publish, staging, write_json
+from u2export.reference.verification import sees_nothing
 from u2export.version import __version__
 
 if TYPE_CHECKING:
     from u2export.calibration.dataset import Calibration
     from u2export.reference.source import Source
 
+log = logging.getLogger(__name__)
 # Default limits by precision for the worst class of networks with several maps; of all other precisions the last one.
 # They are chosen, not measured: an export that loses a class, or much of one, must not pass.
 WORST_CLASS = {"fp32": 0.99, "fp16": 0.95}
@@ -185,7 +188,8 @@ class Exporter(Runtime):
             fidelity = source.compare(runner, request.held_back or ())
         classes = {"class_iou_worst": WORST_CLASS.get(request.precision, WORST_CLASS_LOWER)}
         limits = {**classes, **self.limits.get(request.precision, {}), **request.budget}
-        return replace(artifact, fidelity=fidelity.to_json()), fidelity.broken(limits)
+        notes = (*artifact.notes, *_blind(source))
+        return replace(artifact, fidelity=fidelity.to_json(), notes=notes), fidelity.broken(limits)
 
     def _refuse(self, artifact: Artifact, folder: Path, broken: str, keep: bool) -> NoReturn:
         """Raise the error that says what is wrong; with `keep`, save the artifact apart for whoever looks into it."""
@@ -206,3 +210,12 @@ class Exporter(Runtime):
             publish(scratch / name, folder / name)
         write_json(final.to_json(), final.record)
         return final
+
+
+def _blind(source: Source) -> tuple[str, ...]:
+    """The note on a reference that sees no object on any verification photo; masks that show nothing agree easily."""
+    if source.weights.random or not sees_nothing(d0 for _, d0 in source.verification):
+        return ()
+    note = f"the reference sees no object on any of {len(source.verification)} verification photos"
+    log.warning("%s: the comparison proves little; check the weights, the size and the normalisation", note)
+    return (note,)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from u2export.reference.image import Contract, Floats
+from u2export.reference.image import FLAT, Contract, Floats
 from u2export.reference.photos import find_photos, read_input
+
+# A map that is below this value everywhere, or constant, shows no object: the network is wrong, or is fed wrongly.
+SEEN = 0.5
+
+
+def sees_nothing(maps: Iterable[Floats]) -> bool:
+    """Whether maps d0 of several photos, each of any shape, show no object on any of the photos; False without maps."""
+    seen = [bool(d0.max() >= SEEN and d0.max() - d0.min() > FLAT) for d0 in maps]
+    return bool(seen) and not any(seen)
 
 
 def verification_photos() -> list[Path]:

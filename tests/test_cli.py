@@ -118,8 +118,10 @@ def test_predict_reports_and_counts_bad_photos(cli: Cli, artifact: Path, photo: 
 
 def test_predict_never_overwrites_photos_or_results(cli: Cli, artifact: Path, photo: Path, tmp_path: Path) -> None:
     two_lines(cli("predict", photo, "--model", artifact, "--out", photo.parent), "overwrite the photo")
-    (tmp_path / "photo.jpg").write_bytes(photo.read_bytes())
-    two_lines(cli("predict", photo, tmp_path / "photo.jpg", "--model", artifact, "--out", tmp_path / "m"), "both write")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "photo.png").write_bytes(photo.read_bytes())
+    twice = (photo, tmp_path / "in" / "photo.png")
+    two_lines(cli("predict", *twice, "--model", artifact, "--out", tmp_path / "m"), "both write")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,10 @@ from u2export.benchmarks.report import Row
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity, check_maps, compare
 from u2export.reference.image import Floats
+from u2export.reference.verification import sees_nothing
+
+BLIND = "sees no object on any photo"
+log = logging.getLogger(__name__)
 
 NO_TRUTH = "several classes: not compared with ground truth"
 
@@ -91,9 +96,20 @@ class Judging:
                 reference = _Reference(row.name, maps)
         name, want = reference or ("", None)
         self.judged.append(Judged(name, want, rows))
+        self._note_blindness(group, name, want, rows)
         if want is not None and self._plan.save_reference:
             weights, contract = self._choice.key(group[0])
             map_files.save_reference(want, self._photos.digests, weights, contract, self._plan.save_reference)
+
+    def _note_blindness(
+        self, group: Sequence[PlannedRow], reference: str, want: Floats | None, rows: Mapping[str, Floats]
+    ) -> None:
+        """Note on the rows of a group that their reference sees no object; masks that show nothing agree easily."""
+        if want is None or group[0].row.weights.random or not sees_nothing(want):
+            return
+        log.warning("%s %s; check the weights, the size and the normalisation", reference, BLIND)
+        for row in map(self._results.row, rows):
+            self._results.save(replace(row, notes=tuple(dict.fromkeys((*row.notes, f"the reference {BLIND}")))))
 
     def _reference_file(self, group: Sequence[PlannedRow]) -> _Reference | None:
         """Return the maps of an .npz that is the group's reference; None where the reference is another."""

@@ -266,6 +266,8 @@ def write_masks(
     Of a network with several classes, the pixels of the PNG are the numbers of the classes, and its palette shows each
     class in a colour.
 
+    Photos of one stem keep their whole names: `a.avif` and `a.jfif` give `a.avif.png` and `a.jfif.png`.
+
     Args:
         artifact, images, arithmetic, output_name, threads, trust: as for `predict`.
         out: the folder for the files; sub-folders are those of the photos.
@@ -278,7 +280,7 @@ def write_masks(
         The files by photo, the skipped photos with their reasons, and what really ran.
 
     Raises:
-        UserError: as `predict`; also when two photos would write one file, a file would replace its photo, or none of
+        UserError: as `predict`; also when two photos would write one file, a file would replace a photo, or none of
             the photos could be read; or a cut-out is asked of a network with several classes, or classes of a network
             with one mask. No photo is ever overwritten.
 
@@ -401,19 +403,38 @@ def _check_classes(name: str, maps: int, cutout: bool, classes: bool) -> None:
 
 
 def _targets(photos: list[Path], given: list[Path], out: Path) -> dict[Path, Path]:
-    """Return the file of each photo: `<stem>.png` in the folder structure of the photos."""
-    taken: dict[Path, Path] = {}
-    for photo in photos:
-        root = next((g for g in given if g.is_dir() and photo.is_relative_to(g)), photo.parent)
-        target = (out / photo.relative_to(root)).with_suffix(".png")
-        if target in taken:
+    """Return the file of each photo: `<stem>.png` in the folder structure of the photos.
+
+    Photos that would share a file (`a.avif` and `a.jfif`) keep their whole names: `a.avif.png` and `a.jfif.png`.
+    """
+    bases = {photo: out / photo.relative_to(_root(photo, given)) for photo in photos}
+    targets = {photo: base.with_suffix(".png") for photo, base in bases.items()}
+    while shared := _sharing(targets):
+        whole = {photo: bases[photo].with_name(bases[photo].name + ".png") for photo in shared}
+        if all(targets[photo] == target for photo, target in whole.items()):
+            one, other = shared[:2]
             raise UserError(
-                f"{taken[target]} and {photo} would both write {target}", "rename one of them, or give them apart"
+                f"{one} and {other} would both write {whole[one]}", "rename one of them, or give them apart"
             )
-        if target.resolve() == photo.resolve():
-            raise UserError(f"the mask of {photo} would overwrite the photo", "choose another folder", "out")
-        taken[target] = photo
-    return {photo: target for target, photo in taken.items()}
+        targets.update(whole)
+    originals = {photo.resolve() for photo in photos}
+    for photo, target in targets.items():
+        if target.resolve() in originals:
+            owner = "the photo" if target.resolve() == photo.resolve() else str(target)
+            raise UserError(f"the mask of {photo} would overwrite {owner}", "choose another folder", "out")
+    return targets
+
+
+def _root(photo: Path, given: list[Path]) -> Path:
+    return next((g for g in given if g.is_dir() and photo.is_relative_to(g)), photo.parent)
+
+
+def _sharing(targets: Mapping[Path, Path]) -> list[Path]:
+    """Return the photos of the first file that several photos would write; empty where each has its own."""
+    by_file: dict[Path, list[Path]] = {}
+    for photo, target in targets.items():
+        by_file.setdefault(target, []).append(photo)
+    return next((photos for photos in by_file.values() if len(photos) > 1), [])
 
 
 def _cut_out(path: Path, photo: Photo, mask: Pixels) -> Pixels:
