@@ -142,7 +142,7 @@ def _is_constant(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
 def _known(name: str, sizes: Mapping[str, Sequence[int]], path: Path) -> int:
     """Return the number of values of a tensor."""
     if name not in sizes:
-        raise UserError(f"{path}: the shape of {name!r} is not fixed", "give a model of fixed size, without --dynamic")
+        raise UserError(f"{path}: the shape of {name!r} is not fixed", "give a model of fixed size")
     return math.prod(sizes[name])
 
 

@@ -116,7 +116,7 @@ def bench(
             cannot be written.
     """
     if request.resume and not request.json:
-        raise UserError("resuming needs the results of an earlier run", "name their file, such as --json FILE")
+        raise UserError("resuming needs the results of an earlier run", "name their file", "json")
     plan = _plan(request)
     earlier = Report.load(request.json) if request.resume and request.json and request.json.exists() else None
 

@@ -88,7 +88,9 @@ class Calibration:
         checked = list(parallel(lambda c: check_photo(c, contract), candidates))
         kept, skipped = sort_out(checked, unread, own_evaluation(contract))
         if strict and skipped:
-            raise UserError(f"{path}: {skipped[0][0]}: {skipped[0][1]}", "remove it, or leave out --strict")
+            raise UserError(
+                f"{path}: {skipped[0][0]}: {skipped[0][1]}", "remove it, or skip photos that cannot be read"
+            )
         if len(kept) < FEWEST:
             raise _too_few(path, kept, skipped)
         if clash := _overlap(kept, avoid, contract):

@@ -62,7 +62,7 @@ def _check_model(model: onnx.ModelProto) -> None:
     opset = opset_of(model)
     if opset < SCHEMA_OPSET:
         raise UserError(
-            f"per-channel Q/DQ needs opset {SCHEMA_OPSET}, the graph has {opset}", "export it with --opset 17"
+            f"per-channel Q/DQ needs opset {SCHEMA_OPSET}, the graph has {opset}", "export it with opset 17"
         )
     if any(n.op_type in ("QuantizeLinear", "QLinearConv", "ConvInteger") for n in model.graph.node):
         raise UserError("the graph is quantised already", "start from the fp32 graph")

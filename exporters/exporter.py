@@ -139,7 +139,11 @@ class Exporter(Runtime):
         if request.precision not in self.precisions:
             raise UserError(f"{self.title} has no {request.precision}", f"choose one of {', '.join(self.precisions)}")
         if request.precision in self.calibrated and not calibrated:
-            raise UserError(f"{self.title} {request.precision} needs calibration photos", "add --calib calibration/")
+            raise UserError(
+                f"{self.title} {request.precision} needs calibration photos",
+                "give a folder of photos, such as calibration/",
+                "calib",
+            )
         if problem := self.missing():
             raise problem
 
@@ -195,9 +199,11 @@ class Exporter(Runtime):
         """Raise the error that says what is wrong; with `keep`, save the artifact apart for whoever looks into it."""
         problem = f"{artifact.name}: masks differ from PyTorch's by more than allowed: {broken}"
         if not keep:
-            raise UserError(problem, "nothing was written; relax it with --budget, or choose another precision")
+            raise UserError(problem, "nothing was written; relax the budget, or choose another precision", "budget")
         kept = self._publish(replace(artifact, notes=(*artifact.notes, f"refused: {broken}")), folder / "refused")
-        raise UserError(problem, f"kept with its report at {kept.record}; calibrate on other photos, or relax --budget")
+        raise UserError(
+            problem, f"kept with its report at {kept.record}; calibrate on other photos, or relax the budget", "budget"
+        )
 
     def _publish(self, artifact: Artifact, folder: Path) -> Artifact:
         """Move the artifact's files into `folder`, and write the record last."""

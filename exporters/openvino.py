@@ -69,9 +69,9 @@ class OpenVINO(Exporter):
         if self.quantizer not in QUANTIZERS:
             raise UserError(f"no quantizer named {self.quantizer!r}", f"choose one of {', '.join(QUANTIZERS)}")
         if request.precision != "int8" and self != OpenVINO():
-            raise UserError("--quantizer and its options are options of int8", "add --int8")
+            raise UserError("the quantizer and its options are for int8", "choose int8")
         if not nncf and self != OpenVINO():
-            raise UserError("--bias-correction and --accuracy-control are NNCF's", "add --quantizer nncf")
+            raise UserError("bias correction and accuracy control are NNCF's", "choose nncf", "quantizer")
         if nncf and (problem := missing_modules("OpenVINO int8", ("nncf",), self.extra)):
             raise problem
 

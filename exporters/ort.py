@@ -61,7 +61,7 @@ class Ort(OnnxRuntime, Exporter):
         """As `Exporter.check`; options of int8 are refused beside another precision."""
         super().check(request, calibrated)
         if request.precision != "int8" and (self.mixed or self.keep_float or self.weight_bits != 7):
-            raise UserError("--mixed, --keep-float and --weight-bits are options of int8", "add --int8")
+            raise UserError("mixed precision, float layers and bits of weights are for int8", "choose int8")
         if self.weight_bits not in (7, 8):
             raise UserError(f"{self.weight_bits}-bit weights are not supported", "choose 7 or 8")
 
@@ -108,7 +108,8 @@ def preset(variant: str) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(
             f"no preset of layers to keep in float for {variant}",
-            "search with u2export sensitivity, then give its result as --keep-float FILE",
+            "search with u2export sensitivity, then give its result",
+            "keep_float",
         )
     return read_keep_float(path)
 

@@ -45,13 +45,13 @@ class Graph:
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             why = "per-channel Q/DQ needs 13" if self.opset < 13 else "Resize of 19 falls back to the CPU on ORT-CUDA"
-            raise UserError(f"opset {self.opset} is not supported: {why}", "give --opset 13 to 18")
+            raise UserError(f"opset {self.opset} is not supported: {why}", "give 13 to 18", "opset")
         if unknown := set(self.dynamic) - AXES.keys():
             raise UserError(f"no dynamic axis named {', '.join(sorted(unknown))}", f"choose among {', '.join(AXES)}")
         if self.embed_preprocess and (self.dynamic or self.all_outputs):
             raise UserError(
                 "embedded preprocessing is for one photo of a fixed size and the fused map",
-                "leave out --dynamic and --all-outputs, or --embed-preprocess",
+                "leave out the free axes and the further maps, or embed no preprocessing",
             )
 
 

@@ -81,7 +81,7 @@ def _opened(model: Path | onnx.ModelProto, options: Any, provider: str, **more: 
         what = str(model) if isinstance(model, Path) else "the graph"
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {what}: {str(error).splitlines()[0]}",
-            "export it again, with an --opset this runtime knows",
+            "export it again, for an opset that this runtime knows",
         ) from None
 
 

@@ -93,7 +93,7 @@ def test_mobile_format_computes_the_same(plain: Artifact, source: Source, photos
 
 def test_options_of_int8_beside_fp32_are_refused(source: Source, tmp_path: Path) -> None:
     for exporter in (Ort(mixed=True), Ort(keep_float=("x",)), Ort(weight_bits=8)):
-        with pytest.raises(UserError, match="options of int8"):
+        with pytest.raises(UserError, match="are for int8"):
             exporter.check(Request("fp32"), calibrated=False)
     with pytest.raises(UserError, match="5-bit"):
         Ort(weight_bits=5).check(Request("int8"), calibrated=True)

@@ -70,8 +70,8 @@ def test_an_export_has_a_recipe_that_fits(exported: Artifact) -> None:
 
 @pytest.mark.parametrize(
     ("exporter", "precision", "problem"),
-    [(TensorRT("conv-input"), "fp16", "options of int8"), (TensorRT(rest="fp16"), "fp32", "options of int8"),
-     (TensorRT(keep_float=("x",)), "fp32", "option of int8 and fp16"), (TensorRT("nowhere"), "int8", "placement"),
+    [(TensorRT("conv-input"), "fp16", "are for int8"), (TensorRT(rest="fp16"), "fp32", "are for int8"),
+     (TensorRT(keep_float=("x",)), "fp32", "in int8 and fp16 only"), (TensorRT("nowhere"), "int8", "placement"),
      (TensorRT(rest="int4"), "int8", "int4")],
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused(exporter: TensorRT, precision: str, problem: str) -> None:

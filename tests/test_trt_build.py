@@ -253,7 +253,7 @@ def test_a_builder_without_result_or_profile_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", ["1,2", "a,b,c", "1,2,4,8", "1x3,1x3,1x3"])
 def test_shapes_of_another_form(text: str) -> None:
-    with pytest.raises(UserError, match="--shapes"):
+    with pytest.raises(UserError, match="the shapes"):
         parse_shapes(text, replace(RECIPE, shape=(-1, 3, 64, 64)))
 
 

@@ -211,7 +211,7 @@ def updated(report: Report, old: Baseline | None, any_device: bool, why: str) ->
                 "fix the artifact, or leave it out of the bench",
             )
         if not row.images:
-            raise UserError(f"{name} was not compared with a reference", "bench it with `--reference`")
+            raise UserError(f"{name} was not compared with a reference", "bench it with a reference")
     artifacts = {**(old.artifacts if old else {}), **{name: Accepted.of(row) for name, row in rows.items()}}
     return Baseline(report.photos, report.photos_digest, device, artifacts, report.created, why)
 

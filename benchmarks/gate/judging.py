@@ -130,7 +130,7 @@ def _same_thing(name: str, row: Row, accepted: Accepted) -> None:
             "bench the same artifact, or accept this one with `u2export baseline update`",
         )
     if not row.reason and accepted.images and not row.images:
-        raise UserError(f"{name} was not compared with a reference", "bench it with `--reference`, as before")
+        raise UserError(f"{name} was not compared with a reference", "bench it with a reference, as before")
 
 
 def _identity(of: Row | Accepted, ran: str) -> dict[str, str]:

@@ -82,7 +82,9 @@ def write(artifact: Artifact, source: Source, platform: Platform, folder: Path) 
         raise UserError(f"{artifact.name} is no artifact for a {platform.name} kit", f"make one with `{platform.make}`")
     if source.weights.sha256 != artifact.weights.sha256:
         raise UserError(
-            f"{artifact.name} was made from other weights than {source.weights.name}", "give --weights FILE"
+            f"{artifact.name} was made from other weights than {source.weights.name}",
+            "give the file of its weights",
+            "weights",
         )
     if source.model.out_channels > 1:
         raise UserError(

@@ -58,7 +58,7 @@ def reports(path: Path, form: str, claim: Claim, log: Path | None = None, judge:
     for model in read(path, form, log):
         device = Device(claim.device, "", "", 0) if claim.device else model.device
         if device is None or not (device.model or device.cpu):
-            raise UserError(f"{path} does not say what it was measured on", "name the machine with --device")
+            raise UserError(f"{path} does not say what it was measured on", "name the machine", "device")
         row = _row(model, path, digest, claim, judge)
         by_device.setdefault(device.fingerprint, []).append((device, model, row))
     return [_report(group) for group in by_device.values()]

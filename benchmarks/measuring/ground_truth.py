@@ -74,7 +74,7 @@ def find_masks(folder: Path, photos: Sequence[Path]) -> dict[Path, Path]:
         UserError: no such folder, two masks of one stem, or no mask at all fits.
     """
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}", "give --masks a folder of masks named like the photos")
+        raise UserError(f"no such folder: {folder}", "give a folder of masks named like the photos", "masks")
     by_stem: dict[str, Path] = {}
     for mask in find_photos([folder], own_masks=True):
         if mask.stem in by_stem:

@@ -132,7 +132,9 @@ def groups(planned_rows: Sequence[PlannedRow], choice: ReferenceChoice) -> list[
         ordered.append([*([_unique(further, taken)] if further else []), *possible, *others])
     named = choice.kind not in ("auto", "pytorch")
     if named and not any(weights == choice.sha256 for weights, _ in found):
-        raise UserError(f"--reference {choice.text} is of other weights than the artifacts", "see their records")
+        raise UserError(
+            f"the reference {choice.text} is of other weights than the artifacts", "see their records", "reference"
+        )
     return ordered
 
 
@@ -167,7 +169,8 @@ def _further_pytorch(key: Key, group: Sequence[PlannedRow], choice: ReferenceCho
     if choice.kind == "pytorch":
         raise UserError(
             f"no PyTorch reference for weights {identity.name}: torch or the weights are missing",
-            f"give --reference FILE, or pull the weights and run {how_to_install('torch')}",
+            f"give a file of the weights, or pull them and run {how_to_install('torch')}",
+            "reference",
         )
     return None
 

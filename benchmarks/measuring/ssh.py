@@ -183,14 +183,14 @@ class SshMachine(Machine):
     def _find_python(self) -> None:
         done = self._run(shlex.join(["exec", self.python, "-c", ABOUT]))
         found = re.search(r"^(/.*)\n(\d+) (\d+)\n\Z", done.stdout, re.MULTILINE)
-        hint = "name another interpreter with --device-python"
+        hint = "name another interpreter"
         if done.returncode or not found:
             said = _last(done.stderr) or f"exit code {done.returncode}"
-            raise UserError(f"no Python at {self.python!r} on {self.address.label}: {said}", hint)
+            raise UserError(f"no Python at {self.python!r} on {self.address.label}: {said}", hint, "device_python")
         self.python, version = found[1], (int(found[2]), int(found[3]))
         if version < OLDEST:
             have, want = (".".join(map(str, v)) for v in (version, OLDEST))
-            raise UserError(f"{self.address.label} has Python {have}, u2export needs {want}", hint)
+            raise UserError(f"{self.address.label} has Python {have}, u2export needs {want}", hint, "device_python")
 
     def device(self) -> Device:
         """Return what the machine is."""

@@ -179,7 +179,7 @@ class Worker:
             if self.batch == 1:
                 raise
             why = str(error).strip().partition("\n")[0][:150]
-            hint = "export with --dynamic batch, or use --streams"
+            hint = "export with a free batch, or use streams"
             raise UserError(f"the model takes no batch of {self.batch}: {why}", hint) from None
         first = perf_counter_ns() - start
         self._check(d0, self.batch)

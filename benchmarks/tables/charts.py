@@ -129,7 +129,7 @@ def pareto(report: Report) -> Any:
     """
     points = drawable(report)
     if not points:
-        raise UserError("no row has both a latency and a fidelity", "bench with --images, or import with --kit")
+        raise UserError("no row has both a latency and a fidelity", "bench it on photos, or import it with its kit")
     figure, axes = _figure(7.2, 4.6)
     best = front([(ms, mae) for _, ms, mae in points])
     axes.step([points[i][1] for i in best], [points[i][2] for i in best], where="post", color="#9aa0a8", lw=1, zorder=1)
@@ -157,7 +157,7 @@ def photos(report: Report) -> Any:
     """
     rows = [row for row in report.rows if row.images]
     if not rows:
-        raise UserError("no row has masks that were compared", "bench with --images, or import with --kit")
+        raise UserError("no row has masks that were compared", "bench it on photos, or import it with its kit")
     figure, axes = _figure(7.2, 1.1 + 0.5 * len(rows))
     for y, row in enumerate(rows):
         values = np.array([max(image.mae, FLOOR) for image in row.images.values()])
@@ -187,7 +187,7 @@ def latency(report: Report) -> Any:
     """
     rows = [row for row in report.rows if row.latency.ns]
     if not rows:
-        raise UserError("no row has samples of its latency", "bench without --no-latency")
+        raise UserError("no row has samples of its latency", "bench it with latency")
     figure, axes = _figure(7.2, 1.1 + 0.55 * len(rows))
     for y, row in enumerate(rows):
         ms = np.asarray(row.latency.ns) / 1e6

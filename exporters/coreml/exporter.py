@@ -86,7 +86,7 @@ class CoreML(Exporter):
         if self.group < 0:
             raise UserError(f"a palette cannot be shared by {self.group} channels", "give 0, or 4 to 32")
         if self.group and self._ios < 18:
-            raise UserError(f"grouped palettes need iOS 18, the target is {self.target}", "add --target ios18")
+            raise UserError(f"grouped palettes need iOS 18, the target is {self.target}", "choose ios18", "target")
 
     @property
     def _ios(self) -> int:
@@ -157,9 +157,11 @@ class CoreML(Exporter):
         """
         super().check(request, calibrated)
         if request.precision == "w8a8" and self._ios < 17:
-            raise UserError(f"8-bit activations need iOS 17, the target is {self.target}", "add --target ios17")
+            raise UserError(f"8-bit activations need iOS 17, the target is {self.target}", "choose ios17", "target")
         if self.group and request.precision not in PALETTES:
-            raise UserError(f"{request.precision} has no palettes to group", "leave out --group, or add --palette")
+            raise UserError(
+                f"{request.precision} has no palettes to group", "leave it out, or choose a palette", "group"
+            )
         if request.precision in PALETTES and (problem := missing_modules("k-means", ("sklearn",), self.extra)):
             raise problem
 
@@ -171,7 +173,7 @@ class CoreML(Exporter):
             )
         if self.output == "image" and source.model.out_channels != 1:
             maps = source.model.out_channels
-            raise UserError(f"a grey picture holds one map, the network gives {maps}", "choose --output tensor")
+            raise UserError(f"a grey picture holds one map, the network gives {maps}", "choose tensor", "output")
         if self.sizes and (source.contract.height % 32 or source.contract.width % 32):
             raise UserError(
                 f"{source.contract.height}x{source.contract.width} cannot be one of several sizes",

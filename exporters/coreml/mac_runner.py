@@ -38,7 +38,7 @@ def open_on_mac(artifact: Artifact, arithmetic: str) -> Runner:
         model = ct.models.MLModel(str(artifact.path), compute_units=unit)
     except RuntimeError as error:
         raise UserError(
-            f"Core ML cannot open {artifact.path}: {error}", "export it again, for an older --target"
+            f"Core ML cannot open {artifact.path}: {error}", "export it again, for an older target"
         ) from None
     output = stamp.read(model.user_defined_metadata).get("output", "tensor")
 

@@ -17,10 +17,10 @@ NO_REASON = "it gave no reason"
 ADVICE = {
     "must have type FP8": "quantise with u2export trt --int8, which leaves biases in float",
     "zero point": "TensorRT takes symmetric int8 only; quantise with u2export trt --int8",
-    "Scale coefficients": "a scale is 0 in fp16; export again, or with --rest fp32",
-    "optimization profile": "add --shapes min,opt,max",
+    "Scale coefficients": "a scale is 0 in fp16; export again, or with the rest in fp32",
+    "optimization profile": "give a profile of shapes min,opt,max",
     "equal for concatenation": "give sides that are multiples of 32",
-    "out of memory": "lower --workspace, or the largest of --shapes",
+    "out of memory": "lower the workspace, or the largest of the shapes",
 }
 # Is called with the name of a phase, the steps done and the steps in all.
 Progress = Callable[[str, int, int], None]

@@ -86,12 +86,16 @@ class Configuration:
         trt = self.trt
         if options.version_compatible:
             if is_rtx(trt) or not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE"):
-                raise UserError(f"{title(trt)} has no --version-compatible", "leave it out")
+                raise UserError(
+                    f"{title(trt)} builds no engine for later versions", "leave it out", "version_compatible"
+                )
             self.set_flag("VERSION_COMPATIBLE")
         if options.hardware_compatible:
             if is_rtx(trt) or not hasattr(trt, "HardwareCompatibilityLevel"):
                 raise UserError(
-                    f"{title(trt)} has no --hardware-compatible", "leave it out; RTX takes several --target"
+                    f"{title(trt)} builds no engine for other GPUs",
+                    "leave it out; RTX takes several targets",
+                    "hardware_compatible",
                 )
             self.config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
@@ -105,10 +109,11 @@ class Configuration:
         if cores <= core:
             raise UserError(
                 f"{title(self.trt)} finds {cores} DLA cores here, core {core} was asked for",
-                "leave out --dla; only Xavier and AGX/NX Orin have any, and TensorRT 11.0 to 11.3 do not know them",
+                "leave it out; only Xavier and AGX/NX Orin have any, and TensorRT 11.0 to 11.3 do not know them",
+                "dla",
             )
         if self.recipe.dynamic or self.recipe.precision == "fp32":
-            raise UserError("DLA takes fixed shapes in fp16 or int8", "export without --dynamic, with --fp16 or --int8")
+            raise UserError("DLA takes fixed shapes in fp16 or int8", "export without free axes, in fp16 or int8")
         self.config.default_device_type = self.trt.DeviceType.DLA
         self.config.DLA_core = core
         self.set_flag("GPU_FALLBACK")
@@ -150,20 +155,20 @@ class Configuration:
         recipe = self.recipe
         if not recipe.dynamic:
             if any(tuple(shape) != tuple(recipe.shape) for shape in shapes):
-                raise UserError("--shapes is for graphs with free axes", "export with --dynamic batch")
+                raise UserError("a profile of shapes is for graphs with free axes", "export with a free batch")
             return
         if len(shapes) != 3:
-            raise UserError("the graph has free axes, and there is no profile", "add --shapes min,opt,max")
+            raise UserError("the graph has free axes, and there is no profile", "give min,opt,max", "shapes")
         fit = all(free in (-1, n) for shape in shapes for free, n in zip(recipe.shape, shape, strict=False))
         grow = all(least <= usual <= most for least, usual, most in zip(*shapes, strict=True))
         if not fit or not grow:
             given = ",".join("x".join(map(str, shape)) for shape in shapes)
             free = "x".join("N" if n < 0 else str(n) for n in recipe.shape)
-            raise UserError(f"--shapes {given} do not fit {free}", GROWING)
+            raise UserError(f"the shapes {given} do not fit {free}", GROWING, "shapes")
         profile = self.builder.create_optimization_profile()
         profile.set_shape(recipe.input, *map(tuple, shapes))
         if self.config.add_optimization_profile(profile) < 0:
-            raise UserError("TensorRT refuses the profile of --shapes", GROWING)
+            raise UserError("TensorRT refuses the profile of shapes", GROWING, "shapes")
 
     def read_timing_cache(self, path: Path) -> None:
         """Start from measured kernel times; a file that does not exist yet counts as empty.
@@ -172,11 +177,13 @@ class Configuration:
             UserError: the version measures nothing, or the file cannot be read.
         """
         if is_rtx(self.trt):
-            raise UserError(f"{title(self.trt)} builds ahead of time and measures nothing", "leave out --timing-cache")
+            raise UserError(
+                f"{title(self.trt)} builds ahead of time and measures nothing", "leave it out", "timing_cache"
+            )
         try:
             stored = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}", "give another --timing-cache") from None
+            raise UserError(f"cannot read {path}: {error.strerror}", "give another file", "timing_cache") from None
         self.config.set_timing_cache(self.config.create_timing_cache(stored), ignore_mismatch=False)
 
     def write_timing_cache(self, path: Path) -> None:

@@ -78,9 +78,9 @@ class TensorRT(OnnxRuntime, Exporter):
             raise UserError(f"int8 cannot leave layers in {self.rest!r}", f"choose one of {', '.join(RESTS)}")
         plain = TensorRT()
         if request.precision != "int8" and (self.placement, self.rest) != (plain.placement, plain.rest):
-            raise UserError("--placement and --rest are options of int8", "add --int8")
+            raise UserError("the placement and the rest are for int8", "choose int8")
         if request.precision == "fp32" and self.keep_float:
-            raise UserError("--keep-float is an option of int8 and fp16", "add --int8 or --fp16")
+            raise UserError("float layers are kept in int8 and fp16 only", "choose int8 or fp16")
 
     def filename(self, source: Source, precision: str) -> str:
         """As `Exporter.filename`; the name says which options differ, so that no variant overwrites another."""

@@ -195,7 +195,7 @@ ADVICE = {
     **dict.fromkeys(RULES, _QUANTISE),
     "Resize": "export it again with u2export trt",
     "lone island": "keep the ReLU or the sum behind it in fp32 as well",
-    "overflow": "export it again without --no-condition, or in fp32",
+    "overflow": "export it again with conditioning, or in fp32",
     "size": "give sides that are multiples of 32, or a graph that resizes to sizes",
-    "opset": "export with --rest fp32 (opset 17), or build with a newer TensorRT",
+    "opset": "export with the rest in fp32 (opset 17), or build with a newer TensorRT",
 }

@@ -57,7 +57,9 @@ def check_targets(runtime: str, targets: Sequence[str]) -> None:
     if generations and LOCAL in targets:
         raise UserError("local and named targets exclude each other", "give one or the other")
     if runtime == "tensorrt" and any(target not in JETSON for target in generations):
-        raise UserError("TensorRT builds for the GPU of this machine only", "leave out --target, or add --runtime rtx")
+        raise UserError(
+            "TensorRT builds for the GPU of this machine only", "name no target, or choose the runtime rtx", "runtime"
+        )
 
 
 def choose_builder(runtime: str = "auto", targets: Sequence[str] = (LOCAL,), recipe: Path | None = None) -> str:
@@ -95,7 +97,7 @@ def choose_builder(runtime: str = "auto", targets: Sequence[str] = (LOCAL,), rec
     if not generations and not devices():
         raise Unavailable(
             "this machine has no CUDA device, and the target is its own GPU",
-            f"run {command} on the device, or build ahead of time with --runtime rtx --target sm86",
+            f"run {command} on the device, or build ahead of time with the runtime rtx for a target such as sm86",
         )
     load(name)
     return name
@@ -164,9 +166,9 @@ def typing_of(trt: Any, wanted: str, recipe: Recipe) -> str:
     if wanted not in TYPINGS:
         raise UserError(f"no typing named {wanted!r}", f"choose one of {', '.join(TYPINGS)}")
     if wanted == "strong" and not can_strong:
-        raise UserError(f"{title(trt)} has no strong typing", "leave out --typing; TensorRT 10.0 introduced it")
+        raise UserError(f"{title(trt)} has no strong typing", "leave it out; TensorRT 10.0 introduced it", "typing")
     if wanted == "weak" and strong_only(trt):
-        raise UserError(f"{title(trt)} has no weak typing", "leave out --typing; TensorRT 11.0 removed it")
+        raise UserError(f"{title(trt)} has no weak typing", "leave it out; TensorRT 11.0 removed it", "typing")
     if wanted != "auto":
         return wanted
     # Weak typing lets TensorRT use fp16 for what int8 leaves in fp32, so this recipe takes it where it exists.

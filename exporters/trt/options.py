@@ -58,10 +58,14 @@ def parse_shapes(text: str, recipe: Recipe) -> tuple[tuple[int, ...], ...]:
         return ()
     parts = [part.strip().lower() for part in text.split(",")]
     if len(parts) != 3 or not all(re.fullmatch(r"\d+(x\d+)*", part) for part in parts):
-        raise UserError(f"--shapes {text!r} is not min,opt,max", "for example 1,4,8, or three shapes NxCxHxW")
+        raise UserError(
+            f"the shapes {text!r} are not min,opt,max", "for example 1,4,8, or three shapes NxCxHxW", "shapes"
+        )
     shapes = tuple(tuple(map(int, part.split("x"))) for part in parts)
     if all(len(shape) == 1 for shape in shapes) and min(recipe.shape[1:]) > 0:
         return tuple((*shape, *recipe.shape[1:]) for shape in shapes)
     if any(len(shape) != len(recipe.shape) for shape in shapes):
-        raise UserError(f"--shapes {text!r} are not of {len(recipe.shape)} dimensions", "give three shapes NxCxHxW")
+        raise UserError(
+            f"the shapes {text!r} are not of {len(recipe.shape)} dimensions", "give three shapes NxCxHxW", "shapes"
+        )
     return shapes

@@ -91,7 +91,7 @@ class Recipe:
         """Return why a version of `VERSIONS` does not build the graph; empty if it does."""
         limits = VERSIONS[version]
         if self.opset > limits.opset:
-            return f"opset {self.opset}, its parser knows {limits.opset}; export with --rest fp32"
+            return f"opset {self.opset}, its parser knows {limits.opset}; export with the rest in fp32"
         return ""
 
     def commands(self) -> dict[str, str]:
@@ -203,7 +203,7 @@ def calibration_cache(scales: Mapping[str, float], version: str) -> str:
     major, minor, patch = map(int, parts.groups())
     if major > 10 or not scales:
         why = f"TensorRT {version} has no implicit INT8" if scales else "the recipe has no scales"
-        raise UserError(f"no calibration cache: {why}", "build from the Q/DQ graph, or export with --int8")
+        raise UserError(f"no calibration cache: {why}", "build from the Q/DQ graph, or export in int8")
     number = major * (10_000 if major >= 10 else 1000) + minor * 100 + patch
     lines = [f"TRT-{number}-EntropyCalibration2"]
     lines += [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in scales.items()]

@@ -44,5 +44,6 @@ def check_trust(engine: Path) -> None:
     if file_digest(engine) not in _trusted():
         raise UserError(
             f"{engine} was not built on this machine, and engines are native code",
-            "build it here with u2export trt build RECIPE, or add --trust if you know where it comes from",
+            "build it here with u2export trt build RECIPE, or trust it if you know where it comes from",
+            "trust",
         )

@@ -217,7 +217,8 @@ class _HalfWriter:
             if value.size and np.abs(value).max() > LARGEST_HALF:
                 raise UserError(
                     f"the constant {name} holds {np.abs(value).max():.3g}, fp16 holds {LARGEST_HALF:g} at most",
-                    "leave out --no-condition, or keep its layer in fp32 with --keep-float",
+                    "export with conditioning, or keep its layer in fp32",
+                    "keep_float",
                 )
             is_scale = any(n.op_type in QUANTISERS for n in self.view.readers[name])
             self.constants[f"{name}_half"] = (np.maximum(value, SMALLEST_HALF) if is_scale else value).astype(
