@@ -11,11 +11,11 @@ import numpy as np
 
 from u2export.errors import UserError
 from u2export.exporters.layout import Fed, Layout, as_maps, read_layout
+from u2export.exporters.onnx_outline import Outline, read_outline
 from u2export.exporters.runtime import Assumed, Runner
 from u2export.reference import stamp
 from u2export.reference.classes import SLACK
 from u2export.reference.image import Contract, Floats, sigmoid
-from u2export.reference.onnx_outline import Outline, read_outline
 
 # Names of d0 where the graph does not tell: the paper's, ours, the usual one, and that of the published files.
 NAMES = ("d0", "mask", "output", "1959")

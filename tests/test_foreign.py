@@ -15,10 +15,10 @@ from PIL import Image
 import u2export as u2
 from u2export.errors import UserError
 from u2export.exporters.layout import as_maps, read_layout
+from u2export.exporters.onnx_outline import read_outline
 from u2export.exporters.open import read_artifact
 from u2export.reference import weights
 from u2export.reference.image import Floats, Pixels, mask_for
-from u2export.reference.onnx_outline import read_outline
 from u2export.reference.onnx_session import open_session, write_ort_format
 
 torch = pytest.importorskip("torch")

@@ -13,7 +13,7 @@ from conftest import Cli
 from PIL import Image
 
 import u2export as u2
-from u2export.api.running import _targets
+from u2export.api.mask_names import mask_files
 from u2export.errors import UserError
 from u2export.reference import weights
 from u2export.reference.verification import sees_nothing
@@ -36,21 +36,21 @@ pytest.importorskip("onnxruntime")
 )
 def test_names_of_masks(photos: str, masks: str, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in photos.split()]
-    found = _targets(paths, [tmp_path], Path("out"))
+    found = mask_files(paths, [tmp_path], Path("out"))
     assert [str(found[path].relative_to("out")) for path in paths] == masks.split()
-    assert found == dict(reversed(_targets(paths[::-1], [tmp_path], Path("out")).items()))
+    assert found == dict(reversed(mask_files(paths[::-1], [tmp_path], Path("out")).items()))
 
 
 def test_names_that_cannot_differ_and_photos_that_would_be_overwritten(tmp_path: Path) -> None:
     twice = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg"]
     with pytest.raises(UserError, match="would both write"):
-        _targets(twice, [tmp_path / "a", tmp_path / "b"], Path("out"))
+        mask_files(twice, [tmp_path / "a", tmp_path / "b"], Path("out"))
     names = ("x.jpg", "x.jfif", "x.jpg.png")
     photos = [tmp_path / name for name in names]
     with pytest.raises(UserError, match="overwrite"):
-        _targets(photos, photos, tmp_path)
+        mask_files(photos, photos, tmp_path)
     with pytest.raises(UserError, match=r"overwrite .*y\.png"):
-        _targets([tmp_path / "y.jpg", tmp_path / "in" / "y.png"], [tmp_path], tmp_path / "in")
+        mask_files([tmp_path / "y.jpg", tmp_path / "in" / "y.png"], [tmp_path], tmp_path / "in")
 
 
 def network(folder: Path, bias: float) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from u2export.api.mask_names import mask_files
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact as _read_artifact
@@ -292,7 +293,7 @@ def write_masks(
     given = _paths(images)
     opened = _opened(artifact, output_name)
     photos = find_photos(given, arrays=_takes_arrays(opened))
-    targets = _targets(photos, given, Path(out))
+    targets = mask_files(photos, given, Path(out))
     skipped: dict[Path, str] = {}
     files: dict[Path, Path] = {}
     of_classes: dict[Path, tuple[Path, ...]] = {}
@@ -400,41 +401,6 @@ def _check_classes(name: str, maps: int, cutout: bool, classes: bool) -> None:
         raise UserError(f"{name} has {maps} classes, a cut-out needs one mask", "write the classes instead", "cutout")
     if classes and maps == 1:
         raise UserError(f"{name} gives one mask, it has no classes", "write the mask alone", "classes")
-
-
-def _targets(photos: list[Path], given: list[Path], out: Path) -> dict[Path, Path]:
-    """Return the file of each photo: `<stem>.png` in the folder structure of the photos.
-
-    Photos that would share a file (`a.avif` and `a.jfif`) keep their whole names: `a.avif.png` and `a.jfif.png`.
-    """
-    bases = {photo: out / photo.relative_to(_root(photo, given)) for photo in photos}
-    targets = {photo: base.with_suffix(".png") for photo, base in bases.items()}
-    while shared := _sharing(targets):
-        whole = {photo: bases[photo].with_name(bases[photo].name + ".png") for photo in shared}
-        if all(targets[photo] == target for photo, target in whole.items()):
-            one, other = shared[:2]
-            raise UserError(
-                f"{one} and {other} would both write {whole[one]}", "rename one of them, or give them apart"
-            )
-        targets.update(whole)
-    originals = {photo.resolve() for photo in photos}
-    for photo, target in targets.items():
-        if target.resolve() in originals:
-            owner = "the photo" if target.resolve() == photo.resolve() else str(target)
-            raise UserError(f"the mask of {photo} would overwrite {owner}", "choose another folder", "out")
-    return targets
-
-
-def _root(photo: Path, given: list[Path]) -> Path:
-    return next((g for g in given if g.is_dir() and photo.is_relative_to(g)), photo.parent)
-
-
-def _sharing(targets: Mapping[Path, Path]) -> list[Path]:
-    """Return the photos of the first file that several photos would write; empty where each has its own."""
-    by_file: dict[Path, list[Path]] = {}
-    for photo, target in targets.items():
-        by_file.setdefault(target, []).append(photo)
-    return next((photos for photos in by_file.values() if len(photos) > 1), [])
 
 
 def _cut_out(path: Path, photo: Photo, mask: Pixels) -> Pixels:
