@@ -10,31 +10,42 @@ import numpy as np
 
 from u2export.errors import UserError
 from u2export.reference.image import Floats
-from u2export.reference.onnx_graph import conv_nodes
-from u2export.reference.onnx_session import profiled
+from u2export.reference.onnx_graph import conv_nodes, with_outputs
+from u2export.reference.onnx_session import profiled, run
 
 if TYPE_CHECKING:
     import onnx
 
 
-def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
+def layer_macs(model: onnx.ModelProto, x: Floats | None = None) -> dict[str, int]:
     """Return the multiply-accumulates of every convolution with constant weights, by the name of its node.
 
-    Raises:
-        UserError: the size of the graph's input is not fixed.
-    """
-    import onnx
+    Args:
+        model: the graph.
+        x: a network input (1, C, H, W), whose size counts; the graph's own fixed size by default.
 
-    shaped = onnx.shape_inference.infer_shapes(model)
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*shaped.graph.value_info, *shaped.graph.output)
-    }
+    Raises:
+        UserError: the size of the graph's input is not fixed, and no input is given.
+    """
+    shapes = _stated_shapes(model) if x is None else _seen_shapes(model, x)
     weights = {t.name: t.dims for t in model.graph.initializer}
     macs = {n.name: int(np.prod(weights[n.input[1]])) * _area(shapes.get(n.output[0], [])) for n in conv_nodes(model)}
     if not macs or not all(macs.values()):
         raise UserError("the work of each layer is known only for a graph of fixed size", "export it with a fixed size")
     return macs
+
+
+def _stated_shapes(model: onnx.ModelProto) -> dict[str, Sequence[int]]:
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
+
+
+def _seen_shapes(model: onnx.ModelProto, x: Floats) -> dict[str, Sequence[int]]:
+    names = [n.output[0] for n in conv_nodes(model)]
+    (maps,) = run(with_outputs(model, (), names), [x], names)
+    return {name: made.shape for name, made in zip(names, maps, strict=True)}
 
 
 def _area(shape: Sequence[int]) -> int:

@@ -186,6 +186,14 @@ def check_qdq(model: onnx.ModelProto) -> None:
             raise UserError(f"{node.name}: {len(scale)} scales do not fit its tensor", "report it")
 
 
+def calibration_method(spec: QuantSpec) -> str:
+    """The method of `observe` that measured best for a scheme: "minmax", and "mse" where activations are signed.
+
+    Behind a ReLU, signed activations have only 7 bits, so clipping outliers helps.
+    """
+    return "mse" if spec.signed else "minmax"
+
+
 def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = "") -> onnx.ModelProto:
     """Return the 8-bit graph by the recipe that measured best: ranges, then biases corrected for the mean error.
 
@@ -193,9 +201,7 @@ def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec
         model: fp32, conditioned.
         photos: network inputs (1, C, H, W), read twice; 16 to 32 varied photos are enough.
         spec: where and how to quantise.
-        method: of `observe`. The default is "minmax", and "mse" where activations are signed: behind a ReLU, signed
-            activations have only 7 bits, so clipping outliers helps.
+        method: of `observe`; `calibration_method` by default.
     """
-    method = method or ("mse" if spec.signed else "minmax")
-    ranges = observe(model, photos, method=method, signed=spec.signed)
+    ranges = observe(model, photos, method=method or calibration_method(spec), signed=spec.signed)
     return quantize(model, ranges, spec, bias_errors(model, ranges, spec, photos))

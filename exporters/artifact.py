@@ -37,6 +37,7 @@ class Artifact:
         options: the target's own options, as they were asked for.
         calibration: digest and size of the calibration set, empty where no photos were used.
         condition: what the conditioning changed, empty where it changed nothing.
+        added_float: what became float so that int8 keeps its budget, with figures; empty where nothing did.
         fidelity: how the masks compared with the PyTorch reference at export, and on how many photos.
         golden: what the reference makes of the golden picture. Ports check themselves with it.
         notes: what a reader of a table must know ("simulated", "not run on hardware" …).
@@ -54,6 +55,7 @@ class Artifact:
     options: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     condition: Mapping[str, Any] = field(default_factory=dict)
+    added_float: Mapping[str, Any] = field(default_factory=dict)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     golden: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +43,8 @@ class Request:
         budget: fidelity limits that replace the precision's default limits, by the name of a `Fidelity` field.
         held_back: photos of the caller's own that were not calibrated on. The masks are judged on them and on the
             verification photos.
+        max_float: share of the multiply-accumulates that may become float where pure int8 misses the budget, 0 to 1.
+        progress: is told what happens now, in a few words.
     """
 
     precision: str
@@ -50,6 +52,8 @@ class Request:
     condition: bool = True
     budget: Mapping[str, float] = field(default_factory=dict)
     held_back: Calibration | None = None
+    max_float: float = 0.1
+    progress: Callable[[str], None] = lambda what: None
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,14 @@ class Made:
         tools: versions of the packages that took part.
         condition: report of the conditioning, empty where nothing was changed.
         notes: what a reader of a table must know.
+        added_float: what became float so that int8 keeps its budget; empty where nothing did.
     """
 
     more: tuple[Path, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     condition: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    added_float: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,7 @@ class Exporter(Runtime):
             options=asdict(self),
             calibration=request.calibration.summary() if request.calibration else {},
             condition=made.condition,
+            added_float=made.added_float,
             golden=source.golden,
             notes=made.notes,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -190,10 +197,13 @@ class Exporter(Runtime):
             return replace(artifact, notes=(*artifact.notes, "not run on this machine")), ""
         with self._load(artifact, self.arithmetics(artifact)[0], processors()) as runner:
             fidelity = source.compare(runner, request.held_back or ())
-        classes = {"class_iou_worst": WORST_CLASS.get(request.precision, WORST_CLASS_LOWER)}
-        limits = {**classes, **self.limits.get(request.precision, {}), **request.budget}
         notes = (*artifact.notes, *_blind(source))
-        return replace(artifact, fidelity=fidelity.to_json(), notes=notes), fidelity.broken(limits)
+        return replace(artifact, fidelity=fidelity.to_json(), notes=notes), fidelity.broken(self.budget(request))
+
+    def budget(self, request: Request) -> dict[str, float]:
+        """The fidelity limits of a request: the precision's default limits, replaced by the request's own."""
+        classes = {"class_iou_worst": WORST_CLASS.get(request.precision, WORST_CLASS_LOWER)}
+        return {**classes, **self.limits.get(request.precision, {}), **request.budget}
 
     def _refuse(self, artifact: Artifact, folder: Path, broken: str, keep: bool) -> NoReturn:
         """Raise the error that says what is wrong; with `keep`, save the artifact apart for whoever looks into it."""
@@ -201,9 +211,8 @@ class Exporter(Runtime):
         if not keep:
             raise UserError(problem, "nothing was written; relax the budget, or choose another precision", "budget")
         kept = self._publish(replace(artifact, notes=(*artifact.notes, f"refused: {broken}")), folder / "refused")
-        raise UserError(
-            problem, f"kept with its report at {kept.record}; calibrate on other photos, or relax the budget", "budget"
-        )
+        hint = "calibrate on other photos, allow more float layers, or relax the budget"
+        raise UserError(problem, f"kept with its report at {kept.record}; {hint}", "budget")
 
     def _publish(self, artifact: Artifact, folder: Path) -> Artifact:
         """Move the artifact's files into `folder`, and write the record last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.int8 import quantised
 from u2export.exporters.runtime import Runner, missing_modules, processors, versions
 from u2export.reference import stamp
 from u2export.reference.dtypes import arithmetic_name, precision_name
@@ -25,6 +26,8 @@ from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
 
 if TYPE_CHECKING:
+    import onnx
+
     from u2export.reference.source import Source
 
 # NNCF keeps statistics of all tensors, about 0.1 GB a photo. More photos than these gain nothing.
@@ -96,7 +99,14 @@ class OpenVINO(Exporter):
 
         tools = versions("torch", "onnx", "onnxsim", "openvino")
         module, report = prepared(source, request.precision, request.calibration, request.condition)
-        model = self._converted(module, source, request, tools)
+        graph = to_onnx(module, source.contract, GRAPH, source.stamp(request.precision, tools))
+        notes: tuple[str, ...] = ()
+        added: Mapping[str, Any] = {}
+        if request.precision == "int8" and self.quantizer == "qdq":
+            # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
+            made = quantised(self, graph, source, request, ort.int8_spec(), _opened_graph)
+            graph, added, notes = made.graph, made.added, (made.note,) if made.note else ()
+        model = _converted(graph)
         if self.quantizer == "nncf":
             tools |= versions("nncf")
             model = self._by_nncf(model, source, request)
@@ -104,28 +114,7 @@ class OpenVINO(Exporter):
         for key, value in stamped.items():
             model.set_rt_info(value, ["u2export", key])
         openvino.save_model(model, path, compress_to_fp16=request.precision == "fp16")
-        return Made((path.with_suffix(".bin"),), tools, report)
-
-    def _converted(self, module: Any, source: Source, request: Request, tools: dict[str, str]) -> Any:
-        import onnx
-        import openvino
-
-        graph = to_onnx(module, source.contract, GRAPH, source.stamp(request.precision, tools))
-        if request.precision == "int8" and self.quantizer == "qdq":
-            from u2export.calibration.quantize import PHOTOS, calibrated
-
-            assert request.calibration
-            # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
-            graph = calibrated(graph, request.calibration.subset(PHOTOS), ort.int8_spec())
-        # convert_model reads the names of inputs and outputs from a file. core.read_model, which takes bytes, writes
-        # biases in a form that NNCF's bias correction does not see.
-        from tempfile import TemporaryDirectory
-
-        with TemporaryDirectory() as scratch:
-            file = Path(scratch) / "model.onnx"
-            del graph.metadata_props[:]  # the stamp is written once, when the IR is complete
-            onnx.save(graph, file)
-            return openvino.convert_model(file)
+        return Made((path.with_suffix(".bin"),), tools, report, notes, added)
 
     def _by_nncf(self, model: Any, source: Source, request: Request) -> Any:
         """The model quantised by NNCF, with the preset MIXED.
@@ -187,7 +176,8 @@ class OpenVINO(Exporter):
             raise UserError(f"OpenVINO cannot open {artifact.path}: {last}", "export it again") from None
         layers = _layer_types(compiled)
         ran = precision_name(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-        if sum(n for kind, n in layers.items() if kind in ("i8", "u8")) > sum(layers.values()) / 2:
+        meant = sum(layers.values()) - len(artifact.added_float.get("float_layers", ()))  # to run in 8 bit
+        if sum(n for kind, n in layers.items() if kind in ("i8", "u8")) > meant / 2:
             ran = "int8"
         if ran != arithmetic:
             raise Unavailable(
@@ -201,6 +191,34 @@ class OpenVINO(Exporter):
             "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
         }
         return [Runner(_predictor(compiled.create_infer_request()), info, opening=opening) for _ in range(count)]
+
+
+def _converted(graph: onnx.ModelProto) -> Any:
+    """OpenVINO's model of an ONNX graph, without the graph's stamp.
+
+    convert_model reads the names of inputs and outputs from a file. core.read_model, which takes bytes, writes biases
+    in a form that NNCF's bias correction does not see.
+    """
+    from tempfile import TemporaryDirectory
+
+    import onnx
+    import openvino
+
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "model.onnx"
+        bare = onnx.ModelProto()
+        bare.CopyFrom(graph)
+        del bare.metadata_props[:]  # the stamp is written once, when the IR is complete
+        onnx.save(bare, file)
+        return openvino.convert_model(file)
+
+
+def _opened_graph(graph: onnx.ModelProto) -> Callable[[Floats], Floats]:
+    """What OpenVINO makes of a Q/DQ graph, in the arithmetic of an int8 artifact."""
+    import openvino
+
+    hints = {"INFERENCE_PRECISION_HINT": HINTS["int8"], "PERFORMANCE_HINT": "LATENCY"}
+    return _predictor(openvino.Core().compile_model(_converted(graph), "CPU", hints).create_infer_request())
 
 
 def _predictor(request: Any) -> Callable[[Floats], Floats]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from u2export.calibration.prepare import prepared
 from u2export.errors import UserError
 from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.int8 import in_onnx_runtime, quantised
 from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime
 from u2export.exporters.runtime import versions
+from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
-from u2export.reference.onnx_session import write_ort_format
+from u2export.reference.onnx_session import open_session, write_ort_format
 
 if TYPE_CHECKING:
     import onnx
@@ -72,19 +74,23 @@ class Ort(OnnxRuntime, Exporter):
         tools = versions(*TOOLS)
         module, report = prepared(source, request.precision, request.calibration, request.condition)
         model = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
-        notes: tuple[str, ...] = ()
+        notes: list[str] = []
+        added: Mapping[str, Any] = {}
         if request.precision == "int8":
-            assert request.calibration
-            from u2export.calibration.quantize import PHOTOS, calibrated
-
             spec = int8_spec(self.weight_bits, kept)
-            notes = (_share(model, spec),) if kept else ()
-            model = calibrated(model, request.calibration.subset(PHOTOS), spec)
+            notes += [_share(model, spec)] if kept else []
+
+            def opened(graph: onnx.ModelProto) -> Callable[[Floats], Floats]:
+                return in_onnx_runtime(open_session(graph, spinning=False))
+
+            made = quantised(self, model, source, request, spec, opened)
+            model, added = made.graph, made.added
+            notes += [made.note] if made.note else []
         if self.mobile:
             write_ort_format(model, path)
         else:
             onnx.save(model, path)
-        return Made(tools=tools, condition=report, notes=notes)
+        return Made(tools=tools, condition=report, notes=tuple(notes), added_float=added)
 
 
 def _share(model: onnx.ModelProto, spec: QuantSpec) -> str:

@@ -6,7 +6,7 @@ symmetric int8 Q/DQ pairs where TensorRT wants them. TensorRT 8.5 to 10 build th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.int8 import in_onnx_runtime, quantised
 from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime, runner_of
 from u2export.exporters.runtime import Runner, versions
 from u2export.exporters.trt.build import build
@@ -25,12 +26,14 @@ from u2export.exporters.trt.graph_rules import broken_rules, refuse
 from u2export.exporters.trt.installed import choose_builder, devices, installed, load
 from u2export.exporters.trt.options import Options
 from u2export.exporters.trt.recipe import NEWEST_OPSET, SUFFIX, Recipe
+from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
 from u2export.reference.onnx_session import open_session
 
 if TYPE_CHECKING:
     import onnx
 
+    from u2export.calibration.float_fallback import Quantised
     from u2export.reference.source import Source
 
 PLACEMENTS = ("producer", "conv-input")
@@ -149,7 +152,7 @@ class TensorRT(OnnxRuntime, Exporter):
         module, report = prepared(source, request.precision, request.calibration, request.condition)
         graph = Graph(dynamic=self.dynamic)
         model = to_onnx(module, source.contract, graph, source.stamp(request.precision, tools))
-        model, islands = self._typed(model, request)
+        model, islands, made = self._typed(model, source, request)
         refuse(broken_rules(model, NEWEST_OPSET))
         onnx.save(model, path)
         int8 = request.precision == "int8"
@@ -160,25 +163,34 @@ class TensorRT(OnnxRuntime, Exporter):
         )  # fmt: skip
         beside = path.with_name(path.stem + SUFFIX)
         recipe.write(beside)
-        notes = (f"masks judged in ONNX Runtime, {NOT_RUN}; its recipe: {beside.name}",)
-        return Made(more=(beside,), tools=tools, condition=report, notes=notes)
+        notes = [f"masks judged in ONNX Runtime, {NOT_RUN}; its recipe: {beside.name}"]
+        notes += [made.note] if made and made.note else []
+        added = made.added if made else {}
+        return Made(more=(beside,), tools=tools, condition=report, notes=tuple(notes), added_float=added)
 
-    def _typed(self, model: onnx.ModelProto, request: Request) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-        """Return the graph in the request's precision, and the nodes that stay in fp32 among fp16."""
+    def _typed(
+        self, model: onnx.ModelProto, source: Source, request: Request
+    ) -> tuple[onnx.ModelProto, tuple[str, ...], Quantised | None]:
+        """Return the graph in the request's precision, the nodes that stay in fp32 among fp16, and facts of int8."""
         from u2export.calibration.quant_plan import TENSORRT
-        from u2export.calibration.quantize import PHOTOS, calibrated
         from u2export.exporters.trt.typed_graph import chosen_islands, islands, to_half
 
         if request.precision == "fp32":
-            return model, ()
+            return model, (), None
         if request.precision == "fp16":
             # A conditioned network has no large constant channels left; islands gain nothing there, as measured.
             kept = chosen_islands(model, self.keep_float) | (set() if request.condition else islands(model))
-            return to_half(model, kept), tuple(sorted(kept))
-        assert request.calibration
+            return to_half(model, kept), tuple(sorted(kept)), None
         spec = replace(TENSORRT, placement=self.placement, keep_float=self.keep_float)
-        model = calibrated(model, request.calibration.subset(PHOTOS), spec)
-        return (to_half(model) if self.rest == "fp16" else model), ()
+
+        def typed(graph: onnx.ModelProto) -> onnx.ModelProto:
+            return to_half(graph) if self.rest == "fp16" else graph
+
+        def opened(graph: onnx.ModelProto) -> Callable[[Floats], Floats]:
+            return in_onnx_runtime(open_session(typed(graph), optimise=False, spinning=False))
+
+        made = quantised(self, model, source, request, spec, opened)
+        return typed(made.graph), (), made
 
     @contextmanager
     def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:

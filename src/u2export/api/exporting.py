@@ -60,6 +60,7 @@ def export(
     limit: int | None = None,
     condition: bool = True,
     budget: Mapping[str, float] | str = "",
+    max_float: float = 10,
     progress: Progress = lambda stage: None,
     **options: Any,
 ) -> Artifact:
@@ -85,6 +86,9 @@ def export(
         condition: whether the network is re-parametrised before its precision is lowered. The masks stay the same.
         budget: fidelity limits in place of the target's own, such as {"mae": 0.003, "iou_worst": 0.97}; the text
             "mae=0.003,iou_worst=0.97" means the same.
+        max_float: int8 that misses its budget gets float layers, the output head first, then what costs the masks most
+            for its work. This is the most that may become float, in percent of the multiply-accumulates; 0 for none.
+            The artifact's notes and `added_float` say what became float.
         progress: is called with the name of each stage.
         options: the target's own options, named as on the command line with underscores: `opset`, `all_outputs`,
             `dynamic`, `embed_preprocess` (onnx); `mobile`, `mixed`, `keep_float`, `weight_bits` (ort); `quantizer`,
@@ -114,6 +118,8 @@ def export(
     image_contract = read_contract(sizes[0] if sizes else None, resize, contract, weights)
     precision = precision or exporter.precisions[0]
     limits = parse_budget(budget) if isinstance(budget, str) else parse_budget(_text(budget))
+    if not 0 <= max_float <= 100:
+        raise UserError(f"{max_float:g} % of the work cannot become float", "give 0 to 100 percent", "max_float")
     exporter.check(Request(precision, None, condition, limits), calib is not None)
 
     from u2export.reference.source import Source
@@ -125,7 +131,8 @@ def export(
     if calibration and precision in exporter.calibrated and len(calibration) >= ENOUGH:
         calibration, held_back = calibration.split(HELD_BACK)
     progress(f"{exporter.title} {precision}: exporting {source.weights.label} and checking its masks")
-    return exporter.export(source, Path(out), Request(precision, calibration, condition, limits, held_back))
+    request = Request(precision, calibration, condition, limits, held_back, max_float / 100, progress)
+    return exporter.export(source, Path(out), request)
 
 
 def open_calibration(path: Path, contract: Contract, limit: int | None = None) -> Calibration:

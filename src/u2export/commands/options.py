@@ -117,6 +117,16 @@ class Export(Network):
         str, typer.Option(help="Fidelity limits in place of the target's own, such as mae=0.003,iou_worst=0.97.")
     ] = ""
 
+    max_float: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Most of the work that int8 may leave in float to keep its budget; 0 for none.",
+        ),
+    ] = 10
+
     def run(self, target: str, precision: str, /, **options: Any) -> exporting.Artifact:
         """Export with these options and the target's own."""
         with waiting() as show:
@@ -124,7 +134,7 @@ class Export(Network):
                 target, precision, weights=self.weights, out=self.out, size=self.size or None, resize=self.resize,
                 contract=self.contract,
                 calib=self.calib, limit=self.limit, condition=not self.no_condition, budget=self.budget,
-                progress=show, **options,
+                max_float=self.max_float, progress=show, **options,
             )  # fmt: skip
 
 
