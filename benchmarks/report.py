@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +38,8 @@ REASONS = {
     "timeout": "no answer in time",
     "not-measured": "interrupted before, or left out on request",
 }
+# No time is so long: 31 years in nanoseconds. Statistics of shorter ones fit into a float.
+LONGEST = 10**18
 # "latency": the time of one picture at a time. "throughput": the pictures per second in batches and streams.
 SCENARIOS = ("latency", "throughput")
 
@@ -192,20 +195,25 @@ class Row:
         sustained = values.get("sustained", {"ns": [], "states": []})
         values["sustained"] = Sustained(Latency(_turns(sustained["ns"])), _mappings(sustained["states"]))
         values["notes"] = tuple(str(note) for note in values["notes"])
-        values["accuracy"] = {str(k): float(v) for k, v in values["accuracy"].items()}
+        values["accuracy"] = finite(values["accuracy"])
         values["memory"] = {str(k): int(v) for k, v in values["memory"].items()}
         values["runtime"] = {str(k): str(v) for k, v in values["runtime"].items()}
         if "arithmetic" in values["runtime"]:
             values["runtime"]["arithmetic"] = arithmetic_name(values["runtime"]["arithmetic"])
-        values["stated"] = {str(k): float(v) for k, v in values.get("stated", {}).items()}
+        values["stated"] = finite(values.get("stated", {}))
         values["source"] = {str(k): str(v) for k, v in values.get("source", {}).items()}
-        return checked(cls(**values))
+        row = checked(cls(**values))
+        _ints([row.first_ns, row.size, *row.memory.values()])
+        return row
 
 
 def _ints(values: Sequence[Any]) -> tuple[int, ...]:
     if not isinstance(values, list):
         raise TypeError(f"expected a list of times, found {values!r:.40}")
-    return tuple(int(v) for v in values)
+    numbers = tuple(int(v) for v in values)
+    if wrong := [v for v in numbers if not 0 <= v < LONGEST]:
+        raise ValueError(f"{wrong[0]:.3g} is no time or energy")
+    return numbers
 
 
 def _turns(values: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
@@ -219,7 +227,31 @@ def _mappings(values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
 def _image(data: Mapping[str, Any]) -> ImageFidelity:
     values: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
     values.update({k: _ints(v) for k, v in values.items() if k.startswith("class_")})
-    return checked(ImageFidelity(**values))
+    return measured(ImageFidelity(**values))
+
+
+def measured(image: ImageFidelity) -> ImageFidelity:
+    """Return a fidelity that was read from JSON, after a check of its numbers; an infinite ratio is one.
+
+    Raises:
+        TypeError, ValueError, OverflowError: a value is of another type, is NaN or is too large.
+    """
+    numbers = (value for value in asdict(checked(image)).values() if not isinstance(value, tuple))
+    if any(math.isnan(float(value)) for value in numbers):
+        raise ValueError("a fidelity is NaN")
+    return image
+
+
+def finite(values: Mapping[Any, Any]) -> dict[str, float]:
+    """Return numbers that were read from JSON by their names.
+
+    Raises:
+        TypeError, ValueError, OverflowError: a value is no finite number of at least zero.
+    """
+    found = {str(k): float(v) for k, v in values.items()}
+    if wrong := [f"{k} is {v:g}" for k, v in found.items() if not 0 <= v < math.inf]:
+        raise ValueError(wrong[0])
+    return found
 
 
 @dataclass(frozen=True)
@@ -356,7 +388,7 @@ class Report:
             data["photos"], data["without_mask"] = tuple(data["photos"]), tuple(data["without_mask"])
             data["states"] = _mappings(data.get("states", []))
             return checked(cls(**data))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: damaged results ({type(error).__name__}: {error})", hint) from None
 
 

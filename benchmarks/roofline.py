@@ -118,6 +118,8 @@ def count(path: Path) -> Work:
         for node in model.graph.node
         if node.op_type not in FUSED and node.op_type != "Constant" and not _is_constant(node, constants)
     ]
+    if not any(layer.macs for layer in layers):
+        raise UserError(f"{path}: no convolution or matrix product depends on its input", "give a network")
     ends = [v.name for v in (*model.graph.input, *model.graph.output) if v.name not in constants]
     return Work(tuple(layers), sum(_known(name, sizes, path) for name in ends))
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Doubles = NDArray[np.float64]
 
+# How the names of the operators begin that stand for outputs of an ONNX graph.
+OUTPUT = ":output "
+
 
 @dataclass
 class Conv:
@@ -128,7 +131,8 @@ class Network:
                     readers += more
                     blocked = blocked or stop
             else:
-                blocked = blocked or (op.name if op.kind == "other" else op.kind)
+                shown = "output" if op.name.startswith(OUTPUT) else op.name
+                blocked = blocked or (shown if op.kind == "other" else op.kind)
         return readers, blocked if self.users[name] else "output"
 
     def _starts(self, op: Op, source: str) -> Iterable[int]:
@@ -239,7 +243,8 @@ def from_onnx(model: onnx.ModelProto) -> Network:
         ops[name] = Op(kind, name, tuple(made[i] for i in data if i in made))
         made.update(dict.fromkeys(node.output, name))
     for output in model.graph.output:
-        ops[f":output {output.name}"] = Op("other", "output", (made[output.name],))
+        key = f"{OUTPUT}{output.name}"
+        ops[key] = Op("other", key, tuple(made[i] for i in (output.name,) if i in made))
     return Network(ops, convs)
 
 
@@ -287,6 +292,8 @@ def _onnx_conv(name: str, node: onnx.NodeProto, constants: Mapping[str, onnx.Ten
             f"the weights of convolution {name} are not float32 constants", "give the fp32 model, before quantisation"
         )
     arrays = [numpy_helper.to_array(t).astype(np.float64) for t in tensors if t is not None]
+    if not arrays or arrays[0].ndim < 3:
+        raise UserError(f"the weights of convolution {name} have no kernel", "give a U²-Net in ONNX")
     weight = arrays[0]
     attributes = _attributes(node)
     kernel, ones = weight.shape[2:], [1] * (weight.ndim - 2)

@@ -23,6 +23,7 @@ from u2export.calibration.channel_routes import Conv, Doubles, Network, from_mod
 from u2export.calibration.condition import choose, fold_batch_norm
 from u2export.calibration.condition_report import Criteria
 from u2export.calibration.probes import ChannelStatistics, Probe, channel_statistics, module_probe, onnx_probe, source
+from u2export.errors import UserError
 from u2export.reference.image import Floats
 
 if TYPE_CHECKING:
@@ -159,9 +160,11 @@ def weak_layers_of_graph(model: onnx.ModelProto, inputs: Iterable[Floats] | None
     """Predict the damage as `weak_layers` does, for an fp32 ONNX graph.
 
     Raises:
-        UserError: the weights of a convolution are not float32 constants.
+        UserError: the weights of a convolution are not float32 constants, or there is no convolution.
     """
     network = from_onnx(model)
+    if not network.convs:
+        raise UserError("the graph has no convolution", "give a U²-Net in ONNX")
     probe = onnx_probe(model, list(network.convs), sources=True) if inputs else None
     return _weak_layers(network, probe, inputs)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters.model_file import ModelFile, Port, StoredConvolution
+from u2export.files import no_pipe
 from u2export.install import how_to_install
 from u2export.reference.dtypes import FLOATS, stored_name
 from u2export.reference.onnx_file import read_onnx
@@ -36,6 +37,7 @@ def inspect(path: Path) -> ModelFile:
     """
     if not path.exists():
         raise UserError(f"no such file: {path}", "give a model file, or the record beside one")
+    no_pipe(path, "give a model file")
     reader = READERS.get(path.suffix)
     if reader is None:
         raise UserError(f"{path}: no reader for {path.suffix or 'such'} files", f"give one of {', '.join(READERS)}")
@@ -98,6 +100,8 @@ def _onnx_layer(node: Any, view: GraphView) -> StoredConvolution:
     while name in view.maker and name not in view.constants:  # through DequantizeLinear and Cast to what is stored
         if view.made_by(name, "DequantizeLinear"):
             scale = view.maker[name].input[1]
+        if not view.maker[name].input:  # a node that holds its values itself, such as Constant
+            break
         name = view.maker[name].input[0]
     stored = view.constants.get(name)
     if stored is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from u2export.errors import UserError
 from u2export.exporters import EXPORTERS, Exporter
 from u2export.exporters.artifact import RECORD, Artifact, hashes, is_record, read_record
+from u2export.files import no_pipe
 from u2export.reference.weights import Identity, file_digest
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def read_artifact(path: Path, output_name: str = "") -> Artifact:
     record = path if path.name.endswith(RECORD) else path.with_name(path.name + RECORD)
     if not path.exists():
         raise UserError(f"no such artifact: {path}", "give the file an export command printed, or its .json record")
+    no_pipe(path, "give an artifact")
     if not record.exists():
         return adopt(path, output_name)
     if output_name:

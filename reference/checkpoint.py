@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2export.errors import UserError
+from u2export.files import no_pipe
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         UserError: unreadable, another kind of file (the error says which), no U²-Net or several in it, or tensors that
             are not plain dense numbers.
     """
+    no_pipe(path, "give a checkpoint's file")
     if problem := _other_kind(path):
         raise problem
     data = _safetensors(path) if _is_safetensors(path) or path.suffix == ".safetensors" else _pickled(path)
@@ -186,6 +188,8 @@ def _completed(path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
             problem = "has no values (a tensor on the device meta)"
         elif tensor.is_quantized or tensor.layout != torch.strided or tensor.is_complex():
             problem = "is not a plain dense tensor"
+        elif not tensor.is_floating_point() and not name.endswith(".num_batches_tracked"):
+            problem = f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating point numbers"
         if problem:
             raise UserError(f"{path}: {name} {problem}", "save the weights in fp32, unquantised")
         made[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor

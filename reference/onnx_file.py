@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +40,8 @@ def read_onnx(path: Path, hint: str = "export it again, or download it again", s
     model_files(path)  # names what is missing, cut short, or outside the model's folder
     try:
         model = onnx.load(path)
+        if problem := flaw(model):
+            raise UserError(f"{path}: damaged ONNX file ({problem})", hint)
         if shapes:
             model = onnx.shape_inference.infer_shapes(model)
     except onnx.checker.ValidationError as error:  # what onnx raises for a missing or misplaced file of weights
@@ -44,11 +49,91 @@ def read_onnx(path: Path, hint: str = "export it again, or download it again", s
             f"{path}: its weights lie in another file, which cannot be read ({_first_line(error)})",
             "keep the files of weights beside the .onnx",
         ) from None
-    except (DecodeError, OSError, ValueError, RuntimeError) as error:
+    except (DecodeError, OSError, ValueError, RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise UserError(f"{path}: not an ONNX file ({_first_line(error)})", hint) from None
-    if not model.graph.node:
-        raise UserError(f"{path}: not an ONNX file (it holds no graph)", hint)
     return model
+
+
+def flaw(model: onnx.ModelProto) -> str:
+    """Return what keeps a graph from being read, in a few words; empty for a sound graph.
+
+    The checker of onnx would refuse graphs that runtimes accept, such as those with attributes of newer versions.
+    """
+    graph = model.graph
+    if not graph.node:
+        return "it holds no graph"
+    made = {name for node in graph.node for name in node.output}
+    known = made | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    if unknown := [value.name for value in graph.output if value.name not in known]:
+        return f"no node makes its output {unknown[0]!r}"
+    if not graph.output:
+        return "it has no output"
+    problems = chain(map(_tensor_flaw, graph.initializer), map(_NodeFlaws(model), graph.node))
+    return next(filter(None, problems), "") or _cycle(graph)
+
+
+def _tensor_flaw(tensor: onnx.TensorProto) -> str:
+    import onnx
+    from onnx import numpy_helper
+
+    name = f"the tensor {tensor.name!r}"
+    try:
+        bits = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    except (KeyError, TypeError, ValueError):
+        return f"{name} has no known type"
+    if any(side < 0 for side in tensor.dims):
+        return f"{name} has a negative side"
+    values = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        # Types below 8 bits are packed. Their count of bytes is checked when they are unpacked.
+        return f"{name} is cut short" if bits > 8 and len(tensor.raw_data) * 8 != values * bits else ""
+    try:
+        return "" if numpy_helper.to_array(tensor).size == values else f"{name} is cut short"
+    except (TypeError, ValueError):
+        return f"{name} is cut short"
+
+
+class _NodeFlaws:
+    """Says of a node that it has too few inputs for its operator, by the standard's own table."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.versions = {entry.domain or "": entry.version for entry in model.opset_import}
+
+    def __call__(self, node: onnx.NodeProto) -> str:
+        import onnx
+
+        name = f"the node {node.name or node.op_type!r}"
+        if not node.output or not any(node.output):
+            return f"{name} has no output"
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        try:
+            least = onnx.defs.get_schema(node.op_type, self.versions.get(domain, 1), domain).min_input
+        except onnx.defs.SchemaError:
+            return ""  # an operator of a runtime, or of a newer standard
+        return f"{name} has {len(node.input)} inputs, {node.op_type} takes {least}" if len(node.input) < least else ""
+
+
+def _cycle(graph: onnx.GraphProto) -> str:
+    """Return that nodes read each other's results in a circle, if they do (Kahn's algorithm)."""
+    maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    waits = [{maker[name] for name in node.input if name in maker} for node in graph.node]
+    readers: dict[int, list[int]] = defaultdict(list)
+    for i, sources in enumerate(waits):
+        for source in sources:
+            readers[source].append(i)
+    left = [len(sources) for sources in waits]
+    ready = [i for i, count in enumerate(left) if count == 0]
+    done = 0
+    while ready:
+        done += 1
+        for reader in readers[ready.pop()]:
+            left[reader] -= 1
+            if left[reader] == 0:
+                ready.append(reader)
+    if done == len(waits):
+        return ""
+    node = graph.node[next(i for i, count in enumerate(left) if count)]
+    return f"the node {node.name or node.op_type!r} reads its own result, directly or through others"
 
 
 def check_onnx(model: onnx.ModelProto, what: str, hint: str, full: bool = False) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from u2export.errors import UserError
+from u2export.files import no_pipe
 
 # Fields that hold messages on the way to a tensor, by the kind of message they stand in: field number -> kind.
 INSIDE = {
@@ -40,6 +41,7 @@ def external_data(path: Path) -> dict[str, int]:
         UserError: unreadable, or no ONNX file.
     """
     problem = f"{path}: not an ONNX file"
+    no_pipe(path, "give an .onnx file")
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: not an ONNX file (it is empty)", "export or download it again")

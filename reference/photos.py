@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from u2export.errors import UserError
-from u2export.files import is_hidden
+from u2export.files import is_hidden, no_pipe
 from u2export.reference.image import Contract, Floats, Picture, Pixels
 
 SUFFIXES = frozenset(
@@ -145,6 +145,7 @@ def read_array(path: Path, channels: int = 0) -> Picture:
         UserError: unreadable, of another shape, or with values that are not finite or are negative.
     """
     hint = f"save a numpy array of shape (height, width, {channels or 'channels'}) with numpy.save"
+    no_pipe(path, hint)
     try:
         with path.open("rb") as file:
             array: NDArray[Any] = np.load(file, allow_pickle=False)
@@ -210,11 +211,9 @@ def _unknown(path: Path) -> UserError:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
+    no_pipe(path, "give a picture")
+    if stat.S_ISDIR(path.stat().st_mode):
         raise UserError(f"{path} is a folder", "give a picture")
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is not a regular file", "give a picture")
     if path.suffix.lower() in HEIF and find_spec("pillow_heif"):
         import pillow_heif
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.report import Report, Row, compact
+from u2export.benchmarks.report import Report, Row, compact, finite, measured
 from u2export.errors import UserError
 from u2export.files import checked, read_json, write_text
 from u2export.reference.dtypes import arithmetic_name
@@ -80,8 +80,8 @@ class Accepted:
         columns = [[math.inf if v is None else v for v in data["images"][m]] for m in MEASURES]
         columns += [[tuple(map(int, v)) for v in data["images"][m]] for m in CLASS_COUNTS if m in data["images"]]
         rows = list(zip(*columns, strict=True))
-        images = {p: checked(ImageFidelity(*row)) for p, row in zip(photos, rows, strict=True)} if rows else {}
-        accuracy = {str(k): float(v) for k, v in data["accuracy"].items()}
+        images = {p: measured(ImageFidelity(*row)) for p, row in zip(photos, rows, strict=True)} if rows else {}
+        accuracy = finite(data["accuracy"])
         weights = checked(Identity(**data["weights"]))
         told = {"weights": weights, "arithmetic": arithmetic_name(data["arithmetic"])}
         return checked(cls(**{**data, **told, "images": images, "accuracy": accuracy}))
@@ -133,7 +133,7 @@ class Baseline:
             device = checked(Device.from_json(data["device"])) if data["device"] else None
             artifacts = {str(k): Accepted.from_json(v, photos) for k, v in data["artifacts"].items()}
             return checked(cls(**{**data, "photos": photos, "device": device, "artifacts": artifacts}))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: damaged accepted state ({type(error).__name__}: {error})", hint) from None
 
 

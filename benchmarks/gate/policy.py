@@ -86,7 +86,7 @@ class Policy:
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", "check the path") from None
-        except ValueError as error:  # of tomllib or of the UTF-8 decoder
+        except (ValueError, RecursionError) as error:  # of tomllib or of the UTF-8 decoder; brackets in brackets
             raise UserError(f"{path} is not TOML ({error})", "see docs/check.md for the form of a policy") from None
         return cls.from_toml(data, str(path))
 

@@ -219,6 +219,20 @@ def _real(target: Path) -> Path:
         raise UserError(f"{target} is a link to itself", "choose another name") from None
 
 
+def no_pipe(path: Path, hint: str = "give a file") -> None:
+    """Refuse what is neither a file nor a folder: reading from a pipe may wait without end, and a device has no end.
+
+    Raises:
+        UserError: the path is a pipe, a device or a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says what is wrong
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is not a regular file", hint)
+
+
 def write_json(data: Any, target: Path) -> None:
     """Write JSON that a person can read and compare."""
     write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", target)
