@@ -88,7 +88,7 @@ def accuracy(session: nox.Session) -> None:
 
 # What a study needs; every extra if it is not listed here.
 STUDIES: dict[str, tuple[str, ...]] = {
-    "fuzz": ("onnx", "imports"),
+    "fuzz": ("onnx", "imports"), "kills": ("onnx", "charts"),
     "gate_coverage": (), "calibration_scale": (), "gate_mutants": ("onnx",), "gate_power": ("onnx",),
     "gate_false_alarms": ("onnx", "openvino"),
     "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),

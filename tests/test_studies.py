@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from builders import mixed_report
 from conftest import ROOT
 
 from u2export.benchmarks.studies import __main__ as entry
-from u2export.benchmarks.studies import fuzz, fuzz_seeds, fuzz_worker, gate_coverage
+from u2export.benchmarks.studies import fuzz, fuzz_seeds, fuzz_worker, gate_coverage, kills
 from u2export.benchmarks.studies.photo_sets import folders
 from u2export.benchmarks.studies.study import COMMAND, Pages, repeats
 from u2export.errors import UserError
@@ -136,3 +138,19 @@ def test_a_crash_and_a_hang_are_findings(tmp_path: Path, monkeypatch: pytest.Mon
     with fuzz.Worker(tmp_path, 1, 2.0) as worker:
         assert worker.outcome(0)["what"] == "the process ended with 3"
         assert worker.outcome(1)["what"] == "no answer within 2 s"
+
+
+def test_kills_leave_nothing_half_written(tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    mixed_report().save(inputs / "r.json")
+    found = kills.try_writer(kills.WRITERS[1], inputs, tmp_path / "csv", 4, 60.0, random.Random(0))
+    assert found.kills + found.late == 4 and not found.faults
+
+
+def test_kills_see_what_is_half_written() -> None:
+    found = kills.Found()
+    known = {"a.json": b'{"a": 1}', "b.csv": b"a,b\r\n", "c.png": b"whole"}
+    kills._judge(found, known, {"a.json": b'{"a"', "b.csv": b"a,", "c.png": b"who"}, known, "x")
+    kills._judge(found, known, {"a.json": b'{"a": 2}', "b.csv": b"a,b\r\n"}, known, "y")
+    assert len(found.faults) == 4 and found.faults[3] == "y: c.png vanished"
