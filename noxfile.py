@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import nox
@@ -102,6 +104,46 @@ def study(session: nox.Session) -> None:
     name = session.posargs[0] if session.posargs else "gate_coverage"
     install(session, STUDIES.get(name, EXTRAS))
     session.run("python", "-m", "u2export.benchmarks.studies", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged files for some minutes, others each day: `nox -s fuzz -- --minutes 10`. A finding is a failure."""
+    install(session, STUDIES["fuzz"])
+    first = str(1_000_000 * int(time.time() // 86_400))  # a case depends on its number alone
+    out = ("--out", "artifacts/fuzz", "--count", "1000000", "--first", first)
+    session.run("python", "-m", "u2export.benchmarks.studies", "fuzz", *out, *(session.posargs or ("--minutes", "10")))
+
+
+# Licences of what the extras install that let others use, change and pass on, also in products.
+PERMISSIVE = ("MIT", "BSD", "Apache", "ISC", "Python Software Foundation", "PSF", "MPL", "Mozilla", "Unlicense", "HPND",
+              "Zlib", "CC0", "0BSD", "Public Domain", "WTFPL")  # fmt: skip
+
+
+@nox.session
+def licenses(session: nox.Session) -> None:
+    """The licences of all packages that the extras install; one that is not permissive is a failure."""
+    install(session, ("onnx", "openvino", "coreml", "charts", "imports"), "pip-licenses")
+    session.run("pip-licenses", "--format=markdown", "--order=license")
+    session.run("pip-licenses", "--partial-match", "--allow-only", ";".join(PERMISSIVE))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of the pinned versions. Without the database on the network it says so and passes."""
+    install(session, ("onnx", "openvino", "coreml", "charts", "imports"), "pip-audit")
+    found = Path(session.create_tmp(), "audit.json")
+    found.unlink(missing_ok=True)
+    words = ("--skip-editable", "--progress-spinner=off", "--format=json", "--output", str(found))
+    session.run("pip-audit", *words, success_codes=[0, 1], silent=True)
+    if not found.is_file():
+        session.warn("pip-audit cannot reach its database of vulnerabilities: nothing was audited")
+        return
+    packages = json.loads(found.read_text(encoding="utf-8"))["dependencies"]
+    known = [f"{p['name']} {p['version']}: {v['id']}" for p in packages for v in p.get("vulns", ())]
+    session.log("%d packages audited, %d vulnerabilities", len(packages), len(known))
+    if known:
+        session.error("\n".join(known))
 
 
 @nox.session

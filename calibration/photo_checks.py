@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from PIL import Image
 from u2export.calibration.look_alikes import THUMB, LookAlikes
 from u2export.errors import UserError
 from u2export.reference.image import Contract, Floats, digest
-from u2export.reference.photos import eight_bit, read_picture
+from u2export.reference.photos import eight_bit, pixels_in, read_picture
 from u2export.reference.verification import verification_photos
 
 T = TypeVar("T")
@@ -27,6 +28,11 @@ BLACK_AND_WHITE = 0.995  # share of pixels within 8 levels of black or white; pr
 COLOURLESS_MASK = 0.8  # the same share where all channels are equal; saved saliency maps have 0.84 or more
 UNRELATED = (0.2, 0.35)  # correlation of neighbours at full size, in the thumbnail; chain mail 0.37, leaves 0.54
 _WORKERS = 4
+# Pixels of a photo that is not read at the same time as others of its size. Such a photo takes about 10 bytes a pixel.
+LARGE = 25_000_000
+# A larger photo is judged by evenly spread bands of its rows with so many pixels in all.
+JUDGED = 8_000_000
+BANDS, BAND = 64, 256
 _LUMA = (0.299, 0.587, 0.114)  # the weights of Pillow's grey
 
 
@@ -88,9 +94,14 @@ def check_photo(candidate: Candidate, contract: Contract) -> Checked:
         return Checked(photo, "holds NaN or infinite values")
     stored = candidate.row is not None and array.dtype == np.float32  # a network input, not a picture
     shown = array if stored else eight_bit(array)
-    grey = _grey(shown, contract)
-    thumb = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX))
-    reason, noise = _not_a_photo(grey, thumb, shown)
+    if stored or shown.shape[0] * shown.shape[1] <= JUDGED:
+        grey = _grey(shown, contract)
+        thumb = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX))
+        reason, noise = _not_a_photo(grey, thumb, shown)
+    else:
+        thumb = _large_thumb(shown, contract)
+        part = _bands(shown)
+        reason, noise = _not_a_photo(_grey(part, contract), thumb, part)
     span = (float(array.min()), float(array.max())) if stored else None
     centred = thumb - thumb.mean()
     unit = np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float16).ravel()
@@ -128,6 +139,23 @@ def _grey(array: NDArray[Any], contract: Contract) -> Floats:
         return np.asarray(array @ weights, np.float32)
     mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (contract.mean, contract.std))
     return np.asarray(np.tensordot(weights, (array * std + mean) * 255, 1), np.float32)
+
+
+def _large_thumb(array: NDArray[Any], contract: Contract) -> Floats:
+    """The thumbnail of a large photo, whose rows become grey some at a time."""
+    tall = np.empty((THUMB, array.shape[1]), np.float32)
+    edges = np.linspace(0, array.shape[0], THUMB + 1).round().astype(int)
+    for i, (top, bottom) in enumerate(pairwise(edges)):
+        starts = range(top, bottom, BAND)
+        tall[i] = sum(_grey(array[s : min(s + BAND, bottom)], contract).sum(0) for s in starts) / (bottom - top)
+    return np.asarray(Image.fromarray(tall).resize((THUMB, THUMB), Image.Resampling.BOX), np.float32)
+
+
+def _bands(array: NDArray[Any]) -> NDArray[Any]:
+    """Evenly spread bands of rows, one below the other; neighbours stay neighbours but at the seams."""
+    height = max(2, JUDGED // (array.shape[1] * BANDS))
+    tops = np.linspace(0, array.shape[0] - height, min(BANDS, array.shape[0] // height)).astype(int)
+    return np.concatenate([array[top : top + height] for top in tops])
 
 
 def _colourless(array: NDArray[Any]) -> bool:
@@ -231,6 +259,15 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def parallel(work: Callable[[Candidate], T], candidates: Iterable[Candidate]) -> Iterator[T]:
-    """Yield results in order, from several threads: decoding and hashing release the interpreter lock."""
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        yield from pool.map(work, candidates)
+    """Yield results in order, from several threads: decoding and hashing release the interpreter lock.
+
+    One thread alone takes the large photos, one after the other, so that memory stays bounded.
+    """
+
+    def chosen(candidate: Candidate) -> T:
+        if candidate.row is None and pixels_in(candidate.path) > LARGE:
+            return alone.submit(work, candidate).result()
+        return work(candidate)
+
+    with ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(_WORKERS) as pool:
+        yield from pool.map(chosen, candidates)

@@ -50,6 +50,8 @@ MARK = ("Software", "u2export mask")
 # 16-bit colours in either byte order, or in that of this machine.
 DEEP_COLOURS = tuple(f"{bands};16{order}" for bands in ("RGB", "RGBA") for order in "BLN")
 _opening = threading.Lock()
+# Rows of a picture that are copied at a time.
+BAND = 256
 
 
 @dataclass(frozen=True)
@@ -276,8 +278,8 @@ def _planes(
         image = image.transpose(turn) if turn is not None else image
         bands = "A" in image.getbands() or "a" in image.getbands()
         alpha = np.asarray(image.convert("RGBA").getchannel("A"), np.uint8) if bands else None
-        plain = image.convert("RGB" if channels == 3 else "L")
-        return np.array(plain, np.uint8).reshape(plain.height, plain.width, channels), alpha
+        wanted = "RGB" if channels == 3 else "L"
+        return _pixels(image if image.mode == wanted else image.convert(wanted), channels), alpha
     if turn is not None:
         deep = np.stack([_turned(deep[..., i], turn) for i in range(deep.shape[2])], -1)
     colours, alpha = deep, None
@@ -287,6 +289,26 @@ def _planes(
         return _checked(np.ascontiguousarray(colours), path), alpha
     converted = np.repeat(colours, 3, 2) if channels == 3 else (colours @ GREY)[..., None]
     return _checked(np.asarray(converted, np.float32), path), alpha
+
+
+def _pixels(image: Image.Image, channels: int) -> Pixels:
+    """The pixels of an 8-bit picture, band by band: numpy would copy a whole picture twice."""
+    image.load()
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, BAND):
+        band = image.crop((0, top, image.width, min(top + BAND, image.height)))
+        pixels[top : top + BAND] = np.asarray(band, np.uint8).reshape(band.height, band.width, channels)
+    return pixels
+
+
+def pixels_in(path: Path) -> int:
+    """How many pixels a picture will have in memory, by its header; 0 where the header says nothing."""
+    try:
+        no_pipe(path)
+        with _opened(path) as image:
+            return min(image.size[0] * image.size[1], max_pixels())
+    except Exception:  # whoever reads the picture says what is wrong
+        return 0
 
 
 def _turned(plane: Floats, turn: Image.Transpose) -> Floats:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +83,11 @@ def test_tensors_inside(tiny: Callable[[str, float], Path]) -> None:
     assert found == pytest.approx([1 / (1 + np.exp(-1.25)), 1 / (1 + np.exp(-2.5))])
     with pytest.raises(UserError, match="no photos"):
         list(run(model, [], ["mask"]))
+
+
+def test_onnx_runtime_writes_no_telemetry(tmp_path: Path) -> None:
+    code = "import u2export, onnxruntime; print(onnxruntime.__version__)"
+    env = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    env |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, timeout=120)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

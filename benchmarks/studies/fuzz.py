@@ -8,6 +8,7 @@ limit of memory needs Linux.
 from __future__ import annotations
 
 import json
+import math
 import select
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -80,13 +82,14 @@ class Worker:
         return process.returncode
 
 
-def fuzz(first: int, count: int, memory: int, seconds: float) -> dict[str, Any]:
+def fuzz(first: int, count: int, memory: int, seconds: float, minutes: float = math.inf) -> dict[str, Any]:
     """Read `count` damaged files, from the case `first` on.
 
     Args:
         first, count: which cases.
         memory: bytes that reading one case may take.
         seconds: how long reading one case may take.
+        minutes: how long all cases may take; the rest of them is left out.
 
     Returns:
         "kinds": counts of each outcome by kind; "findings": the cases that are neither read nor refused;
@@ -94,7 +97,7 @@ def fuzz(first: int, count: int, memory: int, seconds: float) -> dict[str, Any]:
     """
     counts: Counter[tuple[str, str]] = Counter()
     findings: list[dict[str, Any]] = []
-    slowest = 0.0
+    slowest, end = 0.0, monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="u2export-seeds-") as scratch:
         folder = Path(scratch)
         files = seeds()
@@ -103,6 +106,8 @@ def fuzz(first: int, count: int, memory: int, seconds: float) -> dict[str, Any]:
         (folder / "index.json").write_text(json.dumps([seed[:2] for seed in files]), encoding="utf-8")
         with Worker(folder, memory, seconds) as worker:
             for number in range(first, first + count):
+                if monotonic() > end:
+                    break
                 found = worker.outcome(number)
                 counts[found["kind"], found["outcome"]] += 1
                 slowest = max(slowest, found["seconds"])
@@ -152,13 +157,14 @@ def options(parser: ArgumentParser) -> None:
     """Add the options of this study."""
     parser.add_argument("--count", type=int, default=20_000, help="number of damaged files; %(default)s")
     parser.add_argument("--first", type=int, default=0, help="number of the first case; %(default)s")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for all files, at most; no limit by default")
     parser.add_argument("--memory", type=float, default=4.0, help="GiB for one file; %(default)s")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for one file; %(default)s")
 
 
 def run(given: Namespace, pages: Pages) -> int:
     """Read the damaged files, and write both pages; return 1 if anything was neither read nor refused."""
-    found = fuzz(given.first, given.count, int(given.memory * 2**30), given.seconds)
+    found = fuzz(given.first, given.count, int(given.memory * 2**30), given.seconds, given.minutes)
     data = {
         "schema": 1, "rerun": pages.command, "tools": versions("pillow", "numpy", "torch", "safetensors", "onnx"),
         "machine": machine(), "memory_gib": given.memory, "seconds": given.seconds, **found,

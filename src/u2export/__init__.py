@@ -11,6 +11,7 @@ The import loads no part of the library; each name below loads its own part at i
 functions of all other commands.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from u2export.api.gating import Baseline, Policy, Verdicts, check, update_baseline
     from u2export.api.measuring import Report, Row, bench
     from u2export.api.running import OpenArtifact, Written, open_artifact, predict, read_artifact, write_masks
+
+# ONNX Runtime reads this when it is imported. Without it, it writes an identifier into the user's cache folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _WHERE = {
     "exporting": ("Artifact", "Contract", "Fidelity", "export"),
