@@ -114,7 +114,7 @@ def test_graphs_that_are_sound_but_no_network(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no convolution"):
         weak_layers(path)
     path.write_bytes(graph([n("Conv", ["w", "w"], ["y"])], (kernel(),), fed=False).SerializeToString())
-    with pytest.raises(UserError, match=r"has no input|cannot open"):
+    with pytest.raises(UserError, match=r"has no input|cannot open|0 inputs"):
         read_artifact(path)
     path.write_bytes(
         graph([n("Constant", [], ["a"], value=kernel()), n("Conv", ["x", "a"], ["y"])]).SerializeToString()
