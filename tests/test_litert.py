@@ -147,6 +147,27 @@ def test_a_channel_without_weights_keeps_its_bias(
     assert constant_of(stock) != pytest.approx(64, rel=0.1)  # what the quantiser does without our ranges
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_each_kind_of_input_gets_what_it_takes(last: bool) -> None:
+    from u2export.exporters.litert.runner import _feeder
+
+    contract = replace(Contract(48, 64), rounded=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    x = contract.tensor(pixels)
+
+    def fed(kind: type, scale: float = 0.0, zero: int = 0) -> Any:
+        shape = (1, 48, 64, 3) if last else (1, 3, 48, 64)
+        found = _feeder({"shape": np.array(shape), "dtype": kind, "quantization": (scale, zero)}, contract)(x)
+        assert found.shape == shape and found.dtype == kind and found.flags["C_CONTIGUOUS"]
+        return found if last else found.transpose(0, 2, 3, 1)
+
+    channels_last = x.transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(fed(np.float32), channels_last)
+    np.testing.assert_allclose(contract.tensor(np.ascontiguousarray(fed(np.uint8)[0])), x, atol=1e-6)
+    np.testing.assert_allclose((fed(np.int8, 0.05, -5) + 5.0) * 0.05, channels_last, atol=0.026)
+    assert fed(np.int8, 0.01).max() == 127  # what does not fit is cut off, and does not wrap around
+
+
 def test_files_without_a_record(exported: dict[str, Artifact], tmp_path: Path) -> None:
     path = tmp_path / "theirs.tflite"
     shutil.copy(exported["dynamic-int8"].path, path)

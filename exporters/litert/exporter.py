@@ -108,7 +108,7 @@ class LiteRT(Exporter):
     def _fed(self, batch: Floats, contract: Contract) -> Any:
         """What the file takes of a network input (1, C, H, W)."""
         if self.embed_preprocess:
-            return to_pixels(batch, contract)
+            return np.ascontiguousarray(to_pixels(batch, contract))
         return np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if self.nhwc else batch
 
     @contextmanager

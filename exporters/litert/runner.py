@@ -165,7 +165,7 @@ def _feeder(entry: Mapping[str, Any], contract: Contract) -> Callable[[Floats], 
     def feed(batch: Floats) -> Any:
         if kind == np.uint8 and not scale:
             pixels = to_pixels(batch, contract)
-            return pixels if last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+            return np.ascontiguousarray(pixels if last else pixels.transpose(0, 3, 1, 2))
         fed = np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if last else batch
         if scale:
             limits = np.iinfo(kind)
