@@ -16,6 +16,7 @@ from u2export.exporters.runtime import Assumed, Runner
 from u2export.reference import stamp
 from u2export.reference.classes import SLACK
 from u2export.reference.image import Contract, Floats, sigmoid
+from u2export.reference.weights import contract_of
 
 # Names of d0 where the graph does not tell: the paper's, ours, the usual one, and that of the published files.
 NAMES = ("d0", "mask", "output", "1959")
@@ -47,7 +48,7 @@ def assume(path: Path, session: Any, output_name: str) -> Assumed:
             f"{path}: its input takes uint8, and nothing tells how it scales pixels",
             "give its record too, or a model that takes floats",
         )
-    standard = Contract.from_json(stamped["contract"]) if "contract" in stamped else Contract()
+    standard = Contract.from_json(stamped["contract"]) if "contract" in stamped else contract_of(str(path))
     contract = layout.contract(standard)
     outline = read_outline(path)
     output = choose(path, session.get_outputs(), (contract.height, contract.width), outline, output_name)
@@ -55,15 +56,22 @@ def assume(path: Path, session: Any, output_name: str) -> Assumed:
     if logits is None:
         logits = _gives_logits(path, session, layout, contract, output.name)
     notes = [
-        "no record: image contract read from the file"
-        if "contract" in stamped
-        else "no record: default image contract assumed",
+        _contract_note(standard, "contract" in stamped),
         *layout.notes(contract),
         *_output_notes(output, session.get_outputs(), logits),
     ]
     options = {"output": output.name, "logits": logits, "named": bool(output_name)}
     precision = outline.precision if outline else "fp32"
     return Assumed(contract, precision, options, tuple(notes))
+
+
+def _contract_note(standard: Contract, stamped: bool) -> str:
+    if stamped:
+        return "no record: image contract read from the file"
+    published = standard != Contract()  # of the published weights, which the hash of the file tells
+    return (
+        f"no record: {'image contract of these published weights' if published else 'default image contract assumed'}"
+    )
 
 
 def _output_notes(output: Output, outputs: Sequence[Any], logits: bool) -> Iterator[str]:

@@ -385,6 +385,17 @@ def test_published_weights_carry_their_contract(tmp_path: Path, monkeypatch: pyt
         read_contract(contract="clothes")
 
 
+def test_a_published_file_without_a_record_has_its_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = builders.classes_file(tmp_path / "any name.onnx")
+    assert read_artifact(file).contract == Contract(32, 48)
+    md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    known = replace(weights.WEIGHTS["u2net_cloth_seg"], digest=f"md5:{md5}")
+    monkeypatch.setitem(weights.WEIGHTS, known.name, known)
+    artifact = read_artifact(file)
+    assert artifact.contract == replace(CONTRACTS["cloth"], height=32, width=48)
+    assert "image contract of these published weights" in artifact.notes[0]
+
+
 def test_other_channels_repeat_the_means_of_the_contract() -> None:
     assert CONTRACTS["cloth"].with_channels(4).mean == (0.5,) * 4
     assert Contract().with_channels(4).std == (0.229, 0.224, 0.225, 0.229)
