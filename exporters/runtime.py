@@ -87,6 +87,10 @@ class Runtime(ABC):
         """Whether the target opens this file when no record lies beside it."""
         return False
 
+    def contract_of(self, path: Path) -> Contract:
+        """The image contract to assume for a file without a record."""
+        return Contract()
+
     def assume(self, path: Path, output_name: str = "") -> Assumed:
         """What to assume of a file without a record, whose output of this name is d0; empty to find the output.
 
@@ -96,7 +100,7 @@ class Runtime(ABC):
         """
         if output_name:
             raise UserError(f"{path}: only an ONNX file has outputs to choose from", "leave it out", "output_name")
-        return Assumed(Contract())
+        return Assumed(self.contract_of(path))
 
     def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The arithmetics in which this machine can run the artifact, the one that its precision means first."""
