@@ -397,7 +397,8 @@ def test_enumerated_sizes_are_exact_at_each(small: Source, tmp_path: Path) -> No
         contract = Contract(height, width, rounded=True)
         x = contract.tensor(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
         got = program.run({INPUT: picture(x, contract)})[OUTPUT]
-        assert np.abs(got - small.predict(x)).max() < 1e-5
+        # fp32 of two libraries: the last bits of their sums depend on the processor (1.1e-5 was seen).
+        assert np.abs(got - small.predict(x)).max() < 5e-5
 
 
 @pytest.mark.slow

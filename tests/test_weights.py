@@ -131,9 +131,15 @@ def test_damaged_onnx_weights(tmp_path: Path) -> None:
     short = helper.make_tensor("w", kind, (1, 1, 1, 1), [1.0])
     short.dims[0] = 7
     for name, inputs, tensor in (("short", ["x", "w"], short), ("one input", ["x"], weight)):
-        graph = helper.make_graph([helper.make_node("Conv", inputs, ["y"])], "g", [], [], [tensor])
+        graph = helper.make_graph(
+            [helper.make_node("Conv", inputs, ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", kind, [1, 1, 8, 8])],
+            [helper.make_tensor_value_info("y", kind, [1, 1, 8, 8])],
+            [tensor],
+        )
         onnx.save(helper.make_model(graph), tmp_path / f"{name}.onnx")
-        with pytest.raises(UserError, match=r"the tensor 'w' is damaged|its weights cannot be read"):
+        with pytest.raises(UserError, match=r"the tensor 'w' is cut short|the node 'Conv' has 1 inputs"):
             weights.load(str(tmp_path / f"{name}.onnx"))
 
 

@@ -19,7 +19,7 @@ from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.int8 import in_onnx_runtime, quantised
 from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime, runner_of
-from u2export.exporters.runtime import Runner, versions
+from u2export.exporters.runtime import Assumed, Runner, Runtime, versions
 from u2export.exporters.trt.build import build
 from u2export.exporters.trt.engine_file import ENGINE, NOT_RUN, save_engine
 from u2export.exporters.trt.graph_rules import broken_rules, refuse
@@ -144,6 +144,14 @@ class TensorRT(OnnxRuntime, Exporter):
     def adopts(self, path: Path) -> bool:
         """Whether a file without a record is an engine; a typed ONNX without a record looks like any other ONNX."""
         return path.suffix == ENGINE
+
+    def assume(self, path: Path, output_name: str = "") -> Assumed:
+        """As `Runtime.assume`: ONNX Runtime cannot read an engine, so that the default contract is assumed.
+
+        Raises:
+            UserError: an output is named.
+        """
+        return Runtime.assume(self, path, output_name)
 
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         import onnx

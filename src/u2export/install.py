@@ -14,7 +14,7 @@ PACKAGES = {
     "torch": ("torch", "safetensors"),
     "onnx": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim"),
     "openvino": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "openvino", "nncf"),
-    "coreml": ("torch", "safetensors", "coremltools", "scikit-learn"),
+    "coreml": ("torch", "safetensors", "onnx", "coremltools", "scikit-learn"),
     "trt": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tensorrt", "cuda-python"),
     "trt-rtx": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tensorrt-rtx"),
     "executorch": ("torch", "safetensors", "onnx", "executorch"),
