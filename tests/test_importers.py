@@ -293,6 +293,39 @@ def test_litert_benchmark(tmp_path: Path) -> None:
         one(mixed, "litert-benchmark")
 
 
+# The lines that benchmark_model.cc and benchmark_tflite_model.cc log; newer sources add p5, median and p95.
+PRINTED_BY_LITERT = """\
+INFO: STARTING!
+INFO: Num threads: [4]
+INFO: Graph: [/data/local/tmp/u2export/m.tflite]
+INFO: Loaded model /data/local/tmp/u2export/m.tflite
+INFO: Initialized session in 16.242ms.
+INFO: count=2 first=304586 curr=301000 min=301000 max=304586 avg=302793 std=1793
+
+INFO: count=50 first=249042 curr=250889 min=247067 max=254474 avg=2.49684e+05 std=2352
+INFO: Inference timings in us: Init: 16242, First inference: 360262, Warmup (avg): 304586, Inference (avg): 249684
+"""
+
+
+def test_litert_benchmark_of_a_phone(tmp_path: Path) -> None:
+    file = tmp_path / "run.txt"
+    file.write_text(PRINTED_BY_LITERT)
+    (row,) = one(file, "litert-benchmark").rows
+    assert row.name == "m.tflite" and row.stated == {"mean": 249.684, "min": 247.067, "max": 254.474}
+    assert row.load_ns == (16_242_000,) and row.first_ns == 360_262_000 and "50 runs" in row.source["timed"]
+    assert row.runtime == {"runtime": "LiteRT", "device": "CPU", "threads": "4"}
+    newer = PRINTED_BY_LITERT.replace("std=2352", "std=2352 p5=247100 median=249500 p95=253000")
+    gpu = "Explicitly applied GPU delegate, and the model graph will be partially executed by the delegate w/ 2"
+    file.write_text(newer + gpu)
+    (row,) = one(file, "litert-benchmark").rows
+    assert row.stated["p50"] == 249.5 and row.stated["p95"] == 253 and row.runtime["device"] == "GPU+CPU"
+    assert "GPU: the graph is partially executed by it" in row.notes
+    for part in ("Graph", "count=", "Inference timings"):
+        file.write_text(PRINTED_BY_LITERT.replace(part, "…"))
+        with pytest.raises(UserError, match="not a file that litert-benchmark writes"):
+            one(file, "litert-benchmark")
+
+
 # The lines that executor_runner.cpp of ExecuTorch 1.5 logs.
 EXECUTED = """\
 I 00:00:00.000712 executorch:executor_runner.cpp:293] Model file /data/local/tmp/u2netp.pte is loaded.
@@ -310,6 +343,12 @@ def test_executorch_runner(tmp_path: Path) -> None:
     assert row.runtime == {"runtime": "ExecuTorch"} and "the first included" in row.source["timed"]
     file.write_text(EXECUTED + EXECUTED.replace("u2netp.pte", "other.pte"))
     assert [row.name for row in one(file, "executorch").rows] == ["u2netp.pte", "other.pte"]
+    each = "".join(f"Iteration {n} of 10: {100 + n}.5 ms\n" for n in range(1, 11))
+    later = f"Resetting threadpool with num threads = 4\n{EXECUTED.splitlines()[0]}\nModel loaded in 7.5 ms.\n{each}"
+    file.write_text(later + EXECUTED.splitlines()[2])
+    (row,) = one(file, "executorch").rows
+    assert row.latency.ns[0] == 102_500_000 and len(row.latency.ns) == 9 and row.first_ns == 101_500_000
+    assert row.load_ns == (7_500_000,) and row.runtime["threads"] == "4" and not row.stated
     for wrong in ("10 time(s)", "0 time(s) in 5 ms.", "5 time(s) in 0 ms."):
         file.write_text(f"Model executed successfully {wrong}")
         with pytest.raises(UserError, match="not a file that executorch writes"):
