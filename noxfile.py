@@ -50,7 +50,7 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("extra", ["base", *EXTRAS, *APART])
+@nox.parametrize("extra", [nox.param(name, id=name) for name in ("base", *EXTRAS, *APART)])
 def backend(session: nox.Session, extra: str) -> None:
     """The tests with one extra only: what is not installed is skipped, the rest passes."""
     install(session, () if extra == "base" else (extra,), "pytest", "hypothesis")
