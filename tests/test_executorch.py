@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import ANY_MASKS, SMALL, random_source
+from test_importers import EXECUTED
 
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
@@ -70,6 +72,28 @@ def test_the_program_is_the_network(
         np.testing.assert_array_equal(d0, kept)  # not a view the runtime writes to again
         assert runner.info["arithmetic"] == precision and runner.info["threads"] == "1"
         assert runner.info["provider"] == "XNNPACK" and min(runner.opening.values()) > 0
+
+
+def test_masks_of_a_kit_come_back(exported: dict[str, Artifact], small: Source, tmp_path: Path) -> None:
+    """What `executor_runner` does with the files of a kit: bytes in, bytes out, by ExecuTorch's runtime."""
+    import torch
+    from executorch.runtime import Runtime
+
+    from u2export.benchmarks.imports.kit import artifact_of, judge, write
+    from u2export.benchmarks.imports.rows import Claim, reports
+
+    kit = write(exported["fp32"], small, "android", tmp_path)
+    method = Runtime.get().load_program(kit / exported["fp32"].name).load_method("forward")
+    assert method
+    for file in (kit / "inputs").glob("*.bin"):
+        d0 = method.execute([torch.from_numpy(np.fromfile(file, "<f4").reshape(SMALL.shape))])[0]
+        (kit / "results" / f"{file.stem}.mask").write_bytes(d0.numpy().tobytes())
+    result = kit / "results" / "result.txt"
+    result.write_text(EXECUTED.replace("u2netp.pte", exported["fp32"].name))
+    (kit / "results" / "artifact.sha256").write_text(hashlib.sha256(exported["fp32"].path.read_bytes()).hexdigest())
+    (report,) = reports(result, "executorch", Claim("phone", artifact=artifact_of(kit)), None, judge(kit, result))
+    found = report.rows[0].fidelity
+    assert found and found.mae_worst < 1e-5 and len(report.rows[0].images) == 5
 
 
 def test_work_outside_xnnpack_is_counted_and_warned_of(small: Source, caplog: pytest.LogCaptureFixture) -> None:

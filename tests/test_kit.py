@@ -12,12 +12,13 @@ from builders import SMALL, random_source
 from conftest import Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
+from test_importers import EXECUTED, PRINTED_BY_LITERT
 
 from u2export.benchmarks.imports.device_json import KIT_FORMAT
-from u2export.benchmarks.imports.kit import PLATFORMS, artifact_of, judge, write
+from u2export.benchmarks.imports.kit import artifact_of, judge, write
 from u2export.benchmarks.imports.rows import Claim, reports
 from u2export.benchmarks.imports.timed_model import TimedModel
-from u2export.benchmarks.report import Report
+from u2export.benchmarks.report import Report, Row
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Request
@@ -41,7 +42,7 @@ def artifact(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 
 @pytest.fixture(scope="module")
 def kit(source: Source, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(artifact, source, PLATFORMS["android"], tmp_path_factory.mktemp("kits"))
+    return write(artifact, source, "android", tmp_path_factory.mktemp("kits"))
 
 
 def run_on_this_machine(kit: Path, folder: Path, change: float = 0.0) -> Path:
@@ -133,12 +134,51 @@ def test_android_kit_is_complete(kit: Path, artifact: Artifact) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("exporter", "options", "form", "printed"),
+    [("litert", {"nhwc": True, "embed_preprocess": False}, "litert-benchmark", PRINTED_BY_LITERT),
+     ("executorch", {}, "executorch", EXECUTED)],
+)  # fmt: skip
+def test_masks_of_a_makers_program(
+    source: Source, artifact: Artifact, tmp_path: Path, exporter: str, options: dict[str, bool], form: str, printed: str
+) -> None:
+    """The kit never opens the file; the tests of both targets do this with a real file and the real runtime."""
+    made = write(replace(artifact, exporter=exporter, options=options), source, "android", tmp_path)
+    data, readme = json.loads((made / "kit.json").read_text()), (made / "README.md").read_text()
+    assert f"--as {form}" in readme and artifact.name in readme and not re.search(r"\{\w+\}", readme)
+    assert ("--input_layer_shape=1,64,64,3" in readme) == (exporter == "litert") and "not run on hardware" in readme
+    result, digest = made / "results" / "result.txt", made / "results" / "artifact.sha256"
+    result.write_text(printed.replace("m.tflite", artifact.name).replace("u2netp.pte", artifact.name))
+
+    def row() -> Row:
+        claim = Claim("phone", artifact=artifact)
+        return reports(result, form, claim, None, judge(made, result))[0].rows[0]
+
+    assert not row().images and any("no fidelity" in note for note in row().notes)
+    for name in data["pictures"]:
+        x = np.fromfile(made / "inputs" / f"{name}.bin", "<f4")
+        x = x.reshape(64, 64, 3).transpose(2, 0, 1) if options else x.reshape(3, 64, 64)
+        source.predict(np.ascontiguousarray(x[None])).astype("<f4").tofile(made / "results" / f"{name}.mask")
+    with pytest.raises(UserError, match=r"no such file: .*artifact\.sha256"):
+        row()
+    digest.write_text(f"{'0' * 64}  {artifact.name}\n")
+    with pytest.raises(UserError, match="is of another file"):
+        row()
+    digest.write_text(f"{artifact.files[artifact.name]}  {artifact.name}\n")
+    found = row().fidelity
+    assert found and found.mae_worst < 1e-6 and len(row().images) == 5
+    (made / "results" / "golden.mask").unlink()
+    with pytest.raises(UserError, match="names no mask of golden"):
+        row()
+
+
+@pytest.mark.slow
 def test_kits_want_the_right_artifact(source: Source, artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no artifact for a coreml kit"):
-        write(artifact, source, PLATFORMS["coreml"], tmp_path)
+    with pytest.raises(UserError, match="is no artifact for a kit for coreml"):
+        write(artifact, source, "coreml", tmp_path)
     other = replace(source, weights=replace(source.weights, sha256="0" * 64))
     with pytest.raises(UserError, match="was made from other weights"):
-        write(artifact, other, PLATFORMS["android"], tmp_path)
+        write(artifact, other, "android", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -154,7 +194,7 @@ def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
     source = random_source()
     made = CoreML().export(source, tmp_path, Request("fp16", condition=False, budget={"mae": 1, "mae_worst": 1}))
     source = random_source(made.contract)
-    kit = write(made, source, PLATFORMS["coreml"], tmp_path)
+    kit = write(made, source, "coreml", tmp_path)
     assert (kit / made.name).is_dir() and made.name in (kit / "README.md").read_text()
     # What Core ML would give, by the evaluator of the saved package; the picture is read back from the kit's PNG.
     masks = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import ANY_MASKS, SMALL, random_source
+from test_importers import PRINTED_BY_LITERT
 
 from u2export.api import exporting
 from u2export.errors import UserError
@@ -216,6 +218,31 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         run(words)
         assert given.pop() == ("litert", precision)
     assert "--fp32 and --dynamic-int8 exclude each other" in run(["--fp32", "--dynamic-int8"]) and not given
+
+
+def test_masks_of_a_kit_come_back(exported: dict[str, Artifact], small: Source, tmp_path: Path) -> None:
+    """What `benchmark_model` does with the files of a kit: bytes in, bytes out, by LiteRT's interpreter."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from u2export.benchmarks.imports.kit import artifact_of, judge, write
+    from u2export.benchmarks.imports.rows import Claim, reports
+
+    kit = write(exported["fp32"], small, "android", tmp_path)
+    interpreter = Interpreter(model_path=str(kit / exported["fp32"].name))
+    interpreter.allocate_tensors()
+    entry, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    readme = (kit / "README.md").read_text()
+    assert f"--input_layer={entry['name']} --input_layer_shape={','.join(map(str, entry['shape']))} " in readme
+    for file in (kit / "inputs").glob("*.bin"):
+        interpreter.set_tensor(entry["index"], np.fromfile(file, entry["dtype"]).reshape(entry["shape"]))
+        interpreter.invoke()
+        (kit / "results" / f"{file.stem}.mask").write_bytes(interpreter.get_tensor(output["index"]).tobytes())
+    result = kit / "results" / "result.txt"
+    result.write_text(PRINTED_BY_LITERT.replace("m.tflite", exported["fp32"].name))
+    (kit / "results" / "artifact.sha256").write_text(hashlib.sha256(exported["fp32"].path.read_bytes()).hexdigest())
+    (report,) = reports(result, "litert-benchmark", Claim("phone", artifact=artifact_of(kit)), None, judge(kit, result))
+    found = report.rows[0].fidelity
+    assert found and found.mae_worst < 1e-5 and len(report.rows[0].images) == 5
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def _report(group: Sequence[tuple[Device, TimedModel, Row]]) -> Report:
 
 def _row(model: TimedModel, path: Path, digest: str, claim: Claim, judge: Judge | None) -> Row:
     planned = _planned(model, path, claim)
-    images = judge(model) if judge and model.masks else {}
+    images = judge(model) if judge else {}
     source = {"file": path.name, "sha256": digest, "tool": model.tool, "version": model.version or UNTOLD,
               "timed": model.timed, "url": claim.url}  # fmt: skip
     without_masks = () if images else ("no fidelity: no masks were brought back",)

@@ -100,13 +100,18 @@ class LiteRT(Exporter):
         if request.precision == "int8":
             assert request.calibration
             photos = request.calibration.subset(PHOTOS)
-            model = with_int8(model, (self._fed(photo, source.contract) for photo in photos))
+            model = with_int8(model, (self.fed(photo, source.contract) for photo in photos))
         texts = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=asdict(self))
         path.write_bytes(stamped(model, stamp.prefixed(texts)))
         return Made(tools=tools, condition=report)
 
-    def _fed(self, batch: Floats, contract: Contract) -> Any:
-        """What the file takes of a network input (1, C, H, W)."""
+    def shape(self, contract: Contract) -> tuple[int, ...]:
+        """The shape of the file's input."""
+        number, channels, height, width = contract.shape
+        return (number, height, width, channels) if self.nhwc or self.embed_preprocess else contract.shape
+
+    def fed(self, batch: Floats, contract: Contract) -> Any:
+        """What the file takes of a network input (1, C, H, W): uint8 with `embed_preprocess`, else float32."""
         if self.embed_preprocess:
             return np.ascontiguousarray(to_pixels(batch, contract))
         return np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if self.nhwc else batch

@@ -177,7 +177,8 @@ def phone_kit(
 
     Args:
         phone: "coreml" or "android".
-        artifact: a Core ML package, or an artifact of `export("ort", mobile=True)`.
+        artifact: a Core ML package; for "android" an artifact of `export("ort", mobile=True)`, of "litert" or of
+            "executorch".
         weights: the weights that it was made of, where the name in its record does not find them.
         out: the folder for the kit.
 
@@ -190,7 +191,7 @@ def phone_kit(
         raise UserError(f"no kit for {phone!r}", f"choose one of {', '.join(PHONES)}")
     opened = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     source = Source.open(str(weights) or opened.weights.name, opened.contract)
-    return _kit.write(opened, source, _kit.PLATFORMS[phone], Path(out))
+    return _kit.write(opened, source, phone, Path(out))
 
 
 def roofline(
