@@ -52,9 +52,18 @@ def tests(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("extra", [nox.param(name, id=name) for name in ("base", *EXTRAS, *APART)])
 def backend(session: nox.Session, extra: str) -> None:
-    """The tests with one extra only: what is not installed is skipped, the rest passes."""
+    """The tests with one extra only: what is not installed is skipped, the rest passes.
+
+    `litert` and `executorch` run the tests of their target, and compare the masks of its int8 file with the committed
+    baseline, as `accuracy` does for the others. Options are those of pytest, without the comparison: `-- tests` runs
+    all tests. `-- update` accepts what the comparison measured.
+    """
     install(session, () if extra == "base" else (extra,), "pytest", "hypothesis")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    if session.posargs != ["update"]:
+        own = (f"tests/test_{extra}.py",) if extra in APART and not session.posargs else ()
+        session.run("pytest", "-m", "not slow", *own, *session.posargs)
+    if extra in APART and session.posargs in ([], ["update"]):
+        same_masks(session, extra, ((extra, "--int8", "--calib", "calibration/"),))
 
 
 @nox.session
@@ -70,11 +79,17 @@ def types(session: nox.Session) -> None:
 def accuracy(session: nox.Session) -> None:
     """Our own artifacts' masks against the committed baseline. `nox -s accuracy -- update` accepts what it measured."""
     install(session, ("onnx", "openvino"))
-    out, baselines = Path("artifacts/accuracy"), Path("benchmarks/baselines")
-    shutil.rmtree(out, ignore_errors=True)
-    results, baseline = str(out / "results.json"), str(baselines / "cpu.json")
     calib = ("--calib", "calibration/")
-    for words in (("onnx",), ("openvino", "--fp32"), ("ort", "--int8", *calib), ("openvino", "--int8", *calib)):
+    exports = (("onnx",), ("openvino", "--fp32"), ("ort", "--int8", *calib), ("openvino", "--int8", *calib))
+    same_masks(session, "cpu", exports)
+
+
+def same_masks(session: nox.Session, name: str, exports: tuple[tuple[str, ...], ...]) -> None:
+    """Export, and compare the masks with benchmarks/baselines/NAME.json; the words of the session may accept them."""
+    out, baselines = Path(f"artifacts/accuracy-{name}"), Path("benchmarks/baselines")
+    shutil.rmtree(out, ignore_errors=True)
+    results, baseline = str(out / "results.json"), str(baselines / f"{name}.json")
+    for words in exports:
         session.run("u2export", *words, "--out", str(out))
     records = sorted(str(path) for path in out.glob("*.json"))
     session.run(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ else:
 
 settings.register_profile("shared-machine", deadline=None, derandomize=True)
 settings.load_profile("shared-machine")
+
+# These tests quantise ONNX graphs, and need the whole extra `onnx`. Other extras bring a part of it.
+if not all(find_spec(module) for module in ("onnx", "onnxsim", "onnxruntime")):
+    collect_ignore = [f"test_{name}.py" for name in ("float_fallback", "ort", "quantize", "sensitivity", "trt_graph")]
 
 # A shell ignores Ctrl-C for what it starts in the background, and programs inherit that: tests interrupt some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
