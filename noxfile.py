@@ -110,6 +110,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "gate_false_alarms": ("onnx", "openvino"),
     "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),
     "coreml_fidelity": ("onnx", "coreml"), "trt_fidelity": ("onnx", "trt-rtx"),
+    "phones": ("onnx", "litert-runtime", "executorch"),
 }  # fmt: skip
 
 

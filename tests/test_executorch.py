@@ -74,6 +74,17 @@ def test_the_program_is_the_network(
         assert runner.info["provider"] == "XNNPACK" and min(runner.opening.values()) > 0
 
 
+def test_many_damaged_files_are_read_or_refused() -> None:
+    """Cases of `nox -s fuzz` for .pte files: a worker inspects each, and opens it in the runtime."""
+    if problem := ExecuTorch().missing():
+        pytest.skip(str(problem))
+    from u2export.benchmarks.studies import fuzz, fuzz_seeds
+
+    files = [seed for seed in fuzz_seeds.phone_seeds() if seed[0] == "pte"]
+    found = fuzz.fuzz(0, 120, 4 << 30, 60.0, files=files)
+    assert not found["findings"] and found["kinds"]["pte"]["read"] > 10 < found["kinds"]["pte"]["refused"]
+
+
 def test_masks_of_a_kit_come_back(exported: dict[str, Artifact], small: Source, tmp_path: Path) -> None:
     """What `executor_runner` does with the files of a kit: bytes in, bytes out, by ExecuTorch's runtime."""
     import torch

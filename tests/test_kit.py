@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import SMALL, random_source
-from conftest import Cli, two_lines
+from conftest import ROOT, Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from test_importers import EXECUTED, PRINTED_BY_LITERT
@@ -19,6 +19,7 @@ from u2export.benchmarks.imports.kit import artifact_of, judge, write
 from u2export.benchmarks.imports.rows import Claim, reports
 from u2export.benchmarks.imports.timed_model import TimedModel
 from u2export.benchmarks.report import Report, Row
+from u2export.benchmarks.studies import phones
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Request
@@ -215,6 +216,14 @@ def test_coreml_kit_and_a_stretched_mask(tmp_path: Path) -> None:
     (report,) = reports(result, "coreml", Claim(artifact=artifact_of(kit)), None, judge(kit, result))
     fidelity = report.rows[0].fidelity
     assert fidelity and fidelity.mae < 0.05 and fidelity.finite
+
+
+def test_the_study_of_phones_judges_and_times_its_artifacts(artifact: Artifact, tmp_path: Path) -> None:
+    words = [str(artifact.path), "--sets", f"four={ROOT / 'reference' / 'photos'}", "--photos", "2", "--rounds", "6"]
+    assert phones.STUDY.main([*words, "--weights", "random-u2netp", "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "phones.json").read_text())["rows"]
+    assert row["fidelity"]["all"]["mae"] < 1e-5 and row["ratio"] == [1, 1, 1] and min(row["ns"]) > 1e5
+    assert f"| {artifact.name} | ONNX Runtime" in (tmp_path / "phones.md").read_text()
 
 
 def test_a_folder_that_is_no_kit(cli: Cli, tmp_path: Path) -> None:

@@ -220,6 +220,17 @@ def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--fp32 and --dynamic-int8 exclude each other" in run(["--fp32", "--dynamic-int8"]) and not given
 
 
+def test_many_damaged_files_are_read_or_refused() -> None:
+    """Cases of `nox -s fuzz` for .tflite files: a worker inspects each, and opens it in the runtime."""
+    if problem := LiteRT().missing():
+        pytest.skip(str(problem))
+    from u2export.benchmarks.studies import fuzz, fuzz_seeds
+
+    files = [seed for seed in fuzz_seeds.phone_seeds() if seed[0] == "tflite"]
+    found = fuzz.fuzz(0, 120, 4 << 30, 60.0, files=files)
+    assert not found["findings"] and found["kinds"]["tflite"]["read"] > 10 < found["kinds"]["tflite"]["refused"]
+
+
 def test_masks_of_a_kit_come_back(exported: dict[str, Artifact], small: Source, tmp_path: Path) -> None:
     """What `benchmark_model` does with the files of a kit: bytes in, bytes out, by LiteRT's interpreter."""
     from ai_edge_litert.interpreter import Interpreter

@@ -15,13 +15,13 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from u2export.benchmarks.studies.fuzz_seeds import seeds
+from u2export.benchmarks.studies.fuzz_seeds import Seed, seeds
 from u2export.benchmarks.studies.fuzz_worker import OUTCOMES, SHARES
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
 from u2export.exporters.runtime import versions
@@ -82,7 +82,9 @@ class Worker:
         return process.returncode
 
 
-def fuzz(first: int, count: int, memory: int, seconds: float, minutes: float = math.inf) -> dict[str, Any]:
+def fuzz(
+    first: int, count: int, memory: int, seconds: float, minutes: float = math.inf, files: Sequence[Seed] = ()
+) -> dict[str, Any]:
     """Read `count` damaged files, from the case `first` on.
 
     Args:
@@ -90,6 +92,7 @@ def fuzz(first: int, count: int, memory: int, seconds: float, minutes: float = m
         memory: bytes that reading one case may take.
         seconds: how long reading one case may take.
         minutes: how long all cases may take; the rest of them is left out.
+        files: the intact files; all seeds by default.
 
     Returns:
         "kinds": counts of each outcome by kind; "findings": the cases that are neither read nor refused;
@@ -100,7 +103,7 @@ def fuzz(first: int, count: int, memory: int, seconds: float, minutes: float = m
     slowest, end = 0.0, monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="u2export-seeds-") as scratch:
         folder = Path(scratch)
-        files = seeds()
+        files = files or seeds()
         for i, (_, _, data) in enumerate(files):
             (folder / str(i)).write_bytes(data)
         (folder / "index.json").write_text(json.dumps([seed[:2] for seed in files]), encoding="utf-8")

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,11 @@ Seed = tuple[str, str, bytes]
 
 
 def seeds() -> list[Seed]:
-    """Return all seeds: the kind of reader, the name of a file, and its bytes."""
-    return [*_pictures(), *_arrays(), *_checkpoints(), *_graphs(), *_imports()]
+    """Return all seeds: the kind of reader, the name of a file, and its bytes.
+
+    Those of .tflite and .pte files are there where the packages of the runtimes are.
+    """
+    return [*_pictures(), *_arrays(), *_checkpoints(), *_graphs(), *_imports(), *phone_seeds()]
 
 
 def _picture(bands: int, top: int) -> NDArray[np.float64]:
@@ -230,3 +234,62 @@ def _imports() -> Iterator[Seed]:
     yield "import aihub", "perf.yaml", f"{new}          Phone:\n            tflite: {figure}\n".encode()
     old = "models:\n- name: u2net\n  performance_metrics:\n  - torchscript_onnx_tflite:\n      inference_time: 3500.0\n"
     yield "import aihub", "old.yaml", f"{old}    reference_device_info: {{name: Phone}}\n".encode("utf-16")
+
+
+def phone_seeds() -> Iterator[Seed]:
+    """Yield a model of one convolution as .tflite and as .pte, each where its package is installed."""
+    if find_spec("ai_edge_litert"):
+        yield "tflite", "convolution.tflite", _tflite()
+    if find_spec("executorch"):
+        yield "pte", "convolution.pte", _pte()
+
+
+def _tflite() -> bytes:
+    """Return a model (1, 8, 8, 3) to (1, 8, 8, 1) with a stamp."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    from u2export.exporters.litert.tflite import stamped
+    from u2export.reference.image import Contract
+
+    def tensor(name: str, shape: list[int], buffer: int = 0) -> Any:
+        made = schema.TensorT()
+        made.name, made.shape, made.buffer = name, shape, buffer
+        return made
+
+    code, convolution, options = schema.OperatorCodeT(), schema.OperatorT(), schema.Conv2DOptionsT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CONV_2D
+    options.strideW = options.strideH = 1
+    convolution.inputs, convolution.outputs, convolution.builtinOptions = [0, 1, 2], [3], options
+    convolution.builtinOptionsType = schema.BuiltinOptions.Conv2DOptions
+    graph, model = schema.SubGraphT(), schema.ModelT()
+    graph.inputs, graph.outputs, graph.operators = [0], [3], [convolution]
+    graph.tensors = [tensor("image", [1, 8, 8, 3]), tensor("weight", [1, 3, 3, 3], 1), tensor("bias", [1], 2),
+                     tensor("mask", [1, 8, 8, 1])]  # fmt: skip
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers = [schema.BufferT() for _ in range(3)]
+    model.buffers[1].data = np.linspace(-1, 1, 27, dtype=np.float32).view(np.uint8)
+    model.buffers[2].data = np.zeros(4, np.uint8)
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    contract = json.dumps(Contract(8, 8).to_json())
+    return stamped(bytes(builder.Output()), {"u2export.contract": contract})
+
+
+def _pte() -> bytes:
+    """Return a program (1, 3, 8, 8) to (1, 1, 8, 8) with a stamp, the convolution in XNNPACK."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    from u2export.exporters.executorch.program import stamped_methods
+    from u2export.exporters.quiet import quiet
+    from u2export.reference.image import Contract
+
+    with quiet(), torch.no_grad():
+        exported = torch.export.export(torch.nn.Conv2d(3, 1, 3, padding=1).eval(), (torch.zeros(1, 3, 8, 8),))
+        lowered = to_edge_transform_and_lower(
+            exported, partitioner=[XnnpackPartitioner()],
+            constant_methods=stamped_methods({"contract": json.dumps(Contract(8, 8).to_json())}),
+        )  # fmt: skip
+        return bytes(lowered.to_executorch().buffer)

@@ -25,7 +25,7 @@ from u2export.errors import UserError
 
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 # How much of the readers' time each kind gets.
-SHARES = {"photo": 10, "checkpoint": 4, "array": 2, "onnx": 2, "import": 2}
+SHARES = {"photo": 10, "checkpoint": 4, "array": 2, "onnx": 2, "import": 2, "tflite": 2, "pte": 2}
 WORDS = (b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"{}", b"null", b'"\\ud800"', b"*a", b"&a ",
          b"\0", b"\xff\xfe", b"true", b"<<: *a", b"\x1b[31m")  # fmt: skip
 OUTCOMES = ("read", "refused", "other")
@@ -34,7 +34,9 @@ OUTCOMES = ("read", "refused", "other")
 def case(number: int, files: list[Seed]) -> tuple[str, str, bytes]:
     """Return the kind, the name and the bytes of a damaged file."""
     rng = random.Random(f"u2export {number}")
-    kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    there = {seed[0].split()[0] for seed in files}
+    shares = {kind: share for kind, share in SHARES.items() if kind in there}
+    kind = rng.choices(list(shares), list(shares.values()))[0]
     mine = [seed for seed in files if seed[0].split()[0] == kind]
     whole, name, data = rng.choice(mine)
     if rng.random() < 0.5:
@@ -123,11 +125,25 @@ def read(kind: str, path: Path, number: int) -> None:
 
         external_data(path)
         state_dict(path)
+    elif kind in ("tflite", "pte"):
+        _open(path)
     else:
         from u2export.benchmarks.imports.tool_files import read as read_tool
 
         for model in read_tool(path, kind.split()[1], path if number % 3 == 0 else None):
             json.dumps(model.name, ensure_ascii=False).encode("utf-8")
+
+
+def _open(path: Path) -> None:
+    """Inspect a model file of a phone, and open it in its runtime."""
+    from u2export.exporters import EXPORTERS
+    from u2export.exporters.inspection import inspect
+    from u2export.exporters.open import adopt
+
+    inspect(path)
+    artifact = adopt(path)
+    with EXPORTERS[artifact.exporter].load(artifact, threads=1):
+        pass
 
 
 def outcome(kind: str, path: Path, number: int) -> dict[str, Any]:
@@ -154,8 +170,10 @@ def serve(folder: Path, memory: int) -> None:
         logging.getLogger("u2export").setLevel(logging.CRITICAL)
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         files = [(kind, name, (folder / f"{i}").read_bytes()) for i, (kind, name) in enumerate(index)]
-        for kind in ("checkpoint", "onnx", "photo"):  # imports count neither for memory nor for time
-            whole, name, data = next(seed for seed in files if seed[0] == kind)
+        for kind in ("checkpoint", "onnx", "photo", "tflite", "pte"):  # imports count neither for memory nor for time
+            whole, name, data = next((seed for seed in files if seed[0] == kind), ("", "", b""))
+            if not whole:
+                continue
             path = folder / f"warm-{name}"
             path.write_bytes(data)
             outcome(whole, path, 1)

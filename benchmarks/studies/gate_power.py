@@ -16,11 +16,11 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import perf_counter, perf_counter_ns
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,23 +29,28 @@ from u2export.benchmarks.gate.baseline import Baseline, updated
 from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.verdicts import Finding
 from u2export.benchmarks.latency import Latency
+from u2export.benchmarks.measuring import worker
 from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.plan import Plan, settings
 from u2export.benchmarks.report import Report, Row
-from u2export.benchmarks.studies.slowed import SLOWED, WORKER
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, progress
 from u2export.benchmarks.tables import markdown as md
+from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.exporter import Request
 from u2export.exporters.onnx import Onnx
+from u2export.exporters.runtime import Runner
 from u2export.files import make_folder, write_json
-from u2export.reference.image import Contract
+from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
 from u2export.reference.verification import verification_photos
 
 # At this size about 128 inferences fill the 10 s of tier normal on a slow core, so both minima of the tier count.
 SIZE = 192
 TIER = settings("normal", threads=1)
+# The worker of these benches slows down the copies with names that begin so, by this share.
+WORKER = (sys.executable, "-c", f"from {__name__} import slowed_worker; slowed_worker()")
+SLOWED, SHARE = "slowed", 0.10
 BUSY = """
 import random, time
 pace = random.Random(0)
@@ -55,6 +60,37 @@ while True:
         pass
     time.sleep(pace.uniform(0.1, 2.0))
 """
+
+
+@dataclass(frozen=True)
+class Slowed(Onnx):
+    """The ONNX exporter. Its runner waits after each inference of a file `slowed…`, for a tenth of the time."""
+
+    name: ClassVar[str] = "onnx"
+
+    @contextmanager
+    def _load(self, artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+        with super()._load(artifact, arithmetic, threads) as runner:
+            if not artifact.name.startswith(SLOWED):
+                yield runner
+                return
+            inner = runner.predict
+
+            def predict(batch: Any) -> Floats:
+                start = perf_counter_ns()
+                d0 = inner(batch)
+                end = perf_counter_ns() + int(SHARE * (perf_counter_ns() - start))
+                while perf_counter_ns() < end:
+                    pass
+                return d0
+
+            yield replace(runner, predict=predict)
+
+
+def slowed_worker() -> None:
+    """Run the worker of a bench that slows artifacts down on purpose."""
+    EXPORTERS["onnx"] = Slowed()
+    worker.main()
 
 
 def exported(folder: Path) -> Artifact:

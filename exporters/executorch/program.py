@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -156,14 +157,17 @@ def _ports(plan: Any, numbers: list[int]) -> tuple[Port, ...]:
 def _graph(data: bytes) -> dict[str, Any]:
     """Return XNNPACK's graph in the bytes of a delegate, as plain data."""
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+    from executorch.exir._serialize._flatbuffer import _get_flatc_path
 
     header = XNNHeader.from_bytes(data[: XNNHeader.EXPECTED_LENGTH])
     with tempfile.TemporaryDirectory() as scratch:
         schema, graph = Path(scratch) / "schema.fbs", Path(scratch) / "graph.bin"
         schema.write_bytes(_get_schema_bytes())
         graph.write_bytes(data[header.flatbuffer_offset :][: header.flatbuffer_size])
-        _flatc_decompile(scratch, str(schema), str(graph))
+        words = ("--json", "--defaults-json", "--strict-json", "-o", scratch, str(schema), "--", str(graph))
+        done = subprocess.run([_get_flatc_path(), *words], capture_output=True)
+        if done.returncode:
+            raise ValueError("its XNNPACK graph cannot be read")
         text = graph.with_suffix(".json").read_text()
     # The tool writes infinite limits as "inf", which no reader of JSON takes.
     found: dict[str, Any] = json.loads(re.sub(r"([:\s\[,]-?)inf\b", r"\1Infinity", text))
