@@ -90,6 +90,7 @@ class Exporter(Runtime):
         builds: whether an export is built into another file before it runs.
         simulation: what computes the masks where the target's own runtime is missing; empty if nothing does.
         limits: default fidelity budget by precision (see `Fidelity.broken`).
+        when: when to take the target, in a few words.
     """
 
     name: ClassVar[str]
@@ -100,6 +101,7 @@ class Exporter(Runtime):
     extra: ClassVar[str] = ""
     builds: ClassVar[bool] = False
     simulation: ClassVar[str] = ""
+    when: ClassVar[str] = ""
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
         "fp32": {"mae": 1e-4, "mae_worst": 1e-3},
         "fp16": {"mae": 1e-3, "mae_worst": 5e-3},

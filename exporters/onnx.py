@@ -28,6 +28,7 @@ class Onnx(OnnxRuntime, Exporter):
     precisions: ClassVar[Sequence[str]] = ("fp32", "fp16")
     needs: ClassVar[Sequence[str]] = TOOLS
     extra: ClassVar[str] = "onnx"
+    when: ClassVar[str] = "another program or runtime reads ONNX"
 
     graph: Graph = Graph()  # noqa: RUF009 - frozen
 

@@ -60,6 +60,7 @@ class OpenVINO(Exporter):
     calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "onnx", "onnxsim", "onnxruntime", "openvino")  # of fp32 all but ORT
     extra: ClassVar[str] = "openvino"
+    when: ClassVar[str] = "Intel's CPUs, GPUs and NPUs run it"
 
     quantizer: str = "qdq"
     bias_correction: str = "slow"

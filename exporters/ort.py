@@ -43,6 +43,7 @@ class Ort(OnnxRuntime, Exporter):
     calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = TOOLS
     extra: ClassVar[str] = "onnx"
+    when: ClassVar[str] = "ONNX Runtime runs it; --mobile is for apps"
 
     mobile: bool = False
     mixed: bool = False

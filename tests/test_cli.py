@@ -45,6 +45,7 @@ def test_targets(cli: Cli) -> None:
     rows = json.loads(cli("targets", "--json").stdout)
     assert {"onnx", "ort", "openvino", "litert"} <= {row["target"] for row in rows}
     for row in rows:
+        assert row["when"]
         for step in ("export", "build", "run", "simulate"):
             answer = row[step] or {"possible": True}
             assert answer["possible"] or (answer["why"] and answer["fix"])
@@ -58,6 +59,7 @@ def test_targets(cli: Cli) -> None:
 def test_targets_on_a_narrow_terminal(cli: Cli) -> None:
     shown = cli("targets", env={"COLUMNS": "80"}).stdout
     assert "no CUDA device" in shown or devices()
+    assert "litert      an Android app or a Linux board runs it" in shown
     table = shown.split("\n\n")[0]
     assert all(len(line) <= 80 for line in table.splitlines()) and "w8a8" in table
 

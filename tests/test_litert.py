@@ -122,31 +122,67 @@ def test_each_precision_says_what_is_stored_and_what_ran(
         LiteRT().load(artifact, "f64")
 
 
+def int8_of(fp32: Artifact, small: Source) -> bytes:
+    from u2export.exporters.litert.conversion import with_int8
+    from u2export.exporters.litert.deployed import Deployed
+
+    network = Deployed(small.model, SMALL, False, False).eval()
+    return with_int8(fp32.path.read_bytes(), network, list(Calibration.bundled(SMALL).subset(2)))
+
+
 def constant_of(model: bytes) -> float:
     """The bias of the channel without weights, as the int8 file holds it: an integer times its scale."""
-    from u2export.exporters.litert.tflite import _module, _parsed
+    from u2export.exporters.litert.tflite import _parsed, module_name
 
     parsed = _parsed(model)
     graph = parsed.subgraphs[0]
     for op in graph.operators:
         if len(op.inputs) == 3:
             weight, bias = (graph.tensors[int(n)] for n in op.inputs[1:])
-            if _module(weight.name.decode()) == "stage2d.rebnconv2d.conv_s1":
+            if module_name(weight.name.decode()) == "stage2d.rebnconv2d.conv_s1":
                 stored = np.asarray(parsed.buffers[bias.buffer].data, np.uint8).view(np.int32)
                 return float(stored[3] * bias.quantization.scale[3])
     raise AssertionError("no such convolution")
 
 
 def test_a_channel_without_weights_keeps_its_bias(
-    exported: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+    exported: dict[str, Artifact], small: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from u2export.exporters.litert import conversion
 
     assert constant_of(exported["int8"].path.read_bytes()) == pytest.approx(64, rel=1e-3)
     monkeypatch.setattr(conversion, "_wide_enough", lambda model, ranges: {})
-    fp32 = exported["fp32"].path.read_bytes()
-    stock = conversion.with_int8(fp32, Calibration.bundled(SMALL).subset(2))
+    stock = int8_of(exported["fp32"], small)
     assert constant_of(stock) != pytest.approx(64, rel=0.1)  # what the quantiser does without our ranges
+
+
+def test_biases_subtract_the_mean_error(exported: dict[str, Artifact], small: Source) -> None:
+    """The first convolution reads the image: with its new bias and rounded values, its channels keep their means."""
+    from u2export.exporters.litert.bias_correction import corrected
+    from u2export.exporters.litert.deployed import Deployed
+    from u2export.exporters.litert.tflite import convolutions, module_name
+
+    fp32, photos = exported["fp32"].path.read_bytes(), list(Calibration.bundled(SMALL).subset(2))
+    network = Deployed(small.model, SMALL, False, False).eval()
+    ranges = {entry: {"min": -3.0, "max": 2.0} for entry, *_ in convolutions(fp32)}
+    made = corrected(fp32, network, photos, ranges)
+    old, new = ({module_name(n): (w, b) for _, n, w, b in convolutions(model)} for model in (fp32, made))
+    assert len(new) == 118 and all((old[name][0] == new[name][0]).all() for name in old)
+    weight, bias = new["stage1.rebnconvin.conv_s1"]
+    step = 5 / 255
+    scale = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
+    rounded = torch.from_numpy((np.rint(weight / scale) * scale).transpose(0, 3, 1, 2).copy())
+    x = torch.from_numpy(np.concatenate(photos))
+    entry = ((x / step).round() + 25).clamp(-128, 127).sub(25) * step  # -3 is level -128
+    exact, twin = (
+        torch.nn.functional.conv2d(values, kernel, torch.from_numpy(b.copy()), padding=1).mean((0, 2, 3))
+        for values, kernel, b in (
+            (x, torch.from_numpy(weight.transpose(0, 3, 1, 2).copy()), old["stage1.rebnconvin.conv_s1"][1]),
+            (entry, rounded, bias),
+        )
+    )
+    assert not np.allclose(bias, old["stage1.rebnconvin.conv_s1"][1], atol=1e-4)
+    torch.testing.assert_close(twin, exact, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("last", [False, True])

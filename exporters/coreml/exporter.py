@@ -60,6 +60,7 @@ class CoreML(Exporter):
     calibrated: ClassVar[Sequence[str]] = ("w8a8",)
     needs: ClassVar[Sequence[str]] = ("torch", "coremltools")
     extra: ClassVar[str] = "coreml"
+    when: ClassVar[str] = "an iPhone, an iPad or a Mac runs it"
     simulation: ClassVar[str] = "PyTorch computes the masks of the saved package"
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
         **Exporter.limits,

@@ -46,6 +46,7 @@ class ExecuTorch(Exporter):
     calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "executorch")
     extra: ClassVar[str] = "executorch"
+    when: ClassVar[str] = "an app takes its models from PyTorch; the smallest int8 file"
 
     def arithmetics(self, artifact: Artifact) -> Sequence[str]:
         """The one arithmetic of the program, by the types of its convolutions."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,9 +14,7 @@ from u2export.reference.image import Contract
 from u2export.reference.onnx_export import INPUT
 
 if TYPE_CHECKING:
-    import torch
-
-    from u2export.reference.model import U2Net
+    from u2export.exporters.litert.deployed import Deployed
 
 # The parts of `deployed.Deployed` that compute in int8; their names are in the names of operations.
 QUANTISED = "Backbone_|Sides_"
@@ -24,30 +22,23 @@ QUANTISED = "Backbone_|Sides_"
 LARGEST_BIAS = 2.0**28
 
 
-def converted(
-    module: torch.nn.Module, contract: Contract, scratch: Path, nhwc: bool = False, embed_preprocess: bool = False
-) -> bytes:
-    """Return the fp32 model of a network: image (N, C, H, W) float32 to d0 (N, K, H, W) float32.
+def converted(network: Deployed, contract: Contract, scratch: Path) -> bytes:
+    """Return the fp32 model of a network, with the network's ports.
 
     Args:
-        module: the network, a `U2Net`.
-        contract: pre- and postprocessing, and with it the input size.
-        nhwc: both ports are (N, H, W, C) instead.
-        embed_preprocess: the input is (N, H, W, C) uint8, the output the stretched mask (N, H, W, K) float32.
+        network: in evaluation mode.
+        contract: says the input size.
         scratch: a file name that may be used in between; the file is removed.
     """
     import litert_torch
     import torch
 
-    from u2export.exporters.litert.deployed import Deployed
-
-    deployed = Deployed(cast("U2Net", module), contract, nhwc, embed_preprocess).eval()
     number, channels, height, width = contract.shape
-    shape = (number, height, width, channels) if deployed.channels_last else contract.shape
-    example = torch.zeros(shape, dtype=torch.uint8 if embed_preprocess else torch.float32)
+    shape = (number, height, width, channels) if network.channels_last else contract.shape
+    example = torch.zeros(shape, dtype=torch.uint8 if network.preprocessing else torch.float32)
     litert_torch.config.show_progress = False  # its console took hold of standard output when it was imported
     with quiet():
-        made = litert_torch.convert(deployed, sample_kwargs={INPUT: example})
+        made = litert_torch.convert(network, sample_kwargs={INPUT: example})
         made.export(str(scratch))
     model = scratch.read_bytes()
     scratch.unlink()
@@ -81,14 +72,17 @@ def with_int8_weights(model: bytes) -> bytes:
         return bytes(made.quantize(None).quantized_model)
 
 
-def with_int8(model: bytes, inputs: Iterable[Any]) -> bytes:
+def with_int8(model: bytes, network: Deployed, inputs: Sequence[Any]) -> bytes:
     """Return a model whose convolutions and all between them are int8; input, output and last steps stay float32.
 
     Args:
         model: from `converted`.
+        network: what it was converted from.
         inputs: calibration photos, each as the model takes it.
     """
     from ai_edge_quantizer import quantizer, recipe
+
+    from u2export.exporters.litert.bias_correction import corrected
 
     wanted = [{**part, "regex": QUANTISED} for part in recipe.static_wi8_ai8()]
     made = quantizer.Quantizer(bytearray(model), wanted)
@@ -100,6 +94,8 @@ def with_int8(model: bytes, inputs: Iterable[Any]) -> bytes:
                 known = ranges.setdefault(name, {key: np.array(value) for key, value in seen.items()})
                 known["min"] = np.minimum(known["min"], seen["min"])
                 known["max"] = np.maximum(known["max"], seen["max"])
+        model = corrected(model, network, inputs, ranges)
+        made = quantizer.Quantizer(bytearray(model), wanted)
         return bytes(made.quantize({**ranges, **_wide_enough(model, ranges)}).quantized_model)
 
 

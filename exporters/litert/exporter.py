@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from u2export.reference import stamp
 from u2export.reference.image import Contract, Floats
 
 if TYPE_CHECKING:
+    import torch
+
+    from u2export.exporters.litert.deployed import Deployed
+    from u2export.reference.model import U2Net
     from u2export.reference.source import Source
 
 # Photos of a calibration; more only add outliers, which widen the ranges.
@@ -47,6 +51,7 @@ class LiteRT(Exporter):
     calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "litert_torch", "ai_edge_quantizer", "ai_edge_litert")
     extra: ClassVar[str] = "litert"
+    when: ClassVar[str] = "an Android app or a Linux board runs it"
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
         **Exporter.limits,
         "dynamic-int8": Exporter.limits["int8"],
@@ -92,7 +97,8 @@ class LiteRT(Exporter):
     def _export(self, source: Source, path: Path, request: Request) -> Made:
         tools = versions(*TOOLS)
         module, report = prepared(source, request.precision, request.calibration, request.condition)
-        model = converted(module, source.contract, path.with_suffix(".fp32.tflite"), self.nhwc, self.embed_preprocess)
+        network = self._deployed(module, source.contract)
+        model = converted(network, source.contract, path.with_suffix(".fp32.tflite"))
         if request.precision == "fp16":
             model = with_fp16_weights(model)
         if request.precision == "dynamic-int8":
@@ -100,10 +106,15 @@ class LiteRT(Exporter):
         if request.precision == "int8":
             assert request.calibration
             photos = request.calibration.subset(PHOTOS)
-            model = with_int8(model, (self.fed(photo, source.contract) for photo in photos))
+            model = with_int8(model, network, [self.fed(photo, source.contract) for photo in photos])
         texts = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=asdict(self))
         path.write_bytes(stamped(model, stamp.prefixed(texts)))
         return Made(tools=tools, condition=report)
+
+    def _deployed(self, module: torch.nn.Module, contract: Contract) -> Deployed:
+        from u2export.exporters.litert.deployed import Deployed
+
+        return Deployed(cast("U2Net", module), contract, self.nhwc, self.embed_preprocess).eval()
 
     def shape(self, contract: Contract) -> tuple[int, ...]:
         """The shape of the file's input."""

@@ -9,6 +9,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ MODULE = re.compile(r"[\w.]+\.[A-Z][A-Za-z0-9]*_(\w+)")
 
 def stamped(model: bytes, pairs: Mapping[str, str]) -> bytes:
     """Return a model with these pairs in its metadata, one entry a key."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     made = _parsed(model)
@@ -42,8 +42,41 @@ def stamped(model: bytes, pairs: Mapping[str, str]) -> bytes:
         entry.name, entry.buffer = key, len(made.buffers)
         made.buffers.append(buffer)
         made.metadata.append(entry)
+    return _packed(made, len(model))
+
+
+def with_biases(model: bytes, biases: Mapping[str, Floats]) -> bytes:
+    """Return an fp32 model with other biases, by `module_name`; convolutions that share a bias get one of their own."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    made = _parsed(model)
+    graph, names = made.subgraphs[0], [_operation(code) for code in made.operatorCodes]
+    tensors = Counter(int(n) for op in graph.operators for n in op.inputs)
+    buffers = Counter(int(tensor.buffer) for tensor in graph.tensors)
+    for op in graph.operators:
+        if names[op.opcodeIndex] not in CONVOLUTIONS:
+            continue
+        weight, old = (graph.tensors[int(n)] for n in op.inputs[1:3])
+        name = module_name(_text(weight.name))
+        if name in biases:
+            data = np.ascontiguousarray(biases[name], np.float32).view(np.uint8)
+            if tensors[int(op.inputs[2])] == buffers[int(old.buffer)] == 1:
+                made.buffers[old.buffer].data = data
+                continue
+            tensor, buffer = copy(old), schema.BufferT()
+            buffer.data = data
+            tensor.name, tensor.buffer = f"{name}.bias", len(made.buffers)
+            op.inputs = [*(int(n) for n in op.inputs[:2]), len(graph.tensors)]
+            made.buffers.append(buffer)
+            graph.tensors.append(tensor)
+    return _packed(made, len(model))
+
+
+def _packed(made: Any, size: int) -> bytes:
+    import flatbuffers
+
     made.buffers = [_Aligned(buffer) for buffer in made.buffers]
-    builder = flatbuffers.Builder(len(model))
+    builder = flatbuffers.Builder(size)
     builder.Finish(made.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
@@ -203,7 +236,7 @@ def _port(tensor: Any) -> Port:
 def _layer(model: Any, graph: Any, op: Any, maker: Mapping[int, tuple[str, Any]]) -> StoredConvolution:
     entry, number = (int(n) for n in op.inputs[:2])
     weight = graph.tensors[number]
-    name = _module(_text(weight.name))
+    name = module_name(_text(weight.name))
     source = maker.get(number)
     if source and source[0] == "DEQUANTIZE":  # fp16 weights are stored behind a cast to float32
         weight = graph.tensors[int(source[1].inputs[0])]
@@ -220,7 +253,7 @@ def _layer(model: Any, graph: Any, op: Any, maker: Mapping[int, tuple[str, Any]]
     return StoredConvolution(name, ordered, kind, activation, size)
 
 
-def _module(name: str) -> str:
+def module_name(name: str) -> str:
     """Return the PyTorch name of the convolution that a tensor belongs to; the tensor's own name for files of others.
 
     A tensor that stands for several fused modules lists their paths, with ";" in between.

@@ -60,6 +60,7 @@ class TensorRT(OnnxRuntime, Exporter):
     calibrated: ClassVar[Sequence[str]] = ("int8",)
     needs: ClassVar[Sequence[str]] = ("torch", "onnx", "onnxsim", "onnxruntime")
     extra: ClassVar[str] = "onnx"
+    when: ClassVar[str] = "NVIDIA's GPUs and Jetson run it"
     builds: ClassVar[bool] = True
     simulation: ClassVar[str] = "ONNX Runtime computes the masks of the typed ONNX"
 

@@ -36,6 +36,7 @@ class Target:
         build: why this machine cannot build; None where it can, and where there is nothing to build.
         simulation: what computes the masks where the target's own runtime is missing; empty if nothing does.
         simulate: why this machine cannot simulate; None where it can, and where nothing simulates.
+        when: when to take the target.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Target:
     build: Unavailable | None = None
     simulation: str = ""
     simulate: Unavailable | None = None
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _target(exporter: Exporter) -> Target:
         build=exporter.missing_builder() if exporter.builds else None,
         simulation=exporter.simulation,
         simulate=exporter.missing() if exporter.simulation else None,
+        when=exporter.when,
     )
 
 

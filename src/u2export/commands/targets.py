@@ -25,9 +25,10 @@ def targets(as_json: AsJson = False) -> None:
     found = inspecting.targets()
     if as_json:
         rows = [
-            {"target": t.name, "title": t.title, "precisions": t.precisions, **{s: _state(t, s) for s in STEPS}}
+            {"target": t.name, "title": t.title, "precisions": t.precisions, "when": t.when,
+             **{s: _state(t, s) for s in STEPS}}
             for t in found
-        ]
+        ]  # fmt: skip
         print(json_text(rows))
         return
     from rich.table import Table
@@ -36,6 +37,11 @@ def targets(as_json: AsJson = False) -> None:
     for t in found:
         table.add_row(t.name, *(_cell(t, step) for step in STEPS), " ".join(t.precisions))
     stdout().print(table)
+    stdout().print()
+    stdout().print(rich_text("Take a target when", "bold"))
+    for t in found:
+        stdout().print(rich_text(f"  {t.name:<10}  {t.when}"))
+    stdout().print(rich_text("docs/phones.md compares the three for phones: masks, size, time."))
     for t in found:
         for step in STEPS:
             if problem := getattr(t, step):
