@@ -102,9 +102,9 @@ class _Twins:
 
     def _weight(self, index: int, conv: onnx.NodeProto) -> str:
         """The weight of a twin: rounded to its grid, stored in float."""
-        weight, bits = self.view.constant(conv.input[1]), self.spec.weight_bits
-        scale = weight_scale(weight, bits=bits)
-        self.constants[f"probe_weight_{index}"] = round_weight(weight, scale, bits) * scale.reshape(-1, 1, 1, 1)
+        weight = self.view.constant(conv.input[1])
+        scale = weight_scale(weight, pair_safe=self.spec.pair_safe)
+        self.constants[f"probe_weight_{index}"] = round_weight(weight, scale) * scale.reshape(-1, 1, 1, 1)
         return f"probe_weight_{index}"
 
     def _mean(self, tensor: str, name: str) -> onnx.NodeProto:

@@ -245,7 +245,6 @@ def search_float_layers(
     *,
     contract: Contract | None = None,
     scheme: str = "ort",
-    weight_bits: int = 7,
     photos: int = 24,
     measured: bool = False,
     condition: bool = True,
@@ -263,7 +262,6 @@ def search_float_layers(
         budget: limits as of `u2export.reference.fidelity.parse_budget`.
         contract: pre- and postprocessing, and with it the input size; 320x320 by default.
         scheme: how the other layers are quantised: "ort" (ONNX Runtime) or "trt" (TensorRT). The heads stay in float.
-        weight_bits: 8, or 7 for x86 processors without VNNI.
         photos: how many of `images` to measure on.
         measured: weigh layers by the time that 8 bit saves on this machine, not by multiply-accumulates.
         condition: shift near-constant channels before quantising, as every 8-bit export does.
@@ -278,7 +276,7 @@ def search_float_layers(
     """
     if scheme not in SCHEMES:
         raise UserError(f"no scheme named {scheme!r}", f"choose one of {', '.join(SCHEMES)}")
-    spec = replace(SCHEMES[scheme], weight_bits=weight_bits, heads=False)  # heads: as `ort --keep-float` does
+    spec = replace(SCHEMES[scheme], heads=False)  # heads: as `ort --keep-float` does
     progress(f"reading {weights}")
     source = Source.open(weights, contract)
     calibration = Calibration.open(calib, source.contract, avoid=[images]).subset(CALIBRATE_ON)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 PLACEMENTS = ("everywhere", "producer", "conv-input")
 
 
+LARGEST = 127  # of int8 weights, which are symmetric
+# Two weights whose sum is at most PAIR steps round to a sum of at most 128, and 255 x 128 fits into 16 bits with sign.
+PAIR = 127.5
+
+
 @dataclass(frozen=True)
 class QuantSpec:
     """How a graph is quantised. Weights are always int8, symmetric, with one scale for each output channel.
@@ -38,7 +43,8 @@ class QuantSpec:
             concatenation, pooling and resizing. Without it, the rounding of a neighbour still reaches float layers, and
             an unconditioned network gets worse.
         bias: store biases as int32 in the scale of the accumulator (ONNX Runtime's form; TensorRT refuses it).
-        weight_bits: 8, or 7 for x86 processors without VNNI, whose 16-bit sums of products saturate.
+        pair_safe: choose the scales of weights so that no two neighbours can saturate the 16-bit sums of x86 processors
+            without VNNI, see `pair_peak`.
     """
 
     signed: bool = True
@@ -47,18 +53,16 @@ class QuantSpec:
     keep_float: tuple[str, ...] = ()
     raw_entry: bool = True
     bias: bool = False
-    weight_bits: int = 8
+    pair_safe: bool = False
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
             raise UserError(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
-        if self.weight_bits not in (7, 8):
-            raise UserError(f"{self.weight_bits}-bit weights are not supported", "choose 7 or 8")
 
 
 # The schemes that measured best on real photos; the accuracy table lies in benchmarks/.
 TENSORRT = QuantSpec(signed=True, placement="producer")
-ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True)
+ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True, pair_safe=True)
 
 
 def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:
@@ -116,6 +120,8 @@ class Plan:
             return False
         if node.op_type == "Conv" and node.input[1] not in self.view.constants:
             return False
+        if node.op_type == "Concat" and any(s.op_type == "MatMul" for s in self.view.sources(node)):
+            return False  # matrix products run in float, and what joins them too
         return node.op_type in QUANTISED and node.name not in self.kept
 
     def _candidates(self, node: onnx.NodeProto) -> list[str]:
@@ -126,6 +132,8 @@ class Plan:
         """Whether a node reads a tensor through its Q/DQ pair."""
         if self.quantised(node):
             return not self._on_shared_grid(tensor)
+        if tensor in self.view.spread:  # without a pair here, the kernel that makes the tensor would run in float
+            return self.quantised(self.view.maker[tensor])
         if self.spec.raw_entry or node.name not in self.kept:
             return False
         return self._left_in_8_bit(tensor)
@@ -211,7 +219,10 @@ def _groups(view: GraphView, plan: Plan, spec: QuantSpec) -> dict[str, str]:
 
 
 def weight_scale(
-    weight: Floats, bias: NDArray[np.float64] | None = None, entry: np.float32 | None = None, bits: int = 8
+    weight: Floats,
+    bias: NDArray[np.float64] | None = None,
+    entry: np.float32 | None = None,
+    pair_safe: bool = False,
 ) -> NDArray[np.float32]:
     """Return the scale of each output channel of a weight (O, I, kH, kW).
 
@@ -219,16 +230,34 @@ def weight_scale(
         weight: of a convolution.
         bias: its bias (O,), or None.
         entry: scale of the convolution's input. With it, the scales are large enough for the bias to fit into int32.
-        bits: 7 or 8.
+        pair_safe: as of `QuantSpec`.
     """
-    peak = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64) / (2 ** (bits - 1) - 1)
+    scale = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64) / LARGEST
+    if pair_safe:
+        scale = np.maximum(scale, pair_peak(weight) / PAIR)
     if bias is not None and entry is not None:
-        peak = np.maximum(peak, np.abs(bias) / (float(entry) * 2.0**30))
-    peak[peak < np.finfo(np.float32).tiny] = 1.0  # any scale holds a channel of zeros exactly
-    return np.asarray(peak, np.float32)
+        scale = np.maximum(scale, np.abs(bias) / (float(entry) * 2.0**30))
+    scale[scale < np.finfo(np.float32).tiny] = 1.0  # any scale holds a channel of zeros exactly
+    return np.asarray(scale, np.float32)
 
 
-def round_weight(weight: Floats, scale: NDArray[np.float32], bits: int = 8) -> NDArray[np.int8]:
+def round_weight(weight: Floats, scale: NDArray[np.float32]) -> NDArray[np.int8]:
     """Round a weight (O, I, kH, kW) to its grid, as int8; `scale` has the shape (O,)."""
-    limit = 2 ** (bits - 1) - 1
-    return np.asarray(np.clip(np.rint(weight / scale.reshape(-1, 1, 1, 1)), -limit, limit), np.int8)
+    return np.asarray(np.clip(np.rint(weight / scale.reshape(-1, 1, 1, 1)), -LARGEST, LARGEST), np.int8)
+
+
+def pair_peak(weight: Floats) -> NDArray[np.float64]:
+    """Return the largest sum of two neighbours of one sign in each output channel of a weight (O, I, kH, kW).
+
+    The instruction vpmaddubsw adds u8 x s8 products of two neighbours in 16 bits, and it saturates. Neighbours are
+    channels 2k and 2k + 1 of one tap, or entries 2k and 2k + 1 of the row (kH, kW, I), as kernels of ONNX Runtime and
+    oneDNN lay them out. Weights of different signs cannot saturate, because activations are not negative.
+    """
+    taps = weight.astype(np.float64).transpose(0, 2, 3, 1)
+    peaks = np.zeros(len(weight))
+    for row in (taps, taps.reshape(len(weight), -1)):
+        even = np.concatenate([row, np.zeros_like(row[..., : row.shape[-1] % 2])], -1)
+        pairs = even.reshape(len(weight), -1, 2)
+        for sign in (1, -1):
+            peaks = np.maximum(peaks, np.maximum(sign * pairs, 0).sum(-1).max(1))
+    return peaks

@@ -138,8 +138,8 @@ class _Rewriter:
         weight, bias = self.view.constant(name).astype(np.float32), self._bias(node)
         grid = self.scales.of(node.input[0]) if self.spec.bias else None
         entry = grid[0] if grid else None
-        scale = weight_scale(weight, bias, entry, self.spec.weight_bits)
-        self.constants[f"{name}_quantized"] = round_weight(weight, scale, self.spec.weight_bits)
+        scale = weight_scale(weight, bias, entry, self.spec.pair_safe)
+        self.constants[f"{name}_quantized"] = round_weight(weight, scale)
         copy.input[1] = self._dequantized(name, scale, np.int8)
         if bias is not None and entry is not None:
             sums = (entry * scale).astype(np.float32)

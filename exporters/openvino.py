@@ -22,6 +22,7 @@ from u2export.exporters.runtime import Runner, missing_modules, processors, vers
 from u2export.reference import stamp
 from u2export.reference.dtypes import arithmetic_name, precision_name
 from u2export.reference.fidelity import compare
+from u2export.reference.head_rewrite import with_fast_head
 from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
 
@@ -105,7 +106,7 @@ class OpenVINO(Exporter):
         added: Mapping[str, Any] = {}
         if request.precision == "int8" and self.quantizer == "qdq":
             # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
-            made = quantised(self, graph, source, request, ort.int8_spec(), _opened_graph)
+            made = quantised(self, with_fast_head(graph), source, request, ort.int8_spec(), _opened_graph)
             graph, added, notes = made.graph, made.added, (made.note,) if made.note else ()
         model = _converted(graph)
         if self.quantizer == "nncf":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,12 @@ class GraphView:
             and name not in self.outputs
         )
 
+    @cached_property
+    def spread(self) -> set[str]:
+        """Outputs of convolutions that DepthToSpace or MatMul reads: side maps of a head in blocks."""
+        named = ("DepthToSpace", "MatMul")
+        return {n for n in self.data if self.made_by(n, "Conv") and any(r.op_type in named for r in self.readers[n])}
+
     def inputs_of(self, node: onnx.NodeProto) -> list[str]:
         """The inputs that are quantised with a node: the first of a Conv, Resize or Clip, all inputs of other nodes."""
         names = list(node.input[:1] if node.op_type in ("Conv", "Resize", "Clip") else node.input)
@@ -134,7 +141,8 @@ def opset_of(model: onnx.ModelProto) -> int:
 def activations(model: onnx.ModelProto) -> list[str]:
     """Names of the tensors any placement may quantise, in execution order."""
     view = GraphView(model)
-    names = chain.from_iterable(view.inputs_of(n) for n in view.nodes if n.op_type in QUANTISED)
+    read = chain.from_iterable(view.inputs_of(n) for n in view.nodes if n.op_type in QUANTISED)
+    names = (*read, *(n for node in view.nodes for n in node.output if n in view.spread))
     return [name for name in dict.fromkeys(names) if not view.fused(name)]
 
 

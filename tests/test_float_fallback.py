@@ -28,7 +28,7 @@ from u2export.reference.image import Contract
 from u2export.reference.onnx_session import open_graph
 from u2export.reference.source import Source
 
-SPEC = replace(ONNX_RUNTIME, weight_bits=7)
+SPEC = ONNX_RUNTIME
 
 
 class Chain:

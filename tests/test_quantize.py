@@ -17,6 +17,7 @@ from u2export.calibration.activation_ranges import METHODS, ActivationRange, obs
 from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.quant_plan import (
     ONNX_RUNTIME,
+    PAIR,
     TENSORRT,
     QuantSpec,
     float_nodes,
@@ -265,7 +266,7 @@ def test_a_near_constant_channel_is_safe_only_with_its_region_in_float() -> None
 
 def test_bias_correction_takes_the_mean_error_away() -> None:
     model, images = small(), photos(8)
-    spec = replace(TENSORRT, weight_bits=7, placement="conv-input")
+    spec = replace(TENSORRT, pair_safe=True, placement="conv-input")
     ranges = observe(model, images)
     errors = bias_errors(model, ranges, spec, iter(images))
     assert errors.keys() == {"/a/Conv", "/b/Conv", "/c/Conv"}  # the head stays in float
@@ -293,7 +294,7 @@ def with_biases(model: onnx.ModelProto, errors: dict[str, np.ndarray]) -> onnx.M
 
 def test_bias_correction_lowers_the_mean_error_of_what_comes_out() -> None:
     model, images = small(), photos(8)
-    spec = replace(ONNX_RUNTIME, weight_bits=7)
+    spec = ONNX_RUNTIME
     ranges = observe(model, images)
     errors = bias_errors(model, ranges, spec, images)
 
@@ -316,17 +317,55 @@ def test_a_constant_channel_keeps_its_value_with_an_int32_bias() -> None:
     np.testing.assert_allclose(run(made, photos(1)[0], "a_sum")[0][0, 0], 3.0, rtol=1e-5)
 
 
-@given(
-    arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-1e4, 1e4, width=32)),
-    st.sampled_from([7, 8]),
-)
-def test_rounded_weights_are_within_half_a_step(weight: Floats, bits: int) -> None:
-    scale = weight_scale(weight, bits=bits)
+FINITE = st.floats(-1e4, 1e4, width=32)
+WEIGHTS = st.integers(1, 5).flatmap(lambda channels: arrays(np.float32, (3, channels, 3, 3), elements=FINITE))
+
+
+@given(WEIGHTS, st.booleans())
+def test_rounded_weights_are_within_half_a_step(weight: Floats, pair_safe: bool) -> None:
+    scale = weight_scale(weight, pair_safe=pair_safe)
     assert (scale > 0).all() and np.isfinite(scale).all()
-    rounded = round_weight(weight, scale, bits)
-    assert np.abs(rounded.astype(int)).max() <= 2 ** (bits - 1) - 1
+    rounded = round_weight(weight, scale)
+    assert np.abs(rounded.astype(int)).max() <= 127
     steps = scale.reshape(-1, 1, 1, 1).astype(np.float64)
     assert (np.abs(rounded * steps - weight) <= 0.501 * steps).all()
+
+
+def saturating(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """What vpmaddubsw makes of u8 values and s8 weights: products of neighbours, added and cut to 16 bits."""
+    products = pixels.astype(int) * weights.astype(int)
+    return np.asarray((products[..., ::2] + products[..., 1::2]).clip(-(2**15), 2**15 - 1))
+
+
+def even(row: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    return np.concatenate([row, np.zeros_like(row[..., : row.shape[-1] % 2])], -1)
+
+
+@given(WEIGHTS)
+def test_sums_of_pair_safe_weights_never_saturate(weight: Floats) -> None:
+    """The worst input of a pair is 255 where its weights have one sign, and 0 elsewhere."""
+    taps = round_weight(weight, weight_scale(weight, pair_safe=True)).transpose(0, 2, 3, 1)
+    for row in (even(taps), even(taps.reshape(len(taps), -1))):
+        for pixels in (np.full_like(row, 255, int), 255 * (row > 0), 255 * (row < 0)):
+            products = pixels * row.astype(int)
+            assert (saturating(pixels, row) == products[..., ::2] + products[..., 1::2]).all()
+
+
+def test_every_pair_of_weights_that_scales_allow_fits_into_16_bits() -> None:
+    """All pairs of real weights on a fine grid whose sum keeps the bound, rounded, times 255."""
+    a, b = np.meshgrid(np.arange(-127, 127.01, 0.25), np.arange(-127, 127.01, 0.25))
+    allowed = (np.maximum(a, 0) + np.maximum(b, 0) <= PAIR) & (np.maximum(-a, 0) + np.maximum(-b, 0) <= PAIR)
+    x, y = np.rint(a[allowed]), np.rint(b[allowed])
+    for left in (0, 255):
+        for right in (0, 255):
+            assert np.abs(left * x + right * y).max() < 2**15
+    assert 255 * (127 + 127) > 2**15  # plain 8-bit weights do not fit
+
+
+def test_pair_safe_weights_use_more_steps_than_seven_bits() -> None:
+    weight = np.random.default_rng(0).normal(size=(64, 32, 3, 3)).astype(np.float32)
+    peak = np.abs(weight).reshape(64, -1).max(1)
+    assert np.median(peak / weight_scale(weight, pair_safe=True)) > 80
 
 
 @given(st.floats(-1e6, 1e6, width=32), st.floats(2.0**-20, 8, width=32))
@@ -341,8 +380,6 @@ def test_refusals() -> None:
     ranges = observe(model, photos())
     with pytest.raises(UserError, match="no Q/DQ placement"):
         QuantSpec(placement="nowhere")
-    with pytest.raises(UserError, match="6-bit"):
-        QuantSpec(weight_bits=6)
     with pytest.raises(UserError, match="no calibration method"):
         observe(model, photos(), method="guess")
     with pytest.raises(UserError, match="no tensor 'nothing'"):
@@ -395,6 +432,7 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     from u2export.calibration.condition import condition
     from u2export.exporters.ort import int8_spec
     from u2export.reference.fidelity import Fidelity, compare
+    from u2export.reference.head_rewrite import with_fast_head
     from u2export.reference.onnx_export import Graph, to_onnx
     from u2export.reference.photos import find_photos
     from u2export.reference.source import Source
@@ -406,8 +444,10 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     source = Source.open("u2netp")
     calibration, held_back = read("bsds500", 12), read("u2net_official", 6)
     module, _ = condition(source.model, calibration)
-    made = calibrated(to_onnx(module, source.contract, Graph(), {}), calibration, int8_spec())
+    graph = with_fast_head(to_onnx(module, source.contract, Graph(), {}))
+    made = calibrated(graph, calibration, int8_spec())
     opened = open_graph(made)
     masks = [opened.run(None, {"image": x})[0][0, 0] for x in held_back]
     got = Fidelity(tuple(compare(m, source.predict(x)[0, 0]) for m, x in zip(masks, held_back, strict=True)))
-    assert not got.broken({"mae": 0.004, "iou": 0.98}), got.summary()
+    # With 12 calibration photos, one photo has .014; with the 32 of an export, the mean of all 18 photos is .0020.
+    assert not got.broken({"mae": 0.005, "iou": 0.985}), got.summary()

@@ -69,7 +69,7 @@ def search(bad: int = 6, **budget: float) -> Search:
     model = chain(bad)
     found = samples(model)
     ranges = observe(model, [x for x, _ in found])
-    return Search(model, ranges, {}, replace(ONNX_RUNTIME, weight_bits=7), found, budget)
+    return Search(model, ranges, {}, ONNX_RUNTIME, found, budget)
 
 
 def name(i: int) -> str:
@@ -101,15 +101,22 @@ def test_held_back_photos_widen_a_choice_that_suits_only_the_others() -> None:
     model = chain(6)
     others = samples(model)
     faint = [(0.02 * x, open_graph(model).run(None, {"image": 0.02 * x})[0]) for x, _ in others]
-    ranges, spec = observe(model, [x for x, _ in others]), replace(ONNX_RUNTIME, weight_bits=7)
-    alone, checked = (Search(model, ranges, {}, spec, others, {"mae": 0.03}, back).run() for back in ([], faint))
+    ranges, budget = observe(model, [x for x, _ in others]), {"mae": 0.02}
+
+    def run(limits: dict[str, float], back: list[tuple[Floats, Floats]]) -> Sensitivity:
+        return Search(model, ranges, {}, ONNX_RUNTIME, others, limits, back).run()
+
+    alone, checked = run(budget, []), run(budget, faint)
     assert alone.met and not alone.held_back and checked.held_back["photos"] == len(faint)
     assert set(checked.keep_float) > set(alone.keep_float)
     assert checked.chosen.keep_float == checked.keep_float
-    assert checked.met == (checked.held_back["mae"] <= 0.03)
-    # Even where all photos of the search keep the budget at once.
-    assert Search(model, ranges, {}, spec, others, {"mae": 0.2}).run().keep_float == ()
-    assert Search(model, ranges, {}, spec, others, {"mae": 0.12}, faint).run().keep_float
+    # Float layers must improve the faint photos by the ratio by which they improve the others to the budget.
+    pure = run({"mae": 1.0}, faint)
+    harder = pure.held_back["mae"] / pure.chosen.mae
+    assert harder > 1.5 and alone.keep_float
+    assert checked.met == (checked.held_back["mae"] <= 0.02 * harder)
+    # Faint photos need not keep a budget that all photos of the search keep at once.
+    assert run({"mae": 1.01 * pure.chosen.mae}, faint).keep_float == ()
 
 
 def test_photos_of_which_the_reference_is_surest_keep_their_order() -> None:

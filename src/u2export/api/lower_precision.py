@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
 
 SCHEMES = ("ort", "trt")
 MOST_SCENES = 10_000
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def sensitivity(
     resize: str = "bilinear",
     contract: str = "",
     scheme: str = "ort",
-    weight_bits: int = 7,
+    weight_bits: int = 0,
     photos: int = 24,
     measure: bool = False,
     condition: bool = True,
@@ -239,7 +241,7 @@ def sensitivity(
         weights, size, resize, contract, condition, progress: as for `export`.
         budget: the fidelity limits to reach, as for `export`.
         scheme: how the other layers are quantised: "ort" or "trt".
-        weight_bits: 8, or 7 for x86 processors without VNNI.
+        weight_bits: retired; it is accepted and changes nothing.
         photos: measure on this many of `images`: those of which the reference is surest, out of half as many again.
             Every third one is held back and checks the choice.
         measure: weigh layers by the time that they save on this machine, not by multiplications.
@@ -253,9 +255,11 @@ def sensitivity(
     """
     from u2export.calibration.float_search import search_float_layers
 
+    if weight_bits:
+        _log.warning("--weight-bits is retired and changes nothing: 8-bit weights are now right on every processor")
     limits = budget if isinstance(budget, str) else ",".join(f"{name}={value!r}" for name, value in budget.items())
     return search_float_layers(
         str(weights), Path(calib), Path(images), parse_budget(limits),
-        contract=read_contract(size, resize, contract, weights), scheme=scheme, weight_bits=weight_bits,
+        contract=read_contract(size, resize, contract, weights), scheme=scheme,
         photos=photos, measured=measure, condition=condition, progress=progress,
     )  # fmt: skip

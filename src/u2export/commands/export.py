@@ -47,10 +47,7 @@ def ort(
         typer.Option("--mixed", help="With --int8: keep the layers in float that matter most; published u2netp only."),
     ] = False,
     keep_float: o.KeepFloat = None,
-    weight_bits: Annotated[
-        int,
-        typer.Option(help="With --int8: 7 is right on every processor, 8 saturates on x86 processors without VNNI."),
-    ] = 7,
+    weight_bits: Annotated[int, typer.Option(help="Retired: changes nothing.", hidden=True)] = 0,
     mobile: Annotated[
         bool, typer.Option("--mobile", help="Write ONNX Runtime's own format (.ort), for phones.")
     ] = False,

@@ -25,7 +25,7 @@ def sensitivity(
     scheme: Annotated[
         str, o.choice(lower_precision.SCHEMES, "How the other layers are quantised: as for ort or as for trt.")
     ] = "ort",
-    weight_bits: Annotated[int, typer.Option(help="8, or 7 for x86 processors without VNNI.")] = 7,
+    weight_bits: Annotated[int, typer.Option(help="Retired: changes nothing.", hidden=True)] = 0,
     photos: Annotated[
         int,
         typer.Option(min=1, help="Number of photos to measure on; every third is held back to check the choice."),
@@ -57,7 +57,7 @@ def sensitivity(
     if not found.met:
         raise UserError(
             f"no mix keeps {budget}; the closest has MAE {found.chosen.mae:.2g}, IoU {found.chosen.iou:.4f}",
-            f"{written} holds it; allow more with --budget, or quantise with --weight-bits 8",
+            f"{written} holds it; allow more with --budget",
         )
 
 
