@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from u2export.calibration.head_rewrite import with_fast_head
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import ort
@@ -22,7 +23,6 @@ from u2export.exporters.runtime import Runner, missing_modules, processors, vers
 from u2export.reference import stamp
 from u2export.reference.dtypes import arithmetic_name, precision_name
 from u2export.reference.fidelity import compare
-from u2export.reference.head_rewrite import with_fast_head
 from u2export.reference.image import Floats
 from u2export.reference.onnx_export import Graph, to_onnx
 
