@@ -28,6 +28,7 @@ from u2export.exporters.onnx import Onnx
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import int8_spec, preset
 from u2export.exporters.runtime import versions
+from u2export.exporters.trt.exporter import TensorRT
 from u2export.reference.fidelity import ImageFidelity
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
@@ -47,8 +48,8 @@ class Cell:
 
     Attributes:
         backend: "onnx fp16", "ort", "ort mixed", "openvino qdq", "openvino nncf" (without bias correction),
-            "openvino nncf slow", or "pytorch noisy": fp32 on photos with noise of one grey level. The last one shows
-            how much the masks of two JPEG files of one scene differ.
+            "openvino nncf slow", "trt" (the typed ONNX in ONNX Runtime), or "pytorch noisy": fp32 on photos with noise
+            of one grey level. The last one shows how much the masks of two JPEG files of one scene differ.
         method: the calibrator; "nncf" is the own one of NNCF.
         photos: the number of calibration photos; 0 without calibration.
         condition: True if the network is conditioned first.
@@ -61,13 +62,16 @@ class Cell:
 
 
 FEW = 16  # photos of the cells that are compared with each other
-# The artifacts that --int8 and --mixed make.
-SHIPPED = tuple(Cell(name, "minmax", PHOTOS) for name in ("ort", "openvino qdq", "ort mixed"))
+# The artifacts that --int8 and --mixed make, and what noise of one grey level does to fp32.
+SHIPPED = (
+    *(Cell(name, "minmax", PHOTOS) for name in ("ort", "openvino qdq", "trt", "ort mixed")),
+    Cell("pytorch noisy", condition=False),
+)
+UNSURE = 0.9  # IoU of fp32 with itself under noise of one grey level, below which a photo's mask is not reproducible
 CELLS = (
     *SHIPPED,
     Cell("onnx fp16"),
     Cell("onnx fp16", condition=False),
-    Cell("pytorch noisy", condition=False),
     *(Cell("ort", method, FEW, on) for method in ("minmax", "mse", "percentile", "entropy") for on in (True, False)),
     *(Cell("ort", "minmax", count) for count in (8, 100)),
     *(Cell("openvino qdq", "minmax", FEW, on) for on in (True, False)),
@@ -80,6 +84,7 @@ EXPORTERS: Mapping[str, tuple[Exporter, str]] = {
     "openvino qdq": (OpenVINO(), "int8"),
     "openvino nncf": (OpenVINO("nncf", "none"), "int8"),
     "openvino nncf slow": (OpenVINO("nncf", "slow"), "int8"),
+    "trt": (TensorRT(), "int8"),
 }
 
 
@@ -130,12 +135,15 @@ class Networks:
         return lambda x: self.source.predict((x + level * random.normal(size=x.shape)).astype(np.float32))
 
     def _in_ort(self, cell: Cell) -> Callable[[Floats], Floats]:
+        from u2export.calibration.head_rewrite import with_fast_head
         from u2export.calibration.quantize import calibrated
         from u2export.reference.onnx_session import open_graph
 
-        spec = int8_spec(keep_float=self.keep_float if cell.backend == "ort mixed" else ())
+        mixed = cell.backend == "ort mixed"
+        spec = int8_spec(keep_float=self.keep_float if mixed else ())
+        graph = self.graph(cell.condition)
         photos = self.calibration.subset(cell.photos)
-        running = open_graph(calibrated(self.graph(cell.condition), photos, spec, cell.method))
+        running = open_graph(calibrated(graph if mixed else with_fast_head(graph), photos, spec, cell.method))
         feed = running.get_inputs()[0].name
         return lambda x: cast(Floats, running.run(None, {feed: x})[0])
 
@@ -157,15 +165,16 @@ def _each(images: Sequence[ImageFidelity]) -> dict[str, list[float]]:
 HEAD = """# Mask fidelity of lower precision
 
 Masks against PyTorch in fp32 over the photos in which the reference sees an object ({photos}); none of them was
-calibrated on. MAE and IoU at 0.5 of masks stretched to 0..1, mean and worst photo. ort: Q/DQ with u8 activations and
-7-bit weights per channel; ort mixed: with layers in float; openvino qdq: the same graph in OpenVINO; openvino nncf:
-NNCF's MIXED preset, without bias correction or with its slow one; pytorch noisy: the reference itself, in fp32, on the
+calibrated on. MAE and IoU at 0.5 of masks stretched to 0..1, mean and worst photo. ort: Q/DQ with u8 activations,
+pair-safe 8-bit weights per channel and the faster head; ort mixed: with layers in float and the published head;
+openvino qdq: the graph of ort in OpenVINO; openvino nncf: NNCF's MIXED preset, without bias correction or with its slow
+one; trt: the typed ONNX for TensorRT, computed by ONNX Runtime; pytorch noisy: the reference itself, in fp32, on the
 same photos with noise of one grey level. {device}. {tools}.
 
 Made by `{command}`
 
 {table}
-"""
+{unsure}"""
 
 
 def page(data: Mapping[str, Any], command: str) -> str:
@@ -186,8 +195,28 @@ def page(data: Mapping[str, Any], command: str) -> str:
     shown = ", ".join(f"{found['photos']} {name}" for name, found in rows[0]["sets"].items())
     return HEAD.format(
         photos=shown, device=data["device"]["label"], tools=listed(data["tools"]), command=command,
-        table=table(titles, cells, "lll" + "rr" * len(names)),
+        table=table(titles, cells, "lll" + "rr" * len(names)), unsure=_unsure(data),
     )  # fmt: skip
+
+
+def _unsure(data: Mapping[str, Any]) -> str:
+    """The list of photos whose masks noise of one grey level changes, with their IoU in every row; empty if unknown."""
+    noisy = next((row for row in data["rows"] if row["backend"] == "pytorch noisy"), None)
+    if noisy is None:
+        return ""
+    others = [row for row in data["rows"] if row is not noisy and row["backend"] in {c.backend for c in SHIPPED}]
+    others = [row for row in others if row["photos"] == PHOTOS]
+    cells = []
+    for name, found in noisy["sets"].items():
+        for i, iou in enumerate(found["images"]["iou"]):
+            if iou < UNSURE:
+                each = (row["sets"][name]["images"]["iou"][i] for row in others)
+                cells.append([f"{name}/{data['photos'][name][i]}", f"{iou:.3f}", *(f"{v:.3f}" for v in each)])
+    said = f"\nPhotos on which the IoU of fp32 with itself under noise of one grey level is below {UNSURE:g}: "
+    if not cells:
+        return f"{said}none.\n"
+    titles = ["photo", "fp32 with noise", *(row["backend"] for row in others)]
+    return f"{said}{len(cells)}.\n\n{table(titles, cells, 'l' + 'r' * (len(titles) - 1))}\n"
 
 
 def options(parser: ArgumentParser) -> None:
