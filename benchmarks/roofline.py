@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2export.benchmarks.report import Report, Row
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.open import read_artifact
 from u2export.reference.onnx_file import read_onnx
 
@@ -395,7 +395,7 @@ def estimate(
     """
     known = chips()
     if device not in (*known, "all", "none"):
-        raise UserError(f"no device {device!r}", f"choose among all, none, {', '.join(known)}")
+        raise WrongValue(f"no device {device!r}", f"choose among all, none, {', '.join(known)}")
     wanted = [chip for name, chip in known.items() if device in (name, "all")]
     work = count(model)
     timed = of_network(Report.load(results), read_artifact(model)) if results else []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.reference.image import Floats
 from u2export.reference.onnx_graph import GraphView, activations, with_outputs
 from u2export.reference.onnx_session import run
@@ -63,7 +63,7 @@ def observe(
         UserError: the method or a tensor is unknown, there are no photos, or an activation is not finite.
     """
     if method not in METHODS:
-        raise UserError(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
+        raise WrongValue(f"no calibration method named {method!r}", f"choose one of {', '.join(METHODS)}")
     names = list(activations(model) if tensors is None else tensors)
     known = set(GraphView(model).maker) | {t.name for t in (*model.graph.input, *model.graph.initializer)}
     if lost := [n for n in names if n not in known]:

@@ -28,7 +28,7 @@ from u2export.calibration.photo_checks import (
     twins_of,
     warnings,
 )
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.files import read_json, write_json
 from u2export.reference.image import Contract, Floats
 from u2export.reference.photos import find_photos
@@ -83,7 +83,7 @@ class Calibration:
                 is also in `avoid`, a manifest or array is damaged, or `strict` and a picture would be skipped.
         """
         if limit is not None and limit < FEWEST:
-            raise UserError(f"cannot calibrate on {limit} photos", f"allow at least {FEWEST}")
+            raise WrongValue(f"cannot calibrate on {limit} photos", f"allow at least {FEWEST}")
         name, candidates, unread = _find(path, contract, limit)
         checked = list(parallel(lambda c: check_photo(c, contract), candidates))
         kept, skipped = sort_out(checked, unread, own_evaluation(contract))
@@ -132,7 +132,7 @@ class Calibration:
             UserError: `count` is below 1.
         """
         if count < 1:
-            raise UserError(f"cannot take {count} photos", "ask for at least one")
+            raise WrongValue(f"cannot take {count} photos", "ask for at least one")
         return replace(self, photos=tuple(evenly_spread(self.photos, count)))
 
     def split(self, held_back: int) -> tuple[Calibration, Calibration]:

@@ -26,7 +26,7 @@ from u2export.calibration.prepare import prepared
 from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT, QuantSpec
 from u2export.calibration.quantize import quantize
 from u2export.calibration.sensitivity import Point, Sensitivity, Unit
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.reference.fidelity import UPPER, Fidelity, compare
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_export import Graph, to_onnx
@@ -275,7 +275,7 @@ def search_float_layers(
         Unavailable: PyTorch is not installed, or the weights could not be fetched.
     """
     if scheme not in SCHEMES:
-        raise UserError(f"no scheme named {scheme!r}", f"choose one of {', '.join(SCHEMES)}")
+        raise WrongValue(f"no scheme named {scheme!r}", f"choose one of {', '.join(SCHEMES)}")
     spec = replace(SCHEMES[scheme], heads=False)  # heads: as `ort --keep-float` does
     progress(f"reading {weights}")
     source = Source.open(weights, contract)

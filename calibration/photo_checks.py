@@ -20,7 +20,7 @@ from u2export.reference.photos import eight_bit, pixels_in, read_picture
 from u2export.reference.verification import verification_photos
 
 T = TypeVar("T")
-FEWEST, FEW = 2, 8
+FEWEST, FEW = 2, 16
 # The limits below were set on 580 natural photos of six sets. Each names the photo or copy that comes closest to it.
 SMALLEST = 32  # pixels of the shorter side
 FLATTEST = 3.0  # standard deviation in grey levels of 255; a photo of fog has 12
@@ -238,7 +238,8 @@ def warnings(
         reasons = some([f"{name}: {reason}" for name, reason in skipped])
         said.append(f"{len(skipped)} of {len(skipped) + len(photos)} pictures skipped: {reasons}")
     if len(photos) < FEW:
-        said.append(f"only {len(photos)} photos; the result depends on each of them, 32 varied ones are better")
+        held = f"from {FEW} on, some are held back to judge the result"
+        said.append(f"only {len(photos)} photos; the result depends on each of them; {held}; 32 varied ones are better")
     if twins := [f"{p.name} looks like {p.twin}" for p in photos if p.twin]:
         said.append(f"{len(twins)} look-alikes add nothing: {some(twins)}")
     low = min((0.0 - m) / s for m, s in zip(contract.mean, contract.std, strict=True)) - 0.01

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.calibration.activation_ranges import ActivationRange, Ranges
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.reference.image import Floats
 from u2export.reference.onnx_graph import ACTIVATING, MOVING, QUANTISED, GraphView, head_nodes
 
@@ -57,7 +57,7 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
-            raise UserError(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
+            raise WrongValue(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
 
 
 # The schemes that measured best on real photos; the accuracy table lies in benchmarks/.

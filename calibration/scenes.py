@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from u2export.errors import UserError
+from u2export.errors import WrongValue
 from u2export.reference.image import Floats, Pixels
 
 SMALLEST = 64
@@ -36,7 +36,9 @@ def scene(seed: int, height: int = 400, width: int = 400) -> tuple[Pixels, Pixel
         UserError: the seed is below 0, or a side is below 64 pixels.
     """
     if seed < 0 or min(height, width) < SMALLEST:
-        raise UserError(f"no scene for seed {seed}, size {height}x{width}", f"give seeds from 0, sides from {SMALLEST}")
+        raise WrongValue(
+            f"no scene for seed {seed}, size {height}x{width}", f"give seeds from 0, sides from {SMALLEST}"
+        )
     dice = _Dice(seed)
     light = _unit(dice.between(-1, 1), dice.between(-1.2, -0.4), 1.0)
     hue = dice.between(0, 1)

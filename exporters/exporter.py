@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters.artifact import Artifact, hashes
 from u2export.exporters.runtime import Runtime, missing_modules, processors
 from u2export.files import make_folder, publish, staging, write_json
@@ -145,9 +145,9 @@ class Exporter(Runtime):
             Unavailable: this machine lacks a package.
         """
         if request.precision not in self.precisions:
-            raise UserError(f"{self.title} has no {request.precision}", f"choose one of {', '.join(self.precisions)}")
+            raise WrongValue(f"{self.title} has no {request.precision}", f"choose one of {', '.join(self.precisions)}")
         if request.precision in self.calibrated and not calibrated:
-            raise UserError(
+            raise WrongValue(
                 f"{self.title} {request.precision} needs calibration photos",
                 "give a folder of photos, such as calibration/",
                 "calib",
@@ -160,8 +160,8 @@ class Exporter(Runtime):
 
         Raises:
             UserError: as `check`; or the folder cannot be written, or the maps, those of all classes, differ from the
-                reference by more than the budget. Then nothing is left behind, with one exception: a calibrated
-                artifact over budget is kept in `folder`/refused with its report.
+                reference by more than the budget. Nothing appears in `folder` then; the refused artifact and its record
+                lie in `folder`/refused.
             Unavailable: as `check`.
         """
         self.check(request, request.calibration is not None)
@@ -170,7 +170,7 @@ class Exporter(Runtime):
             made = self._export(source, path, request)
             artifact, broken = self._judged(self._recorded(source, path, request, made), source, request)
             if broken:
-                self._refuse(artifact, folder, broken, keep=request.precision in self.calibrated)
+                self._refuse(artifact, folder, broken)
             return self._publish(artifact, folder)
 
     def _recorded(self, source: Source, path: Path, request: Request, made: Made) -> Artifact:
@@ -207,14 +207,13 @@ class Exporter(Runtime):
         classes = {"class_iou_worst": WORST_CLASS.get(request.precision, WORST_CLASS_LOWER)}
         return {**classes, **self.limits.get(request.precision, {}), **request.budget}
 
-    def _refuse(self, artifact: Artifact, folder: Path, broken: str, keep: bool) -> NoReturn:
-        """Raise the error that says what is wrong; with `keep`, save the artifact apart for whoever looks into it."""
+    def _refuse(self, artifact: Artifact, folder: Path, broken: str) -> NoReturn:
+        """Save the artifact apart, for whoever looks into it, and raise the error that says what is wrong."""
         problem = f"{artifact.name}: masks differ from PyTorch's by more than allowed: {broken}"
-        if not keep:
-            raise UserError(problem, "nothing was written; relax the budget, or choose another precision", "budget")
         kept = self._publish(replace(artifact, notes=(*artifact.notes, f"refused: {broken}")), folder / "refused")
-        hint = "calibrate on other photos, allow more float layers, or relax the budget"
-        raise UserError(problem, f"kept with its report at {kept.record}; {hint}", "budget")
+        calibrated = artifact.precision in self.calibrated
+        hint = "calibrate on other photos, allow more float layers" if calibrated else "choose another precision"
+        raise UserError(problem, f"kept with its report at {kept.record}; {hint}, or relax the budget", "budget")
 
     def _publish(self, artifact: Artifact, folder: Path) -> Artifact:
         """Move the artifact's files into `folder`, and write the record last."""

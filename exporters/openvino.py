@@ -14,7 +14,7 @@ import numpy as np
 
 from u2export.calibration.head_rewrite import with_fast_head
 from u2export.calibration.prepare import prepared
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters import ort
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
@@ -72,11 +72,11 @@ class OpenVINO(Exporter):
         super().check(request, calibrated)
         nncf = self.quantizer == "nncf"
         if self.quantizer not in QUANTIZERS:
-            raise UserError(f"no quantizer named {self.quantizer!r}", f"choose one of {', '.join(QUANTIZERS)}")
+            raise WrongValue(f"no quantizer named {self.quantizer!r}", f"choose one of {', '.join(QUANTIZERS)}")
         if request.precision != "int8" and self != OpenVINO():
-            raise UserError("the quantizer and its options are for int8", "choose int8")
+            raise WrongValue("the quantizer and its options are for int8", "choose int8")
         if not nncf and self != OpenVINO():
-            raise UserError("bias correction and accuracy control are NNCF's", "choose nncf", "quantizer")
+            raise WrongValue("bias correction and accuracy control are NNCF's", "choose nncf", "quantizer")
         if nncf and (problem := missing_modules("OpenVINO int8", ("nncf",), self.extra)):
             raise problem
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from u2export.calibration.head_rewrite import with_fast_head
 from u2export.calibration.prepare import prepared
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.int8 import in_onnx_runtime, quantised
 from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime
@@ -69,7 +69,7 @@ class Ort(OnnxRuntime, Exporter):
         """As `Exporter.check`; options of int8 are refused beside another precision."""
         super().check(request, calibrated)
         if request.precision != "int8" and (self.mixed or self.keep_float or self.weight_bits):
-            raise UserError("mixed precision, float layers and bits of weights are for int8", "choose int8")
+            raise WrongValue("mixed precision, float layers and bits of weights are for int8", "choose int8")
         if self.weight_bits not in (0, 7, 8):
             raise UserError(f"{self.weight_bits}-bit weights are not supported", "leave the option out")
         if self.weight_bits:

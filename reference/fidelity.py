@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.reference.classes import class_map, probabilities, stacked
 from u2export.reference.image import Floats, saliency
 
@@ -326,13 +326,13 @@ def parse_budget(text: str) -> dict[str, float]:
     for part in filter(None, text.split(",")):
         name, _, value = (p.strip() for p in part.partition("="))
         if name not in UPPER + LOWER:
-            raise UserError(f"no measure named {name!r} in the budget", f"choose among {', '.join(UPPER + LOWER)}")
+            raise WrongValue(f"no measure named {name!r} in the budget", f"choose among {', '.join(UPPER + LOWER)}")
         try:
             limits[name] = float(value)
         except ValueError:
-            raise UserError(f"budget {part!r} is not NAME=NUMBER", "write it like mae=0.003,iou_worst=0.97") from None
+            raise WrongValue(f"budget {part!r} is not NAME=NUMBER", "write it like mae=0.003,iou_worst=0.97") from None
         if not 0 <= limits[name] <= 1:
-            raise UserError(f"budget {part!r} is out of range", "give a number between 0 and 1")
+            raise WrongValue(f"budget {part!r} is out of range", "give a number between 0 and 1")
     return limits
 
 

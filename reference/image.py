@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -52,9 +52,9 @@ class Contract:
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
-            raise UserError(f"no resize named {self.resize!r}", f"choose one of {', '.join(RESIZES)}")
+            raise WrongValue(f"no resize named {self.resize!r}", f"choose one of {', '.join(RESIZES)}")
         if min(self.height, self.width) < 1 or max(self.height, self.width) > 8192:
-            raise UserError(
+            raise WrongValue(
                 f"input size {self.height}x{self.width} is out of range", "give sides between 1 and 8192 pixels"
             )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 
 ENCODERS = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
 DECODERS = ("stage5d", "stage4d", "stage3d", "stage2d", "stage1d")
@@ -155,7 +155,7 @@ class U2Net(nn.Module):
         super().__init__()
         if isinstance(variant, str):
             if variant not in VARIANTS:
-                raise UserError(f"no U²-Net variant named {variant!r}", f"choose one of {', '.join(VARIANTS)}")
+                raise WrongValue(f"no U²-Net variant named {variant!r}", f"choose one of {', '.join(VARIANTS)}")
             variant = VARIANTS[variant]
         self.variant, self.in_channels, self.out_channels = variant, in_channels, out_channels
         widths = variant.widths

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.reference import stamp
 from u2export.reference.image import FLAT, Contract
 from u2export.reference.onnx_file import check_onnx
@@ -45,11 +45,11 @@ class Graph:
     def __post_init__(self) -> None:
         if self.opset not in OPSETS:
             why = "per-channel Q/DQ needs 13" if self.opset < 13 else "Resize of 19 falls back to the CPU on ORT-CUDA"
-            raise UserError(f"opset {self.opset} is not supported: {why}", "give 13 to 18", "opset")
+            raise WrongValue(f"opset {self.opset} is not supported: {why}", "give 13 to 18", "opset")
         if unknown := set(self.dynamic) - AXES.keys():
-            raise UserError(f"no dynamic axis named {', '.join(sorted(unknown))}", f"choose among {', '.join(AXES)}")
+            raise WrongValue(f"no dynamic axis named {', '.join(sorted(unknown))}", f"choose among {', '.join(AXES)}")
         if self.embed_preprocess and (self.dynamic or self.all_outputs):
-            raise UserError(
+            raise WrongValue(
                 "embedded preprocessing is for one photo of a fixed size and the fused map",
                 "leave out the free axes and the further maps, or embed no preprocessing",
             )

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.files import staged, staging
 from u2export.install import how_to_install
 from u2export.reference.checkpoint import SUFFIXES, read_checkpoint
@@ -345,7 +345,7 @@ def save(model: U2Net, path: Path) -> None:
     import torch
 
     if path.suffix not in (".pth", ".safetensors"):
-        raise UserError(f"cannot write weights as {path.suffix or path.name!r}", "name a .pth or .safetensors file")
+        raise WrongValue(f"cannot write weights as {path.suffix or path.name!r}", "name a .pth or .safetensors file")
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
     with staged(path) as temporary:
         # In memory first: the writers of both formats report a full disk by errors of their own, which name no cause.

@@ -129,10 +129,10 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def two_lines(result: subprocess.CompletedProcess[str], problem: str) -> None:
-    """An error a user can act on: exit code 1, the problem, a hint, and no traceback."""
+def two_lines(result: subprocess.CompletedProcess[str], problem: str, code: int = 1) -> None:
+    """An error a user can act on: its exit code, the problem, a hint, and no traceback."""
     lines = result.stderr.strip().splitlines()
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     assert len(lines) == 2, result.stderr
     assert lines[0].startswith("u2export: ") and problem in lines[0], lines[0]

@@ -65,11 +65,11 @@ def test_targets_on_a_narrow_terminal(cli: Cli) -> None:
 
 
 def test_wrong_requests_are_two_lines(cli: Cli, tmp_path: Path) -> None:
-    two_lines(cli("onnx", "--size", "big"), "'big'")
-    two_lines(cli("onnx", "--size", "0"), "0x0")
-    two_lines(cli("onnx", "--opset", "12"), "opset 12")
-    two_lines(cli("onnx", "--fp32", "--fp16"), "exclude")
-    two_lines(cli("onnx", "--budget", "mae=x"), "mae=x")
+    two_lines(cli("onnx", "--size", "big"), "'big'", code=2)
+    two_lines(cli("onnx", "--size", "0"), "0x0", code=2)
+    two_lines(cli("onnx", "--opset", "12"), "opset 12", code=2)
+    two_lines(cli("onnx", "--fp32", "--fp16"), "exclude", code=2)
+    two_lines(cli("onnx", "--budget", "mae=x"), "mae=x", code=2)
     two_lines(cli("predict", tmp_path / "gone.jpg", "--model", "m.onnx"), "m.onnx")
     two_lines(cli("weights", "pull", "u2nett"), "u2nett")
     for module in ("onnxsim", "onnxruntime"):
@@ -170,4 +170,4 @@ def test_weights_info_and_convert(cli: Cli, tmp_path: Path) -> None:
     assert (facts["variant"], facts["parameters"], facts["tensors"]) == ("u2netp", 1_131_181, 798)
     assert cli("weights", "convert", "random-u2netp", "--to", tmp_path / "w.safetensors").returncode == 0
     assert json.loads(cli("weights", "info", tmp_path / "w.safetensors", "--json").stdout)["variant"] == "u2netp"
-    two_lines(cli("weights", "convert", "random-u2netp", "--to", tmp_path / "w.h5"), ".h5")
+    two_lines(cli("weights", "convert", "random-u2netp", "--to", tmp_path / "w.h5"), ".h5", code=2)

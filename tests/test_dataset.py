@@ -279,7 +279,7 @@ def test_arrays_serve_models_that_take_no_photos(tmp_path: Path) -> None:
 
 
 def test_inputs_that_were_not_normalised_are_warned_of(tmp_path: Path) -> None:
-    raw = np.stack([picture(s, 48, 64).transpose(2, 0, 1) for s in range(8)]).astype(np.float32)
+    raw = np.stack([picture(s, 48, 64).transpose(2, 0, 1) for s in range(16)]).astype(np.float32)
     np.save(tmp_path / "raw.npy", raw)
     (warning,) = Calibration.open(tmp_path / "raw.npy", SMALL).warnings
     assert "network inputs run from" in warning and "255" in warning

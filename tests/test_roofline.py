@@ -108,7 +108,7 @@ def test_estimates_of_one_all_and_no_devices(tmp_path: Path) -> None:
     assert len(estimate(path, "all", local=False).bounds) == len(chips())
     nothing = estimate(path, "none", local=False)
     assert nothing.bounds == nothing.reached == () and nothing.to_json()["macs"] == count(path).macs
-    with pytest.raises(UserError, match="no device 'abacus'"):
+    with pytest.raises(UserError, match="no device 'abacus'", code=2):
         estimate(path, "abacus")
 
 
@@ -134,7 +134,7 @@ def test_u2net_agrees_with_pytorch_and_an_independent_count(tmp_path: Path, cli:
     data = json.loads((tmp_path / "r.json").read_text())
     (only,) = data["bounds"]
     assert only["device"] == "Jetson Orin Nano 8GB" and only["derived"] and only["least_ms"] > 0
-    two_lines(cli("roofline", path, "--device", "abacus"), "no device 'abacus'")
+    two_lines(cli("roofline", path, "--device", "abacus"), "no device 'abacus'", code=2)
 
 
 def test_share_of_the_peak(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_table_in_a_file(cli: Cli, tmp_path: Path) -> None:
     assert cli("table", file, "--into", page, "--check").returncode == 0
     page.write_text("no marks")
     two_lines(cli("table", file, "--into", page), "has no place for a table")
-    two_lines(cli("table", file, "--check"), "needs the file to check")
+    two_lines(cli("table", file, "--check"), "needs the file to check", code=2)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])

@@ -11,7 +11,7 @@ from typing import Any
 from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.worker_process import WORKER
 from u2export.benchmarks.report import SCENARIOS, Settings
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 
 # Samples, seconds, rounds of each row. Samples and seconds are both minima, as in the rules of MLPerf Mobile. Where
@@ -79,7 +79,7 @@ def settings(
             scenario.
     """
     if tier not in TIERS:
-        raise UserError(f"no tier named {tier!r}", f"choose one of {', '.join(TIERS)}")
+        raise WrongValue(f"no tier named {tier!r}", f"choose one of {', '.join(TIERS)}")
     own = TIERS[tier]
     least = (own[0] if samples is None else samples, own[1] if seconds is None else seconds)
     rounds = own[2] if rounds is None else rounds
@@ -96,8 +96,8 @@ def _check(made: Settings) -> None:
             "leave them out to use the values of the tier",
         )
     if made.scenario not in SCENARIOS:
-        raise UserError(f"no scenario named {made.scenario!r}", f"choose one of {', '.join(SCENARIOS)}")
+        raise WrongValue(f"no scenario named {made.scenario!r}", f"choose one of {', '.join(SCENARIOS)}")
     if made.scenario == "latency" and made.batch * made.streams > 1:
-        raise UserError("a batch and streams make no sense for latency", "choose the scenario throughput")
+        raise WrongValue("a batch and streams make no sense for latency", "choose the scenario throughput")
     if made.scenario == "throughput" and made.sustained:
-        raise UserError("a sustained run measures the latency of single pictures", "choose the scenario latency")
+        raise WrongValue("a sustained run measures the latency of single pictures", "choose the scenario latency")

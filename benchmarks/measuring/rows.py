@@ -15,7 +15,7 @@ from typing import Any
 
 from u2export.benchmarks.measuring import map_files
 from u2export.benchmarks.report import SCENARIOS, Row, Settings
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 from u2export.install import how_to_install
@@ -277,7 +277,7 @@ def named(artifacts: Sequence[Artifact]) -> dict[str, Artifact]:
         unique = names.count(artifact.name) == 1
         name = artifact.name if unique else f"{artifact.path.resolve().parent.name}/{artifact.name}"
         if name in found:
-            raise UserError(f"{name} is given twice", "give each artifact once")
+            raise WrongValue(f"{name} is given twice", "give each artifact once")
         found[name] = artifact
     return found
 

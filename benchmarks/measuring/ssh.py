@@ -33,7 +33,7 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.sent_modules import WORKER_MODULE, worker_files
 from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerProcess
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 
 MARK = "u2export-folder "
@@ -93,9 +93,9 @@ def address(text: str) -> Address:
         parts = urlsplit(text)
         port = parts.port or 0
     except ValueError:
-        raise UserError(f"device {text!r} is no address", hint) from None
+        raise WrongValue(f"device {text!r} is no address", hint) from None
     if parts.password is not None:
-        raise UserError(
+        raise WrongValue(
             "the address of the device holds a password, which every user of this machine can see",
             "log in with a key",
         )
@@ -103,7 +103,7 @@ def address(text: str) -> Address:
     plain = re.fullmatch(NAME, host) or re.fullmatch(r"[0-9a-fA-F:.]+(%\w+)?", host)
     rest = parts.path.strip("/") + parts.query + parts.fragment
     if parts.scheme != "ssh" or not plain or rest or (user and not re.fullmatch(NAME, user)):
-        raise UserError(f"device {text!r} is no address", hint)
+        raise WrongValue(f"device {text!r} is no address", hint)
     return Address(host, user, port)
 
 

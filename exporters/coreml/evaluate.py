@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.coreml.package import AGAIN, COMPRESSED, Arguments, Name, Operation, Package, Type, dtype_of
 
 # fp32: declared types are ignored, weights stay rounded as stored. fp16: operations compute in fp32, and every tensor
@@ -153,7 +153,7 @@ class Program:
 
     def __init__(self, package: Package, arithmetic: str = "fp16") -> None:
         if arithmetic not in ARITHMETICS:
-            raise UserError(f"no arithmetic named {arithmetic!r}", f"choose one of {', '.join(ARITHMETICS)}")
+            raise WrongValue(f"no arithmetic named {arithmetic!r}", f"choose one of {', '.join(ARITHMETICS)}")
         known = OPERATIONS.keys() | COMPRESSED.keys() | {"quantize"}
         if unknown := sorted(package.counts().keys() - known):
             raise UserError(

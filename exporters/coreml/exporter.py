@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from u2export.calibration.prepare import prepared
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.conversion import (
     PALETTES,
@@ -75,19 +75,19 @@ class CoreML(Exporter):
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
-            raise UserError(f"no Core ML target named {self.target!r}", f"choose one of {', '.join(TARGETS)}")
+            raise WrongValue(f"no Core ML target named {self.target!r}", f"choose one of {', '.join(TARGETS)}")
         if self.output not in OUTPUTS:
-            raise UserError(f"no Core ML output named {self.output!r}", f"choose one of {', '.join(OUTPUTS)}")
+            raise WrongValue(f"no Core ML output named {self.output!r}", f"choose one of {', '.join(OUTPUTS)}")
         if wrong := [s for s in self.sizes if s[0] % 32 or s[1] % 32 or min(s) < 32]:
             height, width = wrong[0]
-            raise UserError(
+            raise WrongValue(
                 f"{height}x{width} cannot be one of several sizes: only multiples of 32 scale alike at every size",
                 "leave it out, or make it the only size of a package of its own",
             )
         if self.group < 0:
-            raise UserError(f"a palette cannot be shared by {self.group} channels", "give 0, or 4 to 32")
+            raise WrongValue(f"a palette cannot be shared by {self.group} channels", "give 0, or 4 to 32")
         if self.group and self._ios < 18:
-            raise UserError(f"grouped palettes need iOS 18, the target is {self.target}", "choose ios18", "target")
+            raise WrongValue(f"grouped palettes need iOS 18, the target is {self.target}", "choose ios18", "target")
 
     @property
     def _ios(self) -> int:
@@ -158,9 +158,9 @@ class CoreML(Exporter):
         """
         super().check(request, calibrated)
         if request.precision == "w8a8" and self._ios < 17:
-            raise UserError(f"8-bit activations need iOS 17, the target is {self.target}", "choose ios17", "target")
+            raise WrongValue(f"8-bit activations need iOS 17, the target is {self.target}", "choose ios17", "target")
         if self.group and request.precision not in PALETTES:
-            raise UserError(
+            raise WrongValue(
                 f"{request.precision} has no palettes to group", "leave it out, or choose a palette", "group"
             )
         if request.precision in PALETTES and (problem := missing_modules("k-means", ("sklearn",), self.extra)):
@@ -176,7 +176,7 @@ class CoreML(Exporter):
             maps = source.model.out_channels
             raise UserError(f"a grey picture holds one map, the network gives {maps}", "choose tensor", "output")
         if self.sizes and (source.contract.height % 32 or source.contract.width % 32):
-            raise UserError(
+            raise WrongValue(
                 f"{source.contract.height}x{source.contract.width} cannot be one of several sizes",
                 "give multiples of 32",
             )

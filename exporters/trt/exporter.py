@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from u2export.calibration.prepare import prepared
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.int8 import in_onnx_runtime, quantised
@@ -77,14 +77,14 @@ class TensorRT(OnnxRuntime, Exporter):
         """
         super().check(request, calibrated)
         if self.placement not in PLACEMENTS:
-            raise UserError(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
+            raise WrongValue(f"no Q/DQ placement named {self.placement!r}", f"choose one of {', '.join(PLACEMENTS)}")
         if self.rest not in RESTS:
-            raise UserError(f"int8 cannot leave layers in {self.rest!r}", f"choose one of {', '.join(RESTS)}")
+            raise WrongValue(f"int8 cannot leave layers in {self.rest!r}", f"choose one of {', '.join(RESTS)}")
         plain = TensorRT()
         if request.precision != "int8" and (self.placement, self.rest) != (plain.placement, plain.rest):
-            raise UserError("the placement and the rest are for int8", "choose int8")
+            raise WrongValue("the placement and the rest are for int8", "choose int8")
         if request.precision == "fp32" and self.keep_float:
-            raise UserError("float layers are kept in int8 and fp16 only", "choose int8 or fp16")
+            raise WrongValue("float layers are kept in int8 and fp16 only", "choose int8 or fp16")
 
     def filename(self, source: Source, precision: str) -> str:
         """As `Exporter.filename`; the name says which options differ, so that no variant overwrites another."""

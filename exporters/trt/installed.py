@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters.trt.recipe import Recipe
 from u2export.install import how_to_install
 
@@ -47,17 +48,17 @@ def check_targets(runtime: str, targets: Sequence[str]) -> None:
         UserError: an unknown name, "local" beside a generation, or a generation with TensorRT.
     """
     if runtime not in RUNTIMES:
-        raise UserError(f"no runtime named {runtime!r}", f"choose one of {', '.join(RUNTIMES)}")
+        raise WrongValue(f"no runtime named {runtime!r}", f"choose one of {', '.join(RUNTIMES)}")
     if not targets:
-        raise UserError("no target is named", "give local, or GPU generations such as sm86")
+        raise WrongValue("no target is named", "give local, or GPU generations such as sm86")
     generations = [target for target in targets if target != LOCAL]
     for target in generations:
         if not re.fullmatch(r"sm\d{2,3}", target):
-            raise UserError(f"no target named {target!r}", "give local, or GPU generations such as sm75,sm86,sm120")
+            raise WrongValue(f"no target named {target!r}", "give local, or GPU generations such as sm75,sm86,sm120")
     if generations and LOCAL in targets:
-        raise UserError("local and named targets exclude each other", "give one or the other")
+        raise WrongValue("local and named targets exclude each other", "give one or the other")
     if runtime == "tensorrt" and any(target not in JETSON for target in generations):
-        raise UserError(
+        raise WrongValue(
             "TensorRT builds for the GPU of this machine only", "name no target, or choose the runtime rtx", "runtime"
         )
 
@@ -76,7 +77,7 @@ def choose_builder(runtime: str = "auto", targets: Sequence[str] = (LOCAL,), rec
             is a Jetson.
     """
     check_targets(runtime, targets)
-    command = f"u2export trt build {recipe or 'RECIPE'}"
+    command = f"u2export trt build {shlex.quote(str(recipe)) if recipe else 'RECIPE'}"
     generations = [target for target in targets if target != LOCAL]
     if boards := [target for target in generations if target in JETSON]:
         raise Unavailable(
@@ -164,7 +165,7 @@ def typing_of(trt: Any, wanted: str, recipe: Recipe) -> str:
     """
     can_strong = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     if wanted not in TYPINGS:
-        raise UserError(f"no typing named {wanted!r}", f"choose one of {', '.join(TYPINGS)}")
+        raise WrongValue(f"no typing named {wanted!r}", f"choose one of {', '.join(TYPINGS)}")
     if wanted == "strong" and not can_strong:
         raise UserError(f"{title(trt)} has no strong typing", "leave it out; TensorRT 10.0 introduced it", "typing")
     if wanted == "weak" and strong_only(trt):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.trt.installed import LOCAL
 from u2export.exporters.trt.recipe import Recipe
 
@@ -58,7 +58,7 @@ def parse_shapes(text: str, recipe: Recipe) -> tuple[tuple[int, ...], ...]:
         return ()
     parts = [part.strip().lower() for part in text.split(",")]
     if len(parts) != 3 or not all(re.fullmatch(r"\d+(x\d+)*", part) for part in parts):
-        raise UserError(
+        raise WrongValue(
             f"the shapes {text!r} are not min,opt,max", "for example 1,4,8, or three shapes NxCxHxW", "shapes"
         )
     shapes = tuple(tuple(map(int, part.split("x"))) for part in parts)

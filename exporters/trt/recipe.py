@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.files import read_json, write_json, write_text
 from u2export.reference.weights import file_digest
 
@@ -199,7 +199,7 @@ def calibration_cache(scales: Mapping[str, float], version: str) -> str:
         UserError: there are no scales, the version has no implicit INT8, or it is no version.
     """
     if not (parts := re.match(r"(\d+)\.(\d+)\.(\d+)", version)):
-        raise UserError(f"{version!r} is not a version of TensorRT", "give three numbers, such as 8.6.2")
+        raise WrongValue(f"{version!r} is not a version of TensorRT", "give three numbers, such as 8.6.2")
     major, minor, patch = map(int, parts.groups())
     if major > 10 or not scales:
         why = f"TensorRT {version} has no implicit INT8" if scales else "the recipe has no scales"

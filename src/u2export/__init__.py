@@ -15,7 +15,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.version import __version__
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ _MODULES = {name: f"u2export.api.{module}" for module, names in _WHERE.items() f
 
 __all__ = [
     "Artifact", "Baseline", "Contract", "Fidelity", "OpenArtifact", "Policy", "Report", "Row", "Unavailable",
-    "UserError", "Verdicts", "Written", "__version__", "bench", "check", "export", "open_artifact", "predict",
-    "read_artifact", "update_baseline", "write_masks",
+    "UserError", "Verdicts", "Written", "WrongValue", "__version__", "bench", "check", "export", "open_artifact",
+    "predict", "read_artifact", "update_baseline", "write_masks",
 ]  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 from types import FrameType
 from typing import Annotated
@@ -22,6 +21,7 @@ from u2export.commands import (
     inspect,
     lint,
     predict,
+    recipe,
     roofline,
     sensitivity,
     table,
@@ -29,11 +29,14 @@ from u2export.commands import (
     trt,
     weights,
 )
-from u2export.errors import UserError
+from u2export.commands.parsing import Command, Group, set_level
+from u2export.errors import UserError, WrongValue
 from u2export.version import __version__
 
 app = typer.Typer(
     name="u2export",
+    cls=Group,
+    epilog="-q and -v may also stand behind a command.",
     help="Export U²-Net to edge runtimes, and measure what each export costs in mask fidelity and gains in latency.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,36 +61,34 @@ def options(
     ] = False,
 ) -> None:
     """Export U²-Net to edge runtimes, and measure what each export costs in mask fidelity and gains in latency."""
-    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, handlers=[console.LogHandler()], force=True)
-    if quiet:
-        console.silence()
+    set_level(verbose, quiet)
 
 
 EXPORT, MEASURE, GATE, INT8, HELP = "Export", "Run and measure", "Guard", "Lower precision", "Look"
-app.command(rich_help_panel=EXPORT)(export.onnx)
-app.command(rich_help_panel=EXPORT)(export.ort)
-app.command(rich_help_panel=EXPORT)(export.openvino)
+app.command(cls=Command, rich_help_panel=EXPORT)(export.onnx)
+app.command(cls=Command, rich_help_panel=EXPORT)(export.ort)
+app.command(cls=Command, rich_help_panel=EXPORT)(export.openvino)
 app.add_typer(trt.app, name="trt", rich_help_panel=EXPORT)
-app.command(rich_help_panel=EXPORT)(export.coreml)
-app.command(rich_help_panel=EXPORT)(export.litert)
-app.command(rich_help_panel=EXPORT)(export.executorch)
-app.command(rich_help_panel=MEASURE)(predict.predict)
-app.command(rich_help_panel=MEASURE)(bench.bench)
-app.command(rich_help_panel=MEASURE)(table.table)
-app.command("import", rich_help_panel=MEASURE)(devices.import_)
-app.command(rich_help_panel=MEASURE)(devices.kit)
-app.command(rich_help_panel=MEASURE)(chart.chart)
-app.command(rich_help_panel=MEASURE)(roofline.roofline)
-app.command(rich_help_panel=GATE)(check.check)
+app.command(cls=Command, rich_help_panel=EXPORT)(export.coreml)
+app.command(cls=Command, rich_help_panel=EXPORT)(export.litert)
+app.command(cls=Command, rich_help_panel=EXPORT)(export.executorch)
+app.command(cls=Command, rich_help_panel=MEASURE)(predict.predict)
+app.command(cls=Command, rich_help_panel=MEASURE)(bench.bench)
+app.command(cls=Command, rich_help_panel=MEASURE)(table.table)
+app.command("import", cls=Command, rich_help_panel=MEASURE)(devices.import_)
+app.command(cls=Command, rich_help_panel=MEASURE)(devices.kit)
+app.command(cls=Command, rich_help_panel=MEASURE)(chart.chart)
+app.command(cls=Command, rich_help_panel=MEASURE)(roofline.roofline)
+app.command(cls=Command, rich_help_panel=GATE)(check.check)
 app.add_typer(check.baseline, name="baseline", rich_help_panel=GATE)
-app.command(rich_help_panel=GATE)(check.trend)
-app.command(rich_help_panel=INT8)(lint.lint)
-app.command(rich_help_panel=INT8)(sensitivity.sensitivity)
+app.command(cls=Command, rich_help_panel=GATE)(check.trend)
+app.command(cls=Command, rich_help_panel=INT8)(lint.lint)
+app.command(cls=Command, rich_help_panel=INT8)(sensitivity.sensitivity)
 app.add_typer(calib.app, name="calib", rich_help_panel=INT8)
-app.command(rich_help_panel=HELP)(targets.targets)
-app.command(rich_help_panel=HELP)(inspect.inspect)
-app.command(rich_help_panel=HELP)(golden.golden)
+app.command(cls=Command, rich_help_panel=HELP)(targets.targets)
+app.command(cls=Command, rich_help_panel=HELP)(inspect.inspect)
+app.add_typer(recipe.app, name="recipe", rich_help_panel=HELP)
+app.command(cls=Command, rich_help_panel=HELP)(golden.golden)
 app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 
@@ -98,8 +99,7 @@ ENDING = ("SIGTERM", "SIGHUP")
 def main() -> int:
     """Run the command line and return its exit code.
 
-    1 stands for errors, 128 and the number of the signal for an interrupted run. Typer itself exits with 2 for usage
-    errors.
+    1 stands for errors, 2 for wrong usage and wrong values, 128 and the number of the signal for an interrupted run.
     """
     console.print_any_name()
     ended = _end_like_ctrl_c()
@@ -111,7 +111,7 @@ def main() -> int:
         console.say_interrupted()
         return 128 + ended[-1] if ended else console.INTERRUPTED
     except UserError as error:
-        return console.fail(error)
+        return console.fail(error, 2 if isinstance(error, WrongValue) else 1)
     except OSError as error:
         return 1 if error.errno == errno.EPIPE else console.fail(console.explained(error))
     except MemoryError as error:

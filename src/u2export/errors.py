@@ -34,3 +34,7 @@ class UserError(Exception):
 
 class Unavailable(UserError):
     """This machine cannot do what was asked: the problem is the reason, the hint says what to install."""
+
+
+class WrongValue(UserError):
+    """A value that is wrong on every machine, such as a size that is no number; the command line exits with 2."""

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from u2export.errors import UserError
+from u2export.errors import WrongValue
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import OUTPUTS, TARGETS
@@ -119,7 +119,7 @@ def export(
     precision = precision or exporter.precisions[0]
     limits = parse_budget(budget) if isinstance(budget, str) else parse_budget(_text(budget))
     if not 0 <= max_float <= 100:
-        raise UserError(f"{max_float:g} % of the work cannot become float", "give 0 to 100 percent", "max_float")
+        raise WrongValue(f"{max_float:g} % of the work cannot become float", "give 0 to 100 percent", "max_float")
     exporter.check(Request(precision, None, condition, limits), calib is not None)
 
     from u2export.reference.source import Source
@@ -169,11 +169,11 @@ def read_contract(
     from u2export.reference.weights import contract_of
 
     if contract and contract not in CONTRACTS:
-        raise UserError(f"no contract named {contract!r}", f"choose one of {', '.join(CONTRACTS)}", "contract")
+        raise WrongValue(f"no contract named {contract!r}", f"choose one of {', '.join(CONTRACTS)}", "contract")
     known = CONTRACTS[contract] if contract else contract_of(str(weights))
     sizes = _sizes(size) if size else [(known.height, known.width)]
     if len(sizes) > 1:
-        raise UserError(f"{size!r} is more than one size", "give N or HxW in pixels, such as 320 or 256x384")
+        raise WrongValue(f"{size!r} is more than one size", "give N or HxW in pixels, such as 320 or 256x384")
     return replace(known, height=sizes[0][0], width=sizes[0][1], resize=resize)
 
 
@@ -184,7 +184,7 @@ def _sizes(size: Size) -> list[tuple[int, int]]:
     for part in str(size).split(","):
         match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", part.strip())
         if not match:
-            raise UserError(f"{part!r} is not a size", "give N or HxW in pixels, such as 320 or 256x384", "size")
+            raise WrongValue(f"{part!r} is not a size", "give N or HxW in pixels, such as 320 or 256x384", "size")
         found.append((int(match[1]), int(match[2] or match[1])))
     return found
 
@@ -192,14 +192,14 @@ def _sizes(size: Size) -> list[tuple[int, int]]:
 def _exporter(target: str, more: Sequence[tuple[int, int]], options: Mapping[str, Any]) -> Exporter:
     """Return the exporter of a target with these options of its own."""
     if target not in EXPORTERS:
-        raise UserError(f"no target named {target!r}", f"choose one of {', '.join(EXPORTERS)}")
+        raise WrongValue(f"no target named {target!r}", f"choose one of {', '.join(EXPORTERS)}")
     kind = type(EXPORTERS[target])
     own = {field.name for field in fields(kind)}
     if more and "sizes" not in own:
-        raise UserError(f"{kind.title} takes one size", "give N or HxW in pixels, such as 320 or 256x384", "size")
+        raise WrongValue(f"{kind.title} takes one size", "give N or HxW in pixels, such as 320 or 256x384", "size")
     known = {field.name for field in fields(Graph)} if "graph" in own else own
     if unknown := sorted(options.keys() - known):
-        raise UserError(f"{kind.title} has no option {unknown[0]!r}", f"its options are {', '.join(sorted(known))}")
+        raise WrongValue(f"{kind.title} has no option {unknown[0]!r}", f"its options are {', '.join(sorted(known))}")
     values = {name: _value(name, value) for name, value in options.items()}
     if more:
         values["sizes"] = (*values.get("sizes", ()), *more)

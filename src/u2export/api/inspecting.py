@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.api.exporting import Size, read_contract
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, WrongValue
 from u2export.exporters import EXPORTERS
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter
@@ -218,7 +218,9 @@ def convert_weights(weights: str | Path, to: str | Path) -> Path:
     """
     target = Path(to)
     if target.suffix not in (".pth", ".safetensors"):
-        raise UserError(f"cannot write weights as {target.suffix or target.name!r}", "name a .pth or .safetensors file")
+        raise WrongValue(
+            f"cannot write weights as {target.suffix or target.name!r}", "name a .pth or .safetensors file"
+        )
     _, model = _weights.load(str(weights))
     _weights.save(model, target)
     return target

@@ -12,7 +12,7 @@ from u2export.api.exporting import Size, read_contract
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.sensitivity import Point, Sensitivity
 from u2export.calibration.weak_layers import LayerDamage, WeakLayers
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.open import read_artifact
 from u2export.files import make_folder, staged
 from u2export.reference.fidelity import parse_budget
@@ -148,7 +148,7 @@ def make_scenes(
     from u2export.reference.weights import file_digest
 
     if not 1 <= count <= MOST_SCENES:
-        raise UserError(f"cannot make {count} scenes", f"give a number between 1 and {MOST_SCENES}", "count")
+        raise WrongValue(f"cannot make {count} scenes", f"give a number between 1 and {MOST_SCENES}", "count")
     contract, folder = read_contract(size), Path(out)
     beside = Path(masks) if masks is not None else None
     if beside and beside.resolve().is_relative_to(folder.resolve()):

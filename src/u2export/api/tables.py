@@ -18,7 +18,7 @@ from u2export.benchmarks.tables.estimates import shown
 from u2export.benchmarks.tables.markdown_page import inserted, overview
 from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.benchmarks.tables.terminal import terminal
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 from u2export.files import make_folder, write_text
@@ -63,7 +63,7 @@ def tables_text(reports: Sequence[Report], form: str = "md") -> str:
         True
     """
     if form not in FORMATS:
-        raise UserError(f"no form of a table named {form!r}", f"choose one of {', '.join(FORMATS)}")
+        raise WrongValue(f"no form of a table named {form!r}", f"choose one of {', '.join(FORMATS)}")
     return render(reports, form)
 
 
@@ -144,7 +144,7 @@ def import_results(
         UserError: the file is not what the tool writes, does not say the device, or is of another artifact.
     """
     if artifact is not None and kit is not None:
-        raise UserError("artifact and kit say the same thing", "give one of them")
+        raise WrongValue("artifact and kit say the same thing", "give one of them")
     source, folder = Path(file), Path(out)
     opened = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact)) if artifact else None
     opened = _kit.artifact_of(Path(kit)) if kit is not None else opened
@@ -188,7 +188,7 @@ def phone_kit(
     from u2export.reference.source import Source
 
     if phone not in PHONES:
-        raise UserError(f"no kit for {phone!r}", f"choose one of {', '.join(PHONES)}")
+        raise WrongValue(f"no kit for {phone!r}", f"choose one of {', '.join(PHONES)}")
     opened = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     source = Source.open(str(weights) or opened.weights.name, opened.contract)
     return _kit.write(opened, source, phone, Path(out))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from u2export.errors import Unavailable, UserError
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.trt.build import Built
 from u2export.exporters.trt.installed import LOCAL, RUNTIMES, TYPINGS, check_targets, choose_builder, installed, load
@@ -19,8 +19,8 @@ from u2export.exporters.trt.recipe import SUFFIX, Recipe, write_calibration_cach
 from u2export.exporters.trt.trust import trust as _trust
 
 __all__ = [
-    "RUNTIMES", "TYPINGS", "BuildOptions", "Comparison", "Engine", "LayerTable", "build", "builder",
-    "calibration_cache", "check", "recipe_of", "trust",
+    "RUNTIMES", "TYPINGS", "BuildOptions", "Comparison", "Engine", "LayerTable", "Recipe", "build", "builder",
+    "calibration_cache", "check", "read_recipe", "recipe_of", "trust",
 ]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
@@ -65,7 +65,7 @@ class BuildOptions:
         given = self.targets.split(",") if isinstance(self.targets, str) else self.targets
         found = tuple(dict.fromkeys(name.strip().lower() for name in given if name.strip()))
         if not found:
-            raise UserError("no target is named", "give local, or a GPU generation such as sm86", "target")
+            raise WrongValue("no target is named", "give local, or a GPU generation such as sm86", "target")
         return found
 
     def check(self) -> None:
@@ -88,6 +88,18 @@ class Engine:
 def recipe_of(artifact: Artifact) -> Path:
     """Return the recipe that `export("trt", …)` wrote beside a typed ONNX."""
     return artifact.path.with_suffix(SUFFIX)
+
+
+def read_recipe(file: str | Path) -> tuple[Recipe, Path]:
+    """Return a recipe, and the typed ONNX beside it, which is unchanged.
+
+    Args:
+        file: the .recipe.json, the graph, or the graph's record.
+
+    Raises:
+        UserError: the recipe or the graph is missing or damaged, or the graph is not the one of the recipe.
+    """
+    return Recipe.read(Path(file))
 
 
 def builder(options: BuildOptions | None = None, recipe: Path | None = None) -> str:

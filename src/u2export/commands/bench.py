@@ -12,6 +12,7 @@ from u2export.api import measuring, tables
 from u2export.api.measuring import Report
 from u2export.commands import options as o
 from u2export.commands.console import INTERRUPTED, echo, interruption, remark, stderr, wide
+from u2export.commands.parsing import STDOUT
 from u2export.text import one_line
 
 
@@ -19,7 +20,12 @@ from u2export.text import one_line
 class Outputs:
     """What a bench writes."""
 
-    json: Annotated[Path | None, typer.Option(help="Write results, raw samples included, to this file.")] = None
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write results, raw samples included, to this file; - prints them and nothing else."
+        ),
+    ] = None
     contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of photos, masks and their differences.")] = (
         None
     )
@@ -34,9 +40,14 @@ class Outputs:
         ),
     ] = None
 
+    @property
+    def file(self) -> Path | None:
+        """The file of results; None where they are printed, or not asked for."""
+        return None if str(self.json) == STDOUT else self.json
+
     def files(self) -> list[Path]:
         """Return the files in the order in which they are printed."""
-        given = (self.json, self.contact_sheet, self.save_reference, self.save_masks)
+        given = (self.file, self.contact_sheet, self.save_reference, self.save_masks)
         return [path for path in given if path is not None]
 
 
@@ -137,6 +148,7 @@ def bench(
     """Measure how close artifacts' masks are to the reference's, and how long they take."""
     latest: list[Report] = []
     options = {**asdict(comparing), **asdict(outputs), **asdict(timing), **asdict(machine)}
+    options["json"] = outputs.file
     try:
         with _Bars() as bars:
             report = measuring.bench(
@@ -145,8 +157,11 @@ def bench(
     except KeyboardInterrupt:
         if latest:
             wide().print(tables.report_table(latest[0]))
-        interruption(*_kept(outputs.json if latest else None))
+        interruption(*_kept(outputs.file if latest else None))
         raise typer.Exit(INTERRUPTED) from None
+    if str(outputs.json) == STDOUT:
+        o.print_json(report.to_json(), STDOUT)
+        return
     wide().print(tables.report_table(report))
     for problem in report.broken.values():
         remark(f"u2export: skipped {problem}")

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from u2export.api import tables
-from u2export.commands.console import echo
-from u2export.commands.options import choice
+from u2export.commands.options import AsJson, choice, written
 
 
 def chart(
@@ -23,9 +22,9 @@ def chart(
     ] = "all",
     suffix: Annotated[str, choice(("both", *tables.CHART_FORMATS), "PNG, SVG or both.", "--format")] = "both",
     out: Annotated[Path, typer.Option(help="Folder for <results>-<kind>.png and .svg.")] = Path("artifacts"),
+    as_json: AsJson = "",
 ) -> None:
     """Draw results: fidelity against latency, fidelity of each photo, distribution of latencies."""
     kinds = tables.CHARTS if kind == "all" else (kind,)
     formats = tables.CHART_FORMATS if suffix == "both" else (suffix,)
-    for path in tables.chart(results, kinds, formats=formats, out=out):
-        echo(path)
+    written(tables.chart(results, kinds, formats=formats, out=out), as_json)

@@ -16,10 +16,12 @@ from u2export.errors import UserError
 from u2export.text import one_line, rich_text
 
 WIDTH = 120
+ANY_WIDTH = 10_000
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def print_any_name() -> None:
@@ -52,6 +54,16 @@ def wide() -> Console:
 
     plain = Console(markup=False, emoji=False)
     return plain if plain.is_terminal else Console(width=WIDTH, markup=False, emoji=False)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table of names that are copied: no cell is cut or broken; a narrow terminal breaks whole lines."""
+    from rich.console import Console
+
+    for column in table.columns:
+        column.no_wrap = True
+    width = stdout().measure(table, options=stdout().options.update(width=ANY_WIDTH)).maximum
+    Console(highlight=False, markup=False, emoji=False, width=max(width, stdout().width)).print(table)
 
 
 def echo(*lines: object) -> None:

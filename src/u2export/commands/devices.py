@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from u2export.api import tables
-from u2export.commands.console import echo, waiting
-from u2export.commands.options import choice
+from u2export.commands.console import waiting
+from u2export.commands.options import AsJson, choice, written
 
 
 def import_(
@@ -30,14 +30,14 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder for <device>-<file>.json, one for each device.")] = Path(
         "artifacts"
     ),
+    as_json: AsJson = "",
 ) -> None:
     """Read latencies that another tool measured into results for `u2export table`; they stay marked as imported."""
-    written = tables.import_results(
+    made = tables.import_results(
         file, form, artifact=artifact, kit=kit, device=device, log=log, precision=precision, published=published,
         out=out,
     )  # fmt: skip
-    for path in written:
-        echo(path)
+    written(made, as_json)
 
 
 def kit(
@@ -49,7 +49,9 @@ def kit(
         str, typer.Option(help="The weights that it was made of, where the name in its record does not find them.")
     ] = "",
     out: Annotated[Path, typer.Option(help="Folder for the kit.")] = Path("artifacts"),
+    as_json: AsJson = "",
 ) -> None:
     """Write a folder to take to a phone: artifact, inputs, expected masks, a timing program, exact commands."""
     with waiting("computing the expected masks"):
-        echo(tables.phone_kit(phone, artifact, weights=weights, out=out))
+        made = tables.phone_kit(phone, artifact, weights=weights, out=out)
+    written([made], as_json)

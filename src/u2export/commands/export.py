@@ -9,7 +9,7 @@ import typer
 
 from u2export.api.exporting import CHOICES
 from u2export.commands import options as o
-from u2export.errors import UserError
+from u2export.errors import WrongValue
 
 PALETTES = (8, 6, 4)
 
@@ -29,7 +29,7 @@ def onnx(
             "--embed-preprocess", help="The graph takes uint8 NHWC and gives the mask; only the resize stays outside."
         ),
     ] = False,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Export to ONNX: simplified, checked, and compared with PyTorch on photos."""
     made = common.run(
@@ -51,7 +51,7 @@ def ort(
     mobile: Annotated[
         bool, typer.Option("--mobile", help="Write ONNX Runtime's own format (.ort), for phones.")
     ] = False,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Export for ONNX Runtime on CPUs and phones."""
     made = common.run("ort", precision, mobile=mobile, mixed=mixed, keep_float=keep_float, weight_bits=weight_bits)
@@ -79,7 +79,7 @@ def openvino(
     accuracy_control: Annotated[
         bool, typer.Option("--accuracy-control", help="With nncf: put layers back to float where needed; takes long.")
     ] = False,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Export to OpenVINO IR (.xml and .bin)."""
     made = common.run(
@@ -123,13 +123,13 @@ def coreml(
             "Mask as fp16 tensor 0..1, as 8-bit grey image, or raw: d0 before the stretch.",
         ),
     ] = "tensor",
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Export to a Core ML package for Xcode; the saved file's masks are checked, also without a Mac."""
     if palette and precision:
-        raise UserError(f"--palette and --{precision} exclude each other", "give one precision")
+        raise WrongValue(f"--palette and --{precision} exclude each other", "give one precision")
     if palette not in (0, *PALETTES):
-        raise UserError(f"there are no palettes of {palette} bits", "give --palette 8, 6 or 4")
+        raise WrongValue(f"there are no palettes of {palette} bits", "give --palette 8, 6 or 4")
     chosen = f"palette{palette}" if palette else precision
     made = common.run("coreml", chosen, target=target, output=output, group=group)
     o.show_artifact(made, as_json)
@@ -147,13 +147,13 @@ def litert(
             help="The file takes uint8 (1, H, W, 3) and gives the mask; only the resize stays outside.",
         ),
     ] = False,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Export to LiteRT, formerly TensorFlow Lite (.tflite), for phones and small boards."""
     o.show_artifact(common.run("litert", precision, nhwc=nhwc, embed_preprocess=embed_preprocess), as_json)
 
 
 @o.with_precisions("executorch")
-def executorch(common: o.Export, precision: str, as_json: o.AsJson = False) -> None:
+def executorch(common: o.Export, precision: str, as_json: o.AsJson = "") -> None:
     """Export to ExecuTorch (.pte) for the CPUs of phones, through XNNPACK."""
     o.show_artifact(common.run("executorch", precision), as_json)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from u2export.api import inspecting
-from u2export.commands.console import echo, stdout
-from u2export.commands.options import AsJson
-from u2export.text import json_text, rich_text
+from u2export.commands.console import echo, print_whole
+from u2export.commands.options import AsJson, print_json
+from u2export.commands.recipe import show_recipe
+from u2export.text import rich_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,18 +25,20 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A model file or folder, the .json record beside one, or TensorRT's build log or layer table."
+            help="A model file or folder, its .json record, or TensorRT's recipe, build log or layer table."
         ),
     ],
     layers: Annotated[bool, typer.Option("--layers", help="List every convolution.")] = False,
-    as_json: AsJson = False,
+    as_json: AsJson = "",
 ) -> None:
     """Show operations, weights as stored, precision of each layer, inputs, outputs and metadata of a model file."""
+    if file.name.endswith(".recipe.json"):
+        show_recipe(file, as_json)
+        return
     found, recorded = inspecting.inspect(file)
     path = recorded.path if recorded else file
     record: dict[str, Any] = recorded.to_json() if recorded else {}
-    if as_json:
-        print(json_text({"path": str(path), **found.to_json(), "record": record}))
+    if print_json({"path": str(path), **found.to_json(), "record": record}, as_json):
         return
     echo(*_lines(path, found, record))
     if layers:
@@ -74,4 +77,4 @@ def _print_layers(found: ModelFile) -> None:
     for layer in found.layers:
         shape = "x".join(str(n) for n in layer.shape)
         table.add_row(*map(rich_text, (layer.name, shape, layer.weight, layer.activation, f"{layer.bytes:,}")))
-    stdout().print(table)
+    print_whole(table)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from u2export.api import lower_precision
-from u2export.commands.console import echo, stdout, waiting
-from u2export.commands.options import AsJson, Calib
-from u2export.text import json_text, rich_text
+from u2export.commands.console import echo, print_whole, stdout, waiting
+from u2export.commands.options import AsJson, Calib, print_json
+from u2export.text import rich_text
 
 if TYPE_CHECKING:
     from u2export.api.lower_precision import LayerDamage, WeakLayers
@@ -22,14 +22,12 @@ def lint(
     calib: Calib = None,
     photos: Annotated[int, typer.Option(min=1, help="Number of calibration photos to look at, evenly spread.")] = 16,
     top: Annotated[int, typer.Option(min=1, help="Number of layers to print, the worst first.")] = 10,
-    as_json: AsJson = False,
+    as_json: AsJson = "",
 ) -> None:
     """Name the weak layers, which 8 bit or fp16 will break, from the weights alone or with photos."""
     with waiting(f"reading {model}"):
         found = lower_precision.weak_layers(model, calib=calib, photos=photos)
-    if as_json:
-        print(json_text(found.to_json()))
-    else:
+    if not print_json(found.to_json(), as_json):
         _show(found, top)
 
 
@@ -43,7 +41,7 @@ def _show(found: WeakLayers, top: int) -> None:
     for layer in found.layers[:top]:
         problems = rich_text("; ".join(layer.problems)) if layer.problems else rich_text("none", "dim")
         table.add_row(str(layer.index), rich_text(layer.name), _worst(layer), f"{layer.bias:.4g}", problems)
-    console.print(table)
+    print_whole(table)
     for c in found.near_constant:
         can = f"cannot be shifted, it reaches {c.obstacle}" if c.obstacle else "conditioning can shift it"
         echo(f"near-constant: {c.producer} channel {c.channel}, {c.low:.4g} to {c.high:.4g}: {can}")

@@ -7,6 +7,7 @@ so each option stands in one place, whatever number of commands has it.
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import typer
 
 from u2export.api import exporting
 from u2export.commands.console import echo, remark, waiting
-from u2export.errors import UserError
+from u2export.commands.parsing import STDOUT
+from u2export.errors import WrongValue
+from u2export.files import write_json
 from u2export.text import json_text
 
 Command = Callable[..., None]
@@ -40,7 +43,15 @@ def choice(values: Sequence[str], help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, parser=parsed, metavar="|".join(filter(None, values)), help=help, **more)
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+AsJson = Annotated[
+    str,
+    typer.Option(
+        "--json",
+        metavar="[FILE]",
+        help="Write JSON to a .json file; without one, or with -, print JSON and nothing else.",
+        show_default=False,
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(help="A name of `u2export weights list`, random-u2net(p), or a .pth, .safetensors or .onnx file."),
@@ -202,14 +213,37 @@ def _chosen(flags: dict[str, bool]) -> str:
     """Return the one precision whose flag was given; empty for the default one."""
     given = [name for name, on in flags.items() if on]
     if len(given) > 1:
-        raise UserError(f"--{' and --'.join(given)} exclude each other", "give one precision")
+        raise WrongValue(f"--{' and --'.join(given)} exclude each other", "give one precision")
     return given[0] if given else ""
 
 
-def show_artifact(artifact: exporting.Artifact, as_json: bool) -> None:
+def print_json(data: Any, target: str) -> bool:
+    """Give data to whoever asked for JSON.
+
+    Args:
+        data: plain data.
+        target: what stands behind `--json`: a file, "-" for standard output, or "" without the option.
+
+    Returns:
+        Whether standard output holds the JSON. A command then prints nothing else there.
+    """
+    if target == STDOUT:
+        print(json_text(data))
+    elif target:
+        write_json(data, Path(target))
+        remark(f"JSON: {target}")
+    return target == STDOUT
+
+
+def written(paths: Sequence[Path], as_json: str) -> None:
+    """Print the files that a command wrote, one a line or as JSON."""
+    if not print_json({"written": [str(path) for path in paths]}, as_json):
+        echo(*paths)
+
+
+def show_artifact(artifact: exporting.Artifact, as_json: str) -> None:
     """Print an artifact's path, with a summary on standard error; or the whole record as JSON."""
-    if as_json:
-        print(json_text({**artifact.to_json(), "path": str(artifact.path)}))
+    if print_json({**artifact.to_json(), "path": str(artifact.path)}, as_json):
         return
     echo(artifact.path)
     digest = next(iter(artifact.files.values()))
@@ -220,4 +254,4 @@ def show_artifact(artifact: exporting.Artifact, as_json: bool) -> None:
             f"IoU {f['iou']:.4f} (worst {f['iou_worst']:.4f})"
         )
     lines += [f"  note: {note}" for note in artifact.notes]
-    remark(*lines, f"  next: u2export bench {artifact.path} --images FOLDER")
+    remark(*lines, f"  next: u2export bench {shlex.quote(str(artifact.path))} --images FOLDER")

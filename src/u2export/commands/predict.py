@@ -31,7 +31,7 @@ def predict(
     output_name: OutputName = "",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")] = False,
     trust: Trust = False,
-    as_json: AsJson = False,
+    as_json: AsJson = "",
 ) -> None:
     """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size, or the class of each pixel."""
 

@@ -12,7 +12,6 @@ from u2export.api.lower_precision import Point, Sensitivity
 from u2export.commands import options as o
 from u2export.commands.console import echo, waiting
 from u2export.errors import UserError
-from u2export.text import json_text
 
 
 @o.grouped
@@ -35,7 +34,7 @@ def sensitivity(
         typer.Option("--measure", help="Weigh layers by time saved on this machine, not by multiplications."),
     ] = False,
     no_condition: o.NoCondition = False,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Search the layers to keep in float, for use with --keep-float.
 
@@ -50,9 +49,7 @@ def sensitivity(
             progress=show,
         )  # fmt: skip
     written = found.write(out)
-    if as_json:
-        print(json_text({"path": str(written), **found.to_json()}))
-    else:
+    if not o.print_json({"path": str(written), **found.to_json()}, as_json):
         echo(*_table(found, written))
     if not found.met:
         raise UserError(

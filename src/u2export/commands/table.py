@@ -9,8 +9,8 @@ import typer
 
 from u2export.api import tables
 from u2export.commands.console import echo, wide
-from u2export.commands.options import choice
-from u2export.errors import UserError
+from u2export.commands.options import AsJson, choice, print_json
+from u2export.errors import WrongValue
 from u2export.files import write_text
 
 
@@ -32,11 +32,14 @@ def table(
     check: Annotated[
         bool, typer.Option("--check", help="With --into: change nothing, and fail where the file is stale.")
     ] = False,
+    as_json: AsJson = "",
 ) -> None:
     """Show results as tables, one for each device; what others published stays apart and marked."""
     if check and not into:
-        raise UserError("--check needs the file to check", "add --into FILE.md")
+        raise WrongValue("--check needs the file to check", "add --into FILE.md")
     reports = tables.gather(results)
+    if print_json([report.to_json() for report in reports], as_json):
+        return
     if into:
         echo(tables.update_overview(reports, into, check=check))
     elif overview or out or form != "term":

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from u2export.api import inspecting
 from u2export.commands.console import stdout
-from u2export.commands.options import AsJson
+from u2export.commands.options import AsJson, print_json
 from u2export.errors import Unavailable
-from u2export.text import json_text, rich_text
+from u2export.text import rich_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STEPS = ("export", "build", "run", "simulate")
 
 
-def targets(as_json: AsJson = False) -> None:
+def targets(as_json: AsJson = "") -> None:
     """Show what this machine can export, build, run and simulate; where it cannot, why, and what to do.
 
     "run" means the target's own runtime on its own hardware. "simulate" means that another runtime computes the masks;
@@ -29,8 +29,8 @@ def targets(as_json: AsJson = False) -> None:
              **{s: _state(t, s) for s in STEPS}}
             for t in found
         ]  # fmt: skip
-        print(json_text(rows))
-        return
+        if print_json(rows, as_json):
+            return
     from rich.table import Table
 
     table = Table("target", *STEPS, "precisions", box=None, header_style="bold", pad_edge=False)

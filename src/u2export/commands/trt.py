@@ -14,10 +14,11 @@ from u2export.api import tensorrt
 from u2export.api.exporting import CHOICES
 from u2export.commands import options as o
 from u2export.commands.console import echo, remark, waiting
-from u2export.errors import Unavailable, UserError
-from u2export.text import json_text
+from u2export.commands.parsing import Command, Group
+from u2export.commands.recipe import ways_to_build
+from u2export.errors import Unavailable, WrongValue
 
-app = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+app = typer.Typer(cls=Group, invoke_without_command=True, no_args_is_help=False)
 RecipeFile = Annotated[
     Path, typer.Argument(help="The .recipe.json that `u2export trt` wrote, with its .onnx beside it.")
 ]
@@ -111,7 +112,7 @@ def trt(
         bool, typer.Option("--prepare-only", help="Write typed ONNX and recipe, and build nothing.")
     ] = False,
     builder: Builder = Builder(),
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Export typed ONNX for TensorRT (fp16 by default), then build the engine, where that can be done here."""
     if context.invoked_subcommand:
@@ -127,39 +128,41 @@ def trt(
     if not as_json:
         echo(recipe)
     if obstacle:
+        if not as_json:
+            remark(*ways_to_build(recipe, tensorrt.read_recipe(recipe)[0]))
+            remark("with --prepare-only the same export ends with exit code 0")
         raise Unavailable(f"prepared, not built: {obstacle.problem}", obstacle.hint)
     if not prepare_only:
         _build(recipe, options, common.out, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 @o.grouped
 def build(
     recipe: RecipeFile,
     builder: FullBuilder,
     out: Annotated[Path | None, typer.Option(help="Folder for the engine; the recipe's by default.")] = None,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Build the engine of a recipe, and compare the precisions of its layers with the recipe."""
     _build(recipe, builder.options(), out, as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     recipe: RecipeFile,
     table: Annotated[Path, typer.Argument(help="JSON of trtexec --exportLayerInfo, or a build log.")],
     weak: Annotated[bool, typer.Option("--weak", help="The engine was built with the flags --fp16 or --int8.")] = False,
-    as_json: o.AsJson = False,
+    as_json: o.AsJson = "",
 ) -> None:
     """Compare the layer table of an engine built with trtexec with its recipe; a silent fallback is an error."""
     found, comparison = tensorrt.check(recipe, table, weak=weak)
-    if as_json:
-        print(json_text({"table": found.to_json(), "precisions": comparison.to_json()}))
+    if o.print_json({"table": found.to_json(), "precisions": comparison.to_json()}, as_json):
         return
     echo(_confirmed(found, comparison.got))
 
 
-@app.command()
+@app.command(cls=Command)
 def cache(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option(help="File to write.")],
@@ -172,7 +175,7 @@ def cache(
     echo(tensorrt.calibration_cache(recipe, out, tensorrt=version))
 
 
-@app.command()
+@app.command(cls=Command)
 def trust(engine: Annotated[Path, typer.Argument(help="An engine built on another machine.")]) -> None:
     """Let this machine open a foreign engine from now on. An engine is native code: know where it comes from."""
     echo(tensorrt.trust(engine))
@@ -186,7 +189,7 @@ def _nothing_before(context: typer.Context) -> None:
         if p.name and getattr(context.get_parameter_source(p.name), "name", "") == "COMMANDLINE"
     ]
     if given:
-        raise UserError(f"{given[0]} before {context.invoked_subcommand} has no effect", "put it behind")
+        raise WrongValue(f"{given[0]} before {context.invoked_subcommand} has no effect", "put it behind")
 
 
 def _obstacle(options: tensorrt.BuildOptions, recipe: Path) -> Unavailable | None:
@@ -198,14 +201,13 @@ def _obstacle(options: tensorrt.BuildOptions, recipe: Path) -> Unavailable | Non
     return None
 
 
-def _build(recipe: Path, options: tensorrt.BuildOptions, out: Path | None, as_json: bool) -> None:
+def _build(recipe: Path, options: tensorrt.BuildOptions, out: Path | None, as_json: str) -> None:
     with waiting() as show:
         engine = tensorrt.build(
             recipe, options, out=out, progress=lambda phase, done, total: show(f"{phase}: {done}/{total}")
         )
     artifact, built = engine.artifact, engine.built
-    if as_json:
-        print(json_text({**artifact.to_json(), "path": str(artifact.path)}))
+    if o.print_json({**artifact.to_json(), "path": str(artifact.path)}, as_json):
         return
     echo(artifact.path)
     facts = built.facts

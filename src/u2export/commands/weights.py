@@ -9,14 +9,17 @@ import typer
 
 from u2export.api import inspecting
 from u2export.commands.console import echo, stdout, waiting
-from u2export.commands.options import AsJson
-from u2export.text import json_text, rich_text
+from u2export.commands.options import AsJson, print_json, written
+from u2export.commands.parsing import Command, Group
+from u2export.text import rich_text
 
-app = typer.Typer(help="Named weights: list them, fetch them, look into a file, convert it.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group, help="Named weights: list them, fetch them, look into a file, convert it.", no_args_is_help=True
+)
 
 
-@app.command("list")
-def list_weights(as_json: AsJson = False) -> None:
+@app.command("list", cls=Command)
+def list_weights(as_json: AsJson = "") -> None:
     """Show the named weights, where they come from, and which are on this machine already."""
     found = inspecting.list_weights()
     if as_json:
@@ -25,8 +28,8 @@ def list_weights(as_json: AsJson = False) -> None:
              "cached": str(w.cached) if w.cached else None}
             for w in found
         ]  # fmt: skip
-        print(json_text(rows))
-        return
+        if print_json(rows, as_json):
+            return
     from rich.table import Table
     from rich.text import Text
 
@@ -37,34 +40,30 @@ def list_weights(as_json: AsJson = False) -> None:
     stdout().print(table)
 
 
-@app.command()
-def pull(
-    name: Annotated[str, typer.Argument(help="A name of `u2export weights list`.")], as_json: AsJson = False
-) -> None:
+@app.command(cls=Command)
+def pull(name: Annotated[str, typer.Argument(help="A name of `u2export weights list`.")], as_json: AsJson = "") -> None:
     """Fetch named weights into the cache and check their hash; prints the file's path."""
     with waiting(f"fetching {name}"):
         path, digest = inspecting.pull_weights(name)
-    if as_json:
-        print(json_text({"name": name, "path": str(path), "sha256": digest}))
-    else:
+    if not print_json({"name": name, "path": str(path), "sha256": digest}, as_json):
         echo(path)
 
 
-@app.command()
-def info(weights: Annotated[str, typer.Argument(help="A name, or a file.")], as_json: AsJson = False) -> None:
+@app.command(cls=Command)
+def info(weights: Annotated[str, typer.Argument(help="A name, or a file.")], as_json: AsJson = "") -> None:
     """Show variant, channels, parameters and hash of weights."""
     facts = inspecting.weights_facts(weights)
-    if as_json:
-        print(json_text(facts))
+    if print_json(facts, as_json):
         return
     for key, value in facts.items():
         echo(f"{key:14}{value:,}" if isinstance(value, int) else f"{key:14}{value}")
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     weights: Annotated[str, typer.Argument(help="A name, or a .pth, .safetensors or .onnx file.")],
     to: Annotated[Path, typer.Option(help="A .pth or .safetensors file to write.")],
+    as_json: AsJson = "",
 ) -> None:
     """Write weights under the published parameter names, loadable with strict=True; prints the file's path."""
-    echo(inspecting.convert_weights(weights, to))
+    written([inspecting.convert_weights(weights, to)], as_json)
