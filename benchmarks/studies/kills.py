@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,63 +21,26 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from u2export.benchmarks.report import Report
+from u2export.benchmarks.studies.reliability.kill_writers import (
+    PROGRAM,
+    WRITERS,
+    Command,
+    Writer,
+    make_inputs,
+    run_command,
+    whole,
+)
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, machine, progress
 from u2export.files import SCRATCH
 
-PROGRAM = (sys.executable, "-m", "u2export")
-LONGEST = 300.0  # seconds that a command may take
-ANY_MASKS = "mae=1,mae_worst=1,iou=0,iou_worst=0"
+VARYING = (".onnx", ".npz", ".png", ".ort", ".xml", ".mlmodel", ".tflite", ".pte")
 # The share of the kills that a command gets: slow ones get fewer.
-SLOW = 0.15
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A command that writes.
-
-    Attributes:
-        name: what the page calls it.
-        words: its words; {inputs} and {out} stand for folders.
-        slow: whether it takes long, so that it gets fewer kills.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    slow: bool = False
-
-    @property
-    def may(self) -> tuple[int, ...]:
-        """The exit codes of whole runs; those of the gate are verdicts."""
-        return (0, 1, 3) if self.name == "check" else (0,)
-
-
-WRITERS = (
-    Writer("table md", ("table", "{inputs}/r.json", "--format", "md", "--out", "{out}/t.md")),
-    Writer("table csv", ("table", "{inputs}/r.json", "--format", "csv", "--out", "{out}/t.csv")),
-    Writer("table html", ("table", "{inputs}/r.json", "--format", "html", "--out", "{out}/t.html")),
-    Writer("check", ("check", "{inputs}/r.json", "--baseline", "{inputs}/b.json", "--format", "junit", "--out",
-                     "{out}/v.xml")),
-    Writer("baseline update", ("baseline", "update", "{inputs}/r.json", "--baseline", "{out}/b.json", "--replace")),
-    Writer("import", ("import", "{inputs}/times.json", "--as", "trtexec", "--device", "Orin", "--out", "{out}")),
-    Writer("calib synth", ("calib", "synth", "--out", "{out}/s", "--count", "3", "--size", "64")),
-    Writer("roofline", ("roofline", "{inputs}/net.onnx", "--device", "none", "--no-local", "--json", "{out}/e.json")),
-    Writer("predict", ("predict", "{inputs}/photos", "--model", "{inputs}/net.onnx", "--out", "{out}")),
-    Writer("weights convert", ("weights", "convert", "{inputs}/w.pth", "--to", "{out}/w.safetensors")),
-    Writer("golden", ("golden", "--weights", "random-u2netp", "--size", "32", "--out", "{out}"), slow=True),
-    Writer("chart", ("chart", "{inputs}/r.json", "--format", "png", "--out", "{out}"), slow=True),
-    Writer("bench", ("bench", "{inputs}/net.onnx", "--images", "{inputs}/photos", "--no-latency", "--json",
-                     "{out}/r.json"), slow=True),
-    Writer("onnx", ("onnx", "--weights", "random-u2netp", "--size", "32", "--budget", ANY_MASKS, "--out", "{out}"),
-           slow=True),
-)  # fmt: skip
+SLOW = 0.2
 
 
 @dataclass
@@ -98,50 +60,6 @@ class Found:
     faults: list[str] = field(default_factory=list)
 
 
-def make_inputs(folder: Path) -> None:
-    """Write small inputs for all commands: photos, a network, weights, results, times of trtexec."""
-    import onnx
-    import torch
-    from onnx import TensorProto, helper
-
-    from u2export.reference.model import U2Net
-
-    (folder / "photos").mkdir(parents=True)
-    for seed in range(3):
-        grid = np.random.default_rng(seed).integers(0, 256, (9, 9, 3)).astype(np.uint8)
-        Image.fromarray(grid).resize((64, 48), Image.Resampling.BICUBIC).save(folder / "photos" / f"p{seed}.png")
-    for name, first in (("net", 0.3), ("ref", 0.31)):
-        weights = helper.make_tensor("w", TensorProto.FLOAT, (1, 3, 1, 1), [first, 0.5, -0.25])
-        nodes = [helper.make_node("Conv", ["image", "w"], ["sum"]), helper.make_node("Sigmoid", ["sum"], ["mask"])]
-        sides = {"image": (1, 3, 32, 32), "mask": (1, 1, 32, 32)}
-        ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in sides.items()]
-        graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], [weights])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.save(model, folder / f"{name}.onnx")
-    torch.manual_seed(0)
-    torch.save(U2Net("u2netp").state_dict(), folder / "w.pth")
-    times = [{"h2dMs": 0.5, "computeMs": 5.0 + i / 100, "d2hMs": 0.5, "latencyMs": 6.0} for i in range(20)]
-    (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
-    bench = ("bench", folder / "net.onnx", "--reference", folder / "ref.onnx", "--images", folder / "photos",
-             "--samples", "6", "--seconds", "0", "--json", folder / "r.json")  # fmt: skip
-    _whole(*map(str, bench))
-    report = Report.load(folder / "r.json")  # an accepted state takes no row without a reference
-    replace(report, rows=tuple(row for row in report.rows if row.images)).save(folder / "r.json")
-    _whole("baseline", "update", str(folder / "r.json"), "--baseline", str(folder / "b.json"))
-
-
-def _whole(*words: str, may: Sequence[int] = (0,), **more: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run a command to its end.
-
-    Raises:
-        RuntimeError: it ended with a code that is not among `may`.
-    """
-    ended = subprocess.run([*PROGRAM, *words], capture_output=True, timeout=LONGEST, **more)
-    if ended.returncode not in may:
-        raise RuntimeError(f"{' '.join(words)} ended with {ended.returncode}: {ended.stderr.decode()[-500:]}")
-    return ended
-
-
 def outputs(folder: Path) -> dict[str, bytes]:
     """Return the files below a folder by their relative names, without hidden ones."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -149,7 +67,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in named.items() if not name.startswith(".") and "/." not in name}
 
 
-def is_whole(name: str, data: bytes, known: bytes | None) -> bool:
+def iswhole(name: str, data: bytes, known: bytes | None) -> bool:
     """Return whether a file is one that a whole run wrote, or a readable one of its kind where runs differ."""
     if data == known:
         return True
@@ -160,21 +78,23 @@ def is_whole(name: str, data: bytes, known: bytes | None) -> bool:
             return False
     if name.endswith(".md"):  # a page with a date
         return data.endswith(b"\n") and known is not None and abs(len(data) - len(known)) < 100
-    return name.endswith((".onnx", ".npz", ".png")) and known is not None and len(data) == len(known)
+    # Only these differ between runs: packers that store times, and names that are drawn at random.
+    return name.endswith(VARYING) and known is not None and len(data) == len(known)
 
 
-def killed(words: Sequence[str], out: Path, seconds: float, rng: random.Random, writing: bool) -> bool:
+def killed(command: Command, out: Path, seconds: float, rng: random.Random, writing: bool) -> bool:
     """Start a command and kill it with all its processes; return whether it still ran.
 
     Args:
-        words: the command.
+        command: the command.
         out: where its scratch folder appears.
         seconds: how long a whole run takes.
         rng: for the moment.
         writing: kill shortly after a scratch folder appears; otherwise at any moment of the run.
     """
+    null = subprocess.DEVNULL
     process = subprocess.Popen(
-        [*PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*PROGRAM, *command.words], stdout=null, stderr=null, start_new_session=True, env=command.env
     )
     try:
         if writing:
@@ -192,27 +112,35 @@ def killed(words: Sequence[str], out: Path, seconds: float, rng: random.Random, 
 
 
 def try_writer(writer: Writer, inputs: Path, folder: Path, kills: int, limit: float, rng: random.Random) -> Found:
-    """Kill one command again and again, and look at what is left each time; at most for `limit` seconds."""
+    """Kill one command again and again, and look at what is left each time.
+
+    Kills that come too late do not count. It ends after `kills` kills, three times as many runs, or `limit` seconds.
+    """
     out = folder / "out"
-    words = [word.format(inputs=inputs, out=out) for word in writer.words]
+    command = writer.command(inputs, out)
     out.mkdir(parents=True)
     started = time.monotonic()
-    _whole(*words, may=writer.may)
+    try:
+        whole(*command.words, may=writer.may, more=command.more)
+    except RuntimeError:
+        if writer.cache:  # it fetches, and there may be no network
+            return Found()
+        raise
     seconds, known = time.monotonic() - started, outputs(out)
     found = Found()
-    for turn in range(kills):
-        if time.monotonic() - started > limit:
+    for turn in range(3 * kills):
+        if found.kills == kills or time.monotonic() - started > limit:
             break
         if turn % 2:  # nothing was there before
             shutil.rmtree(out)
             out.mkdir()
         before = outputs(out)
-        alive = killed(words, out, seconds, rng, writing=turn % 4 < 2)
+        alive = killed(command, out, seconds, rng, writing=turn % 4 < 2)
         found.kills, found.late = found.kills + alive, found.late + (not alive)
         found.writing += any(out.rglob(f"{SCRATCH}*"))
         _judge(found, before, outputs(out), known, f"{writer.name}, kill {turn}")
         try:
-            _whole(*words, may=writer.may)
+            whole(*command.words, may=writer.may, more=command.more)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             found.faults.append(f"{writer.name}, kill {turn}: the next run failed: {error}")
         after = outputs(out)
@@ -227,7 +155,7 @@ def _judge(
 ) -> None:
     """Add the faults of a folder: files that vanished, and files that are neither old nor whole."""
     found.faults += [f"{where}: {name} vanished" for name in before if name not in now]
-    wrong = [n for n, data in now.items() if data != before.get(n) and not is_whole(n, data, known.get(n))]
+    wrong = [n for n, data in now.items() if data != before.get(n) and not iswhole(n, data, known.get(n))]
     found.faults += [f"{where}: {name} is half-written" for name in wrong]
 
 
@@ -235,11 +163,11 @@ def at_once(writer: Writer, inputs: Path, folder: Path) -> list[str]:
     """Run a command twice at the same time into one folder; return the faults."""
     out = folder / "both"
     out.mkdir(parents=True)
-    words = [word.format(inputs=inputs, out=out) for word in writer.words]
+    command = writer.command(inputs, out)
     with ThreadPoolExecutor(2) as pool:
-        codes = list(pool.map(_code, [words] * 2))
+        codes = [ended.returncode for ended in pool.map(run_command, [command] * 2)]
     together = outputs(out)
-    _whole(*words, may=writer.may)
+    whole(*command.words, may=writer.may, more=command.more)
     alone, found, where = outputs(out), Found(), f"{writer.name} twice at once"
     _judge(found, alone, together, alone, where)
     left = [path.name for path in out.rglob(f"{SCRATCH}*")]
@@ -247,15 +175,11 @@ def at_once(writer: Writer, inputs: Path, folder: Path) -> list[str]:
     return [*faults, *found.faults, *(f"{where}: left {name}" for name in left)]
 
 
-def _code(words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-    return subprocess.run([*PROGRAM, *words], capture_output=True, timeout=LONGEST, env=env).returncode
-
-
 def two_pulls(folder: Path) -> tuple[str, list[str]]:
     """Fetch named weights twice at once into an empty cache; return what happened, and the faults."""
-    env = {**os.environ, "U2EXPORT_HOME": str(folder / "cache")}
+    command = Command(("weights", "pull", "u2netp"), {"U2EXPORT_HOME": str(folder / "cache")})
     with ThreadPoolExecutor(2) as pool:
-        codes = list(pool.map(_code, [("weights", "pull", "u2netp")] * 2, [env] * 2))
+        codes = [ended.returncode for ended in pool.map(run_command, [command] * 2)]
     if codes == [1, 1]:
         return "not run: no source of the weights can be reached", []
     left = [path.name for path in (folder / "cache").rglob(".*")]
@@ -303,8 +227,7 @@ def read_only(inputs: Path, folder: Path) -> tuple[str, list[str]]:
 
 def _refused(writer: Writer, inputs: Path, disk: Path, before: Sequence[str], where: str) -> list[str]:
     """Run a command that has no room; return what is wrong with how it ended. A small output may still fit."""
-    words = [word.format(inputs=inputs, out=disk) for word in writer.words]
-    ended = subprocess.run([*PROGRAM, *words], capture_output=True, timeout=LONGEST)
+    ended = run_command(writer.command(inputs, disk))
     told = ended.stderr.decode(errors="replace").strip().splitlines()
     faults = []
     if ended.returncode == 0 and not before:
@@ -323,8 +246,9 @@ def kill_all(count: int, seed: int, parallel: int, minutes: float) -> dict[str, 
 
     The kills take at most about so many minutes; each command gets an equal part of this time.
     """
-    limit = 60 * minutes * parallel / len(WRITERS)
-    shares = {writer.name: SLOW if writer.slow else 1.0 for writer in WRITERS}
+    writers = [writer for writer in WRITERS if not writer.needs or find_spec(writer.needs)]
+    limit = 60 * minutes * parallel / len(writers)
+    shares = {writer.name: SLOW if writer.slow else 1.0 for writer in writers}
     each = {name: max(2, round(count * share / sum(shares.values()) + 0.5)) for name, share in shares.items()}
     found: dict[str, Found] = {}
     lock = threading.Lock()
@@ -342,7 +266,7 @@ def kill_all(count: int, seed: int, parallel: int, minutes: float) -> dict[str, 
             progress(f"{writer.name}: {got.kills} kills, {got.writing} while writing, faults: {got.faults}")
 
         with ThreadPoolExecutor(parallel) as pool:
-            list(pool.map(one, WRITERS))
+            list(pool.map(one, writers))
         trials: dict[str, tuple[str, list[str]]] = {}
         others: dict[str, Callable[[], tuple[str, list[str]]]] = {
             "two first pulls into one cache": lambda: two_pulls(folder / "pulls"),
@@ -352,11 +276,11 @@ def kill_all(count: int, seed: int, parallel: int, minutes: float) -> dict[str, 
         for name, trial in others.items():
             trials[name] = trial()
             progress(f"{name}: {trials[name]}")
-    writers = {w.name: {"kills": found[w.name].kills, "writing": found[w.name].writing, "late": found[w.name].late,
-                        "faults": len(found[w.name].faults)} for w in WRITERS}  # fmt: skip
-    faults = [fault for w in WRITERS for fault in found[w.name].faults]
+    counts = {w.name: {"kills": found[w.name].kills, "writing": found[w.name].writing, "late": found[w.name].late,
+                       "faults": len(found[w.name].faults)} for w in writers}  # fmt: skip
+    faults = [fault for w in writers for fault in found[w.name].faults]
     faults += [fault for _, more in trials.values() for fault in more]
-    return {"writers": writers, "trials": {name: what for name, (what, _) in trials.items()}, "faults": faults}
+    return {"writers": counts, "trials": {name: what for name, (what, _) in trials.items()}, "faults": faults}
 
 
 def page(data: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The worker of the study `fuzz`: damages a seed, reads it, and says what happened.
 
-`python -m u2export.benchmarks.studies.fuzz_worker SEEDS MEMORY` reads the numbers of cases from its standard input and
-answers each with one line of JSON. A case depends on its number and on the seeds alone.
+`python -m u2export.benchmarks.studies.reliability.fuzz_worker SEEDS MEMORY` reads the numbers of cases from its
+standard input and answers each with one line of JSON. A case depends on its number and on the seeds alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from u2export.benchmarks.studies.fuzz_seeds import Seed, png_chunk
+from u2export.benchmarks.studies.reliability.fuzz_seeds import Seed, png_chunk
 from u2export.errors import UserError
 
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

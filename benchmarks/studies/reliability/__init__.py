@@ -1,0 +1,1 @@
+"""Inputs, commands and processes of the studies `fuzz` and `kills`."""
