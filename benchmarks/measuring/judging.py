@@ -87,7 +87,7 @@ class Judging:
         reference = self._reference_file(group)
         rows: dict[str, Floats] = {}
         for planned in self._without_maps(group, reference):
-            row, maps = self._row_with_masks(planned, reference)
+            row, maps = self.row_with_masks(planned, reference)
             self._results.save(row)
             if row.reason or maps is None:
                 continue
@@ -141,7 +141,7 @@ class Judging:
         self._files += 1
         return self._scratch / f"{self._files}.npy"
 
-    def _row_with_masks(self, planned: PlannedRow, reference: _Reference | None) -> tuple[Row, Floats | None]:
+    def row_with_masks(self, planned: PlannedRow, reference: _Reference | None) -> tuple[Row, Floats | None]:
         """Return the row with its fidelity, accuracy and the times of each photo; and its maps, None on a failure."""
         row = replace(self._results.row(planned.row.name), reference=reference.name if reference else "")
         opening = self._workers.opening(planned)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -38,13 +38,21 @@ class Timing:
         results: receives the samples.
         workers: starts one worker for each row.
         progress: receives the stage, the steps done and the steps in all.
+        losers: is asked after each round for the rows, among those alive, that need no more rounds; None for no row.
     """
 
     def __init__(
-        self, plan: Plan, photo: Path, earlier: Report | None, results: Results, workers: Workers, progress: Progress
+        self,
+        plan: Plan,
+        photo: Path,
+        earlier: Report | None,
+        results: Results,
+        workers: Workers,
+        progress: Progress,
+        losers: Callable[[Report, Collection[str]], Collection[str]] | None = None,
     ) -> None:
         self._plan, self._settings, self._photo, self._earlier = plan, plan.settings, photo, earlier
-        self._results, self._workers, self._progress = results, workers, progress
+        self._results, self._workers, self._progress, self._losers = results, workers, progress, losers
 
     def run(self, rows: Sequence[PlannedRow]) -> None:
         """Warm up all rows, time them in rounds, run each alone for minutes where asked, and read the peak memory."""
@@ -60,6 +68,8 @@ class Timing:
             for number in range(self._complete_rounds(live), self._settings.rounds):
                 self._round(live, number)
                 self._results.save(states=(*self._results.report.states, self._workers.machine.pulse()))
+                for name in self._losers(self._results.report, live.keys()) if self._losers else ():
+                    live.pop(name).kill()
             if self._settings.sustained:
                 self._run_sustained(live)
             for name, worker in live.items():

@@ -20,6 +20,7 @@ from u2export.version import __version__
 
 if TYPE_CHECKING:
     from u2export.api.exporting import Artifact, Contract, Fidelity, export
+    from u2export.api.fitting import Fitted, fit
     from u2export.api.gating import Baseline, Policy, Verdicts, check, update_baseline
     from u2export.api.measuring import Report, Row, bench
     from u2export.api.running import OpenArtifact, Written, open_artifact, predict, read_artifact, write_masks
@@ -29,6 +30,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _WHERE = {
     "exporting": ("Artifact", "Contract", "Fidelity", "export"),
+    "fitting": ("Fitted", "fit"),
     "gating": ("Baseline", "Policy", "Verdicts", "check", "update_baseline"),
     "measuring": ("Report", "Row", "bench"),
     "running": ("OpenArtifact", "Written", "open_artifact", "predict", "read_artifact", "write_masks"),
@@ -36,8 +38,8 @@ _WHERE = {
 _MODULES = {name: f"u2export.api.{module}" for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "Artifact", "Baseline", "Contract", "Fidelity", "OpenArtifact", "Policy", "Report", "Row", "Unavailable",
-    "UserError", "Verdicts", "Written", "WrongValue", "__version__", "bench", "check", "export", "open_artifact",
+    "Artifact", "Baseline", "Contract", "Fidelity", "Fitted", "OpenArtifact", "Policy", "Report", "Row", "Unavailable",
+    "UserError", "Verdicts", "Written", "WrongValue", "__version__", "bench", "check", "export", "fit", "open_artifact",
     "predict", "read_artifact", "update_baseline", "write_masks",
 ]  # fmt: skip
 

@@ -12,11 +12,11 @@ import typer
 from u2export.commands import (
     bench,
     calib,
-    chart,
     check,
     console,
     devices,
     export,
+    fit,
     golden,
     inspect,
     lint,
@@ -74,10 +74,11 @@ app.command(cls=Command, rich_help_panel=EXPORT)(export.litert)
 app.command(cls=Command, rich_help_panel=EXPORT)(export.executorch)
 app.command(cls=Command, rich_help_panel=MEASURE)(predict.predict)
 app.command(cls=Command, rich_help_panel=MEASURE)(bench.bench)
+app.command(cls=Command, rich_help_panel=MEASURE)(fit.fit)
 app.command(cls=Command, rich_help_panel=MEASURE)(table.table)
 app.command("import", cls=Command, rich_help_panel=MEASURE)(devices.import_)
 app.command(cls=Command, rich_help_panel=MEASURE)(devices.kit)
-app.command(cls=Command, rich_help_panel=MEASURE)(chart.chart)
+app.command(cls=Command, rich_help_panel=MEASURE)(table.chart)
 app.command(cls=Command, rich_help_panel=MEASURE)(roofline.roofline)
 app.command(cls=Command, rich_help_panel=GATE)(check.check)
 app.add_typer(check.baseline, name="baseline", rich_help_panel=GATE)

@@ -1,4 +1,4 @@
-"""`u2export table`: results of earlier benches, imports, and published figures as tables."""
+"""`u2export table` and `chart`: results of earlier benches, imports, and published figures as tables and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from u2export.api import tables
 from u2export.commands.console import echo, wide
-from u2export.commands.options import AsJson, choice, print_json
+from u2export.commands.options import AsJson, choice, print_json, written
 from u2export.errors import WrongValue
 from u2export.files import write_text
 
@@ -52,3 +52,22 @@ def table(
     else:
         for report in tables.ordered(reports):
             wide().print(tables.report_table(report))
+
+
+def chart(
+    results: Annotated[Path, typer.Argument(help="A JSON file of `u2export bench --json` or `import`.")],
+    kind: Annotated[
+        str,
+        choice(
+            ("all", *tables.CHARTS),
+            "pareto: fidelity against latency; photos: fidelity of each photo; latency: distribution of times.",
+        ),
+    ] = "all",
+    suffix: Annotated[str, choice(("both", *tables.CHART_FORMATS), "PNG, SVG or both.", "--format")] = "both",
+    out: Annotated[Path, typer.Option(help="Folder for <results>-<kind>.png and .svg.")] = Path("artifacts"),
+    as_json: AsJson = "",
+) -> None:
+    """Draw results: fidelity against latency, fidelity of each photo, distribution of latencies."""
+    kinds = tables.CHARTS if kind == "all" else (kind,)
+    formats = tables.CHART_FORMATS if suffix == "both" else (suffix,)
+    written(tables.chart(results, kinds, formats=formats, out=out), as_json)
