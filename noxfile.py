@@ -21,7 +21,7 @@ CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = (
     "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "pysodmetrics",
 )  # fmt: skip
-EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports")
+EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video")
 # Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.
 APART = ("litert", "executorch")
 

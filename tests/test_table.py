@@ -11,21 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import MS, imported_report, measured_row, mixed_report
+from builders import MS, imported_report, measured_row, mixed_report, report
 from conftest import ROOT, Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
+from rich.console import Console
 
 from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
+from u2export.benchmarks.tables.fonts import drawable_text, fitting
 from u2export.benchmarks.tables.gather import gather
 from u2export.benchmarks.tables.legend import about
 from u2export.benchmarks.tables.markdown_page import BEGIN, inserted, overview
 from u2export.benchmarks.tables.render import FORMATS, render
-from u2export.benchmarks.tables.terminal import WIDTH
+from u2export.benchmarks.tables.terminal import SHORT, STACKS, WIDTH, terminal
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 
@@ -36,7 +38,7 @@ def test_markdown_is_a_table_of_all_rows() -> None:
     assert len(table) == 6 and len({line.replace("\\|", "").count("|") for line in table}) == 1
     cells = dict(zip(*([c.strip() for c in table[i].split(" | ")] for i in (0, 3)), strict=True))
     assert cells["MAE"] == "0.00645" and cells["MAE worst"] == "0.01080" and cells["IoU worst"] == "0.9730"
-    assert cells["p50 ms"] == "101" and cells["speed-up"] == "2.00x" and cells["95 % interval"] == "2.00–2.00"
+    assert cells["p50 ms"] == "101" and cells["speed-up"] == "2.00x!" and cells["95 % interval"] == "2.00–2.00"
     assert (cells["MB"], cells["load ms"], cells["first ms"], cells["peak MB"]) == ("4.6", "200", "250", "256")
     assert cells["runs as"] == "ONNX Runtime 1.32.0 fp32" and cells["S"] == "0.932"
     assert "unavailable: no NVIDIA GPU \\| here" in table[5]
@@ -287,3 +289,50 @@ def test_every_published_figure_names_its_source() -> None:
     rows = [row for r in reports for row in r.rows]
     assert len(rows) > 100 and all(row.source["url"].startswith("https://") for row in rows)
     assert not any(row.latency.ns or row.images for row in rows)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_a_narrow_terminal_names_the_columns_that_it_leaves_out(width: int) -> None:
+    made, out = mixed_report(), io.StringIO()
+    Console(file=out, width=width).print(terminal(made))
+    text = out.getvalue()
+    head = text[: text.index("u2netp-320-pytorch")]
+    named = " ".join(text[text.index("left out,") : text.index("device: ")].split()) if "left out," in text else ""
+    shown = {title for stack in STACKS for title in stack if SHORT.get(title, title) in head.replace("\n", " ")}
+    for title in table_of(made).by_title().keys() & {title for stack in STACKS for title in stack}:
+        assert title in shown or title in named, title
+    assert "p50 ms" in head and "2.00x" in text and (width < 120) == bool(named)
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_a_ratio_from_a_busy_machine_is_marked() -> None:
+    busy = mixed_report()
+    calm = replace(busy, environment={"before": {"load": 0.5}})
+    assert "2.00x!" in render([busy], "md") and "do not rely" in render([busy], "md")
+    assert "2.00x " in render([calm], "md") and "2.00x!" not in render([calm], "md")
+    assert "more certain than the times" in render([calm], "md") and "more certain" not in render([busy], "md")
+
+
+def test_a_single_artifact_has_its_pictures_side_by_side(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), (10, 200, 30)).save(tmp_path / "a.png")
+    want = np.zeros((1, 1, 32, 32), np.float32)
+    want[..., 8:24, 8:24] = 1
+    more = want.copy()
+    more[..., 0:8, :] = 1
+    made = report(*(measured_row(name, reference="ref") for name in ("ref", "one")))
+    draw(made, {"a.png": tmp_path / "a.png"}, [Judged("ref", want, {"ref": want, "one": more})], tmp_path / "s.png", 1)
+    with Image.open(tmp_path / "s.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    columns = np.array_split(pixels[140:, 24 : pixels.shape[1] - 24], 4, axis=1)
+    red = [(np.abs(c - np.int64(MORE)).max(-1) < 3).sum() for c in columns]
+    white = [(c.min(-1) > 250).sum() for c in columns]
+    assert red[3] > 400 and not any(red[:3]) and white[2] > white[1] + 300
+
+
+def test_names_in_any_script_are_drawn_or_escaped() -> None:
+    own = ImageFont.load_default(12)
+    assert fitting("plain.png", 12)[0] == "plain.png" and fitting("żółw.png", 12)[0] == "żółw.png"
+    text, font = fitting("写真.png", 12)
+    missing = bytes(font.getmask("\U0010ffff"))
+    assert all(bytes(font.getmask(c)) != missing for c in text)
+    assert drawable_text("写真.png", lambda c: c == "写") == "写\\u771f.png" and own.getlength(text) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import statistic
+from u2export.benchmarks.tables.fonts import FAMILIES, drawable_text
 from u2export.benchmarks.tables.legend import label
 from u2export.errors import Unavailable, UserError
 from u2export.files import publish, staging
@@ -52,7 +54,8 @@ def draw(report: Report, kinds: Sequence[str], suffixes: Sequence[str], folder: 
     import matplotlib.pyplot as plt
 
     written = []
-    with plt.rc_context(STYLE), staging(folder) as scratch:
+    fonts = {"font.family": [family for family, _ in _fonts()]}
+    with plt.rc_context({**STYLE, **fonts}), staging(folder) as scratch:
         for kind, suffix in product(kinds, suffixes):
             # Each file gets a figure of its own, because rounding moves a figure that is laid out twice.
             figure = PAINTERS[kind](report)
@@ -86,7 +89,22 @@ def name(report: Report, row: Row) -> str:
 
 def _plain(text: str) -> str:
     """Return text that matplotlib draws as it is: it takes what stands between dollars for mathematics."""
-    return xml_text(text).replace("$", r"\$")
+    return drawable_text(xml_text(text), _has_glyph).replace("$", r"\$")
+
+
+@cache
+def _fonts() -> tuple[tuple[str, Any], ...]:
+    """Return matplotlib's own font and the installed ones of `FAMILIES`, with the table of their characters."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    known = set(font_manager.get_font_names())
+    families = ["DejaVu Sans", *(family for family in FAMILIES if family in known)]
+    return tuple((family, FT2Font(font_manager.findfont(family)).get_charmap()) for family in families)
+
+
+def _has_glyph(character: str) -> bool:
+    return any(ord(character) in table for _, table in _fonts())
 
 
 def drawable(report: Report) -> list[tuple[Row, float, float]]:
@@ -121,6 +139,11 @@ def _figure(width: float, height: float) -> tuple[Any, Axes]:
     return figure, axes
 
 
+def _title(axes: Axes, what: str, report: Report) -> None:
+    """Say what a chart shows and on which device."""
+    axes.set_title(f"{what}, {_plain(label(report.device))}", loc="left", fontsize=9, wrap=True)
+
+
 def pareto(report: Report) -> Any:
     """Draw the median latency, with its 10th to 90th percentile, against the mean absolute difference of the masks.
 
@@ -143,7 +166,7 @@ def pareto(report: Report) -> Any:
     axes.set_xlim(left=0)
     axes.set_xlabel("latency of one inference in ms: median, and 10th to 90th percentile")
     axes.set_ylabel("mean absolute difference of masks (log)")
-    axes.set_title(f"Fidelity against latency, {_plain(label(report.device))}", loc="left", fontsize=9, wrap=True)
+    _title(axes, "Fidelity against latency", report)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -174,6 +197,7 @@ def photos(report: Report) -> Any:
     axes.set_xlabel(
         "mean absolute difference of one photo's mask (log)\nbar: mean over all photos; name: the worst photo"
     )
+    _title(axes, "Fidelity of each photo", report)
     axes.grid(axis="x", alpha=0.25)
     axes.margins(x=0.12)
     return figure
@@ -205,6 +229,7 @@ def latency(report: Report) -> Any:
     axes.set_xlim(0, right)
     outside = f"; {beyond} slower samples lie outside" if beyond else ""
     axes.set_xlabel(f"latency of one inference in ms\nbar: median; dotted: 90th percentile{outside}")
+    _title(axes, "Distribution of latencies", report)
     axes.grid(axis="x", alpha=0.25)
     return figure
 

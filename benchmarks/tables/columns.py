@@ -16,6 +16,7 @@ from u2export.reference.fidelity import Fidelity
 
 Cell = Callable[[Report, Row], str]
 NONE = "–"
+BUSY = "!"  # behind a ratio from a machine that did other work too
 MARKS = {"measured": "M", "imported": "I", "published": "P"}
 
 
@@ -118,6 +119,13 @@ def speedup(report: Report, row: Row) -> Interval | None:
     return report.speedup(row) if row.latency.ns else None
 
 
+def busy(report: Report) -> float | None:
+    """Return the load of the machine before the bench, where it kept half of the cores or more busy; else None."""
+    before = report.environment.get("before")
+    load = before.get("load") if isinstance(before, dict) else None
+    return load if isinstance(load, float) and load > report.device.cores / 2 else None
+
+
 def note(row: Row) -> str:
     """Return the note of a row: why it has no numbers, where it comes from, and what is unusual; "" if nothing is."""
     parts = [f"{row.reason}: {row.problem}" if row.reason else ""]
@@ -178,17 +186,21 @@ def _p50(_: Report, row: Row) -> str:
     return f"{stated['min']}–{stated['max']}" if {"min", "max"} <= stated.keys() else ""
 
 
-def _against_the_compared_row(write: Callable[[Interval], str]) -> Cell:
+def _against_the_compared_row(write: Callable[[Report, Interval], str]) -> Cell:
     def cell(report: Report, row: Row) -> str:
         if row.latency.ns and row.name == report.baseline:
             return "base"
         ratio = speedup(report, row)
-        return write(ratio) if ratio else ""
+        return write(report, ratio) if ratio else ""
 
     return cell
 
 
-def _interval(ratio: Interval) -> str:
+def _ratio(report: Report, ratio: Interval) -> str:
+    return f"{ratio.value:.2f}x{BUSY if busy(report) else ''}"
+
+
+def _interval(_: Report, ratio: Interval) -> str:
     return f"{ratio.low:.2f}–{ratio.high:.2f}" if ratio.known else ""
 
 
@@ -241,7 +253,7 @@ COLUMNS = (
     Column("p50 ms", _p50),
     Column("p90 ms", _time("p90")),
     Column("p99 ms", _time("p99")),
-    Column("speed-up", _against_the_compared_row(lambda ratio: f"{ratio.value:.2f}x"), kind="ratio"),
+    Column("speed-up", _against_the_compared_row(_ratio), kind="ratio"),
     Column("95 % interval", _against_the_compared_row(_interval), kind="interval"),
     Column("pictures/s", _throughput),
     Column("knee", _knee),

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables.columns import small
+from u2export.benchmarks.tables.fonts import fitting
 from u2export.errors import UserError
 from u2export.files import staged
 from u2export.reference.classes import class_map, palette
@@ -21,6 +22,7 @@ from u2export.text import xml_text
 # Differences of good exports are invisible. With this factor .05 of the mask's range has the strongest colour.
 GAIN = 20
 CELL, GAP, LINE, MARGIN = 176, 10, 18, 24
+SINGLE = 4  # pictures of one photo where the report has one row beside the reference
 Ink = tuple[int, int, int]
 INK, PALE, GROUND, EMPTY = (24, 26, 30), (104, 108, 116), (255, 255, 255), (222, 225, 230)
 MORE, LESS = np.array((214, 40, 40), np.float32), np.array((32, 96, 214), np.float32)
@@ -31,7 +33,7 @@ def draw(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged], t
 
     The first column shows each photo above the mask of the reference. Each row of the report has a column beside it,
     with the mask of the row above the signed difference times GAIN: red where the mask is brighter than that of the
-    reference, blue where it is darker.
+    reference, blue where it is darker. Of a single row these pictures stand side by side.
 
     Args:
         report: names and fidelity.
@@ -61,7 +63,8 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
     rows = [row for name in group.rows if (row := report.row(name)) and name != group.reference]
     names = worst(rows, list(photos), count)
     blocks = [_block(rows, group, name, photos[name], list(photos).index(name)) for name in names]
-    width = 2 * MARGIN + max(len(rows) + 1, 3) * (CELL + GAP) - GAP
+    columns = SINGLE if len(rows) == 1 else len(rows) + 1
+    width = 2 * MARGIN + max(columns, 3) * (CELL + GAP) - GAP
     head = MARGIN + 4 * LINE + 2 * GAP
     section = Image.new("RGB", (width, head + sum(b.height for b in blocks) + MARGIN), GROUND)
     _headings(ImageDraw.Draw(section), group.reference, rows, width - 2 * MARGIN)
@@ -72,15 +75,30 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 
 def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
-    """Return all columns of one photo."""
+    """Return all columns of one photo; of a single row, photo, reference, mask and difference side by side."""
     photo = ImageOps.contain(Image.fromarray(_picture(path)), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
+    if len(rows) == 1:
+        return _line(rows[0], group, name, path, i)
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
     _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
     for column, row in enumerate(rows, 1):
         got = np.asarray(group.rows[row.name][i])
         images = (_mask(got, photo.size), _difference(got, want, photo.size))
         _stack(block, column, images, _captions(row, name))
+    return block
+
+
+def _line(row: Row, group: Judged, name: str, path: Path, i: int) -> Image.Image:
+    """Return photo, reference, mask and difference of one photo side by side."""
+    photo = ImageOps.contain(Image.fromarray(_picture(path)), (CELL, CELL))
+    want = None if group.want is None else np.asarray(group.want[i])
+    got = np.asarray(group.rows[row.name][i])
+    block = Image.new("RGB", (SINGLE * (CELL + GAP), photo.height + LINE + 2 * GAP), GROUND)
+    images = (photo, _mask(want, photo.size), _mask(got, photo.size), _difference(got, want, photo.size))
+    captions = (path.name, "reference", *_captions(row, name))
+    for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        _stack(block, column, (image,), (caption,))
     return block
 
 
@@ -93,13 +111,15 @@ def _picture(path: Path) -> Pixels:
 
 
 def _headings(pen: ImageDraw.ImageDraw, reference: str, rows: Sequence[Row], room: int) -> None:
-    legend = f"Below each mask: its difference from the reference, times {GAIN}; red: brighter, blue: darker."
+    where = "Right of" if len(rows) == 1 else "Below"
+    legend = f"{where} each mask: its difference from the reference, times {GAIN}; red: brighter, blue: darker."
     _text(pen, MARGIN, MARGIN, f"Masks compared with {reference or 'no reference'}", 15, INK, room)
     _text(pen, MARGIN, MARGIN + LINE + 3, legend, 12, PALE, room)
-    for column, row in enumerate(rows, 1):
+    first, wide = (2, 2 * CELL) if len(rows) == 1 else (1, CELL)
+    for column, row in enumerate(rows, first):
         left, top = MARGIN + column * (CELL + GAP), MARGIN + 2 * LINE + GAP
-        _text(pen, left, top, row.title, 12, INK)
-        _text(pen, left, top + LINE, row.ran_as, 12, PALE)
+        _text(pen, left, top, row.title, 12, INK, wide)
+        _text(pen, left, top + LINE, row.ran_as, 12, PALE, wide)
 
 
 def _captions(row: Row, photo: str) -> tuple[str, str]:
@@ -122,8 +142,7 @@ def _stack(block: Image.Image, column: int, images: Sequence[Image.Image], capti
 
 def _text(pen: ImageDraw.ImageDraw, left: int, top: int, text: str, size: int, ink: Ink, room: int = CELL) -> None:
     """Draw one line of text. A text wider than `room` pixels loses its middle."""
-    font = ImageFont.load_default(size)
-    text = xml_text(text)  # names of files need not be UTF-8
+    text, font = fitting(xml_text(text), size)  # names of files need not be UTF-8
     letters = len(text)
     while pen.textlength(_shortened(text, letters), font) > room and letters > 8:
         letters -= 1

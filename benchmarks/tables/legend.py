@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from u2export.benchmarks.device import Device
 from u2export.benchmarks.report import Report, Row
-from u2export.benchmarks.tables.columns import MARKS, Table
+from u2export.benchmarks.tables.columns import BUSY, MARKS, Table, busy
 
 LEGEND = "by: " + ", ".join(f"{mark} {name}" for name, mark in MARKS.items())
 # Why a cell is empty in a row that otherwise has numbers. A row without numbers carries a code of report.REASONS.
@@ -134,11 +134,14 @@ def _warnings(report: Report, timed: Sequence[Row]) -> list[str]:
     """Return the lines on times that are less certain than usual; `timed` are the measured rows with samples."""
     lines = []
     if any(row.latency.unstable for row in timed):
-        lines.append("~ unstable: the deviation is 10 % or more, or an extreme is 50 % off the mean; trust the ratio")
+        advice = "measure again on an idle machine" if busy(report) else "the ratio is more certain than the times"
+        lines.append(f"~ unstable: the deviation is 10 % or more, or an extreme is 50 % off the mean; {advice}")
     if any(row.latency.indicative for row in timed):
         lines.append("? indicative: fewer samples or less time than the quick tier requires")
-    before = report.environment.get("before")
-    load = before.get("load") if isinstance(before, dict) else None
-    if timed and isinstance(load, float) and load > report.device.cores / 2:
-        lines.append(f"the machine was busy: load {load:g} on {report.device.cores} cores before the start")
+    if timed and (load := busy(report)):
+        cores = f"{report.device.cores} core{'' if report.device.cores == 1 else 's'}"
+        lines.append(
+            f"{BUSY} the machine was busy: load {load:g} on {cores} before the start; do not rely on these times and "
+            "ratios"
+        )
     return lines

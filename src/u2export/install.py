@@ -22,6 +22,7 @@ PACKAGES = {
     "litert-runtime": ("ai-edge-litert",),
     "charts": ("matplotlib",),
     "imports": ("pyyaml",),
+    "video": ("av",),
     "ort": ("onnxruntime",),
 }
 URL_CHARACTERS = "%:/?#[]@!$&'()*+,;=~"  # pip records addresses of repositories with bare spaces

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,6 +261,7 @@ def write_masks(
     trust: bool = False,
     strict: bool = False,
     skip: Skip | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Written:
     """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size, or the cut-out object.
 
@@ -276,6 +277,7 @@ def write_masks(
         classes: write a mask for each class too, `<stem>.class0.png` and so on.
         strict: raise the error of the first photo that cannot be read. The error of a single photo is always raised.
         skip: is called with each photo that is skipped and with the error.
+        progress: is called before each photo with the number of photos done, and the number of all; and at the end.
 
     Returns:
         The files by photo, the skipped photos with their reasons, and what really ran.
@@ -307,7 +309,8 @@ def write_masks(
 
     with open_artifact(opened, arithmetic, threads=threads, trust=trust) as runner:
         make_folder(Path(out))
-        for path, photo, maps in _predictions(runner, photos, note):
+        counted = _counted(photos, progress)
+        for path, photo, maps in _predictions(runner, counted, note):
             _check_classes(runner.artifact.name, len(maps), cutout, classes)
             mask = _mask(maps, photo)
             try:
@@ -371,6 +374,13 @@ def _predictions(
             skip(path, error)
         else:
             yield path, photo, maps
+
+
+def _counted(photos: Sequence[Path], progress: Callable[[int, int], None]) -> Iterator[Path]:
+    for done, path in enumerate(photos):
+        progress(done, len(photos))
+        yield path
+    progress(len(photos), len(photos))
 
 
 def _mask(maps: Floats, photo: Photo) -> Pixels:

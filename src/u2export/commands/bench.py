@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from u2export.api import measuring, tables
 from u2export.api.measuring import Report
 from u2export.commands import options as o
-from u2export.commands.console import INTERRUPTED, echo, interruption, remark, stderr, wide
+from u2export.commands.console import INTERRUPTED, Bars, echo, interruption, remark, wide
 from u2export.commands.parsing import STDOUT
-from u2export.text import one_line
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def bench(
     options = {**asdict(comparing), **asdict(outputs), **asdict(timing), **asdict(machine)}
     options["json"] = outputs.file
     try:
-        with _Bars() as bars:
+        with Bars() as bars:
             report = measuring.bench(
                 artifacts, images, **options, progress=bars.show, saved=lambda r: latest.__setitem__(slice(None), [r])
             )
@@ -174,34 +173,3 @@ def _kept(json: Path | None) -> tuple[str, str]:
     if json:
         return f"interrupted; what was measured is in {json}", "the same command with --resume goes on"
     return "interrupted; nothing was kept", "with --json FILE the next run can be continued by --resume"
-
-
-class _Bars:
-    """One progress bar on standard error, for the present stage; silent where standard error is no terminal."""
-
-    def __enter__(self) -> _Bars:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = stderr()
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        hidden = not console.is_terminal or console.quiet
-        # Two redraws a second: more would take time from what is being measured.
-        self.progress = Progress(*columns, console=console, disable=hidden, transient=True, refresh_per_second=2)
-        self.stage, self.task = "", self.progress.add_task("", visible=False)
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        """Move the bar; a new stage gets a new bar."""
-        if stage != self.stage:
-            self.progress.remove_task(self.task)
-            self.stage, self.task = stage, self.progress.add_task(one_line(stage), total=total)
-        self.progress.update(self.task, completed=done, total=total)

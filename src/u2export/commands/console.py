@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from u2export.errors import UserError
 from u2export.text import one_line, rich_text
@@ -83,6 +83,37 @@ def waiting(text: object = "") -> Iterator[Callable[[object], None]]:
     """Show what a command is doing while it does it; gives a function that shows something else."""
     with stderr().status(rich_text(text)) as status:
         yield lambda now: status.update(rich_text(now))
+
+
+class Bars:
+    """One progress bar on standard error, for the present stage; silent where standard error is no terminal."""
+
+    def __enter__(self) -> Bars:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = stderr()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        hidden = not console.is_terminal or console.quiet
+        # Two redraws a second: more would take time from what is being measured.
+        self.progress = Progress(*columns, console=console, disable=hidden, transient=True, refresh_per_second=2)
+        self.stage, self.task = "", self.progress.add_task("", visible=False)
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar; a new stage gets a new bar."""
+        if stage != self.stage:
+            self.progress.remove_task(self.task)
+            self.stage, self.task = stage, self.progress.add_task(one_line(stage), total=total)
+        self.progress.update(self.task, completed=done, total=total)
 
 
 class LogHandler(logging.Handler):

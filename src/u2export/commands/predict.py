@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from u2export.api import running
-from u2export.commands.console import echo, remark, say
-from u2export.commands.options import AsJson, OutputName, Trust
-from u2export.errors import UserError
-from u2export.text import json_text
+from u2export.api.video import write_video
+from u2export.commands.console import Bars, echo, remark, say
+from u2export.commands.options import AsJson, OutputName, Trust, print_json
+from u2export.errors import UserError, WrongValue
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     model: Annotated[Path, typer.Option(help="An artifact, its record, or an .onnx file.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video in place of photos; writes <stem>.mkv, lossless.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("masks"),
     cutout: Annotated[
         bool, typer.Option("--cutout", help="Write the photo with the mask as its alpha channel, in place of the mask.")
@@ -34,23 +37,37 @@ def predict(
     as_json: AsJson = "",
 ) -> None:
     """Write `<stem>.png` for every photo: an 8-bit mask of the photo's size, or the class of each pixel."""
+    if (video is None) == (not images):
+        raise WrongValue("photos or a video are needed, not both", "name photos or folders, or give --video FILE")
+    if video is not None:
+        if classes or strict:
+            raise WrongValue("--classes and --strict are for photos", "leave them out beside --video")
+        with Bars() as bars:
+            film = write_video(
+                model, video, out, cutout=cutout, arithmetic=arithmetic, output_name=output_name, trust=trust,
+                progress=lambda done, total: bars.show("frames", done, total or done),
+            )  # fmt: skip
+        remark(*(f"note: {note}" for note in film.notes), f"{film.frames} frames")
+        told = {"written": [str(film.file)], "frames": film.frames, "ran": dict(film.info), "notes": film.notes}
+        if not print_json(told, as_json):
+            echo(film.file)
+        return
 
     def skip(photo: Path, error: UserError) -> None:
         say(f"skipped {error.problem}", error.hint)
 
-    made = running.write_masks(
-        model, images, out, cutout=cutout, classes=classes, arithmetic=arithmetic, output_name=output_name, trust=trust,
-        strict=strict, skip=skip,
-    )  # fmt: skip
+    with Bars() as bars:
+        made = running.write_masks(
+            model, images or [], out, cutout=cutout, classes=classes, arithmetic=arithmetic, output_name=output_name,
+            trust=trust, strict=strict, skip=skip, progress=lambda done, total: bars.show("photos", done, total),
+        )  # fmt: skip
     remark(*(f"note: {note}" for note in made.notes))
     written = [str(file) for file in made.files.values()]
     of_classes = {str(photo): [str(file) for file in files] for photo, files in made.classes.items()}
-    if as_json:
-        skipped = {str(photo): problem for photo, problem in made.skipped.items()}
-        told = {"classes": of_classes} if of_classes else {}
-        ran = {"skipped": skipped, "ran": dict(made.info), "notes": made.notes}
-        print(json_text({"written": written, **told, **ran}))
-    else:
+    skipped = {str(photo): problem for photo, problem in made.skipped.items()}
+    more = {"classes": of_classes} if of_classes else {}
+    ran = {"skipped": skipped, "ran": dict(made.info), "notes": made.notes}
+    if not print_json({"written": written, **more, **ran}, as_json):
         echo(*written, *(file for files in of_classes.values() for file in files))
     if made.skipped:
         say(f"{len(made.skipped)} of {len(written) + len(made.skipped)} photos skipped")
