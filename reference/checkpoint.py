@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from u2export.errors import UserError
 from u2export.files import no_pipe
+from u2export.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -207,4 +208,5 @@ def _line(error: Exception, length: int = 160) -> str:
     if length <= 160 and "WeightsUnpickler error:" in text:  # the cause, behind torch's advice on its own options
         text = text.partition("WeightsUnpickler error:")[2].strip() or "its pickle is damaged"
     text = text if length > 160 else text.splitlines()[0]
+    text = text if length > 160 else one_line(text)  # a damaged name may hold any byte
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from u2export.exporters.inspection import inspect
 from u2export.exporters.open import read_artifact
 from u2export.reference.photos import open_photo, read_array
 
+CORPUS = Path(__file__).parent / "corpus"
 HUGE = 10**400
 
 
@@ -282,3 +285,47 @@ def test_a_pipe_is_no_photo_array_model_or_checkpoint(tmp_path: Path) -> None:
     for suffix in (".pth", ".safetensors"):
         with pytest.raises(UserError, match=says):
             read_checkpoint(pipe(f"y{suffix}"))
+
+
+# Recipes, layer tables and saved masks: found by the study `fuzz`
+
+
+@pytest.mark.parametrize(
+    "change", [{"onnx": 5}, {"onnx": "9" * 5000}, {"scales": 3}, {"scales": {"a": "x"}}, {"scales": {"a": 1e60}},
+               {"shape": ["a"]}, {"layers": {"a": 3}}, {"islands": [None]}]
+)  # fmt: skip
+def test_recipes_with_values_of_other_types(change: dict[str, Any], tmp_path: Path) -> None:
+    from u2export.exporters.trt.recipe import Recipe
+
+    data = json.loads((CORPUS / "json" / "recipe" / "net.recipe.json").read_text())
+    (tmp_path / "net.onnx").touch()
+    path = tmp_path / "net.recipe.json"
+    path.write_text(json.dumps(data))
+    assert Recipe.read(path)[0].scales
+    path.write_text(json.dumps({**data, **change}))
+    with pytest.raises(UserError, match="damaged recipe"):
+        Recipe.read(path)
+
+
+def test_layer_tables_with_numbers_that_are_none() -> None:
+    from u2export.exporters.trt.layer_table import parse
+
+    data = json.loads((CORPUS / "json" / "layers" / "tensorrt11.json").read_text())
+    data["Layers"][0]["Inputs"][0]["Dimensions"][0] = math.inf
+    with pytest.raises(UserError, match="has another form"):
+        parse(json.dumps(data))
+    text = (CORPUS / "text" / "layers" / "build.log").read_text()
+    for number in ("3-64", "9" * 5000):
+        assert parse(text.replace("[1,3,64,64]", f"[1,{number},64,64]", 1)).layers
+
+
+def test_saved_masks_with_a_damaged_header(tmp_path: Path) -> None:
+    from u2export.benchmarks.gate.saved_masks import SavedMasks
+
+    whole = (CORPUS / "masks" / "two.npz").read_bytes()
+    path = tmp_path / "masks.npz"
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"), }", b"(, }", 1))
+    with pytest.raises(UserError, match="holds no saved masks"):
+        SavedMasks.load(path)

@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
 
+import make_corpus
 import pytest
 from builders import mixed_report
 from conftest import ROOT
@@ -20,6 +21,7 @@ from u2export.benchmarks.studies.reliability import fuzz_seeds, fuzz_worker
 from u2export.benchmarks.studies.study import COMMAND, Pages, repeats
 from u2export.errors import UserError
 
+CORPUS = ROOT / "tests" / "corpus"
 HELPERS = {
     "__init__",
     "__main__",
@@ -107,24 +109,27 @@ def test_committed_pages_name_the_command_that_made_them() -> None:
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     for module in ("torch", "onnx", "safetensors", "yaml"):
         pytest.importorskip(module)
-    assert fuzz.STUDY.main(["--count", "300", "--out", str(tmp_path)]) == 0
+    assert fuzz.STUDY.main(["--count", "250", "--corpus", str(CORPUS), "--out", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "fuzz.json").read_text())
-    absent = {kind for kind, module in (("tflite", "ai_edge_litert"), ("pte", "executorch")) if not find_spec(module)}
+    absent = {kind for kind, module in fuzz_seeds.NEEDS.items() if not find_spec(module)}
     assert not data["findings"] and set(data["kinds"]) == set(fuzz.SHARES) - absent
     total = {what: sum(row[what] for row in data["kinds"].values()) for what in fuzz.OUTCOMES}
-    assert sum(total.values()) == 300 and total["read"] > 40 < total["refused"]
-    assert "| all | 300 |" in (tmp_path / "fuzz.md").read_text()
+    assert sum(total.values()) == 250 and total["read"] > 40 < total["refused"]
+    assert "| all | 250 |" in (tmp_path / "fuzz.md").read_text()
 
 
-def test_intact_seeds_are_read(tmp_path: Path) -> None:
-    for module in ("torch", "onnx", "safetensors", "yaml"):
+@pytest.mark.parametrize("kind", sorted({str(path.parent.relative_to(CORPUS)) for path in CORPUS.rglob("*.*")}))
+def test_the_corpus_is_read(kind: str, tmp_path: Path) -> None:
+    """Intact files of every form, and files that were once a fault; a name says which are refused."""
+    for module in ("torch", "onnx", "onnxruntime", "safetensors", "yaml"):
         pytest.importorskip(module)
-    for number, (kind, name, data) in enumerate(fuzz_seeds.seeds()):
+    found = [seed for seed in fuzz_seeds.corpus(CORPUS) if seed[0] == kind.replace(os.sep, " ")]
+    for whole, name, data in found:
         path = tmp_path / name
         path.write_bytes(data)
-        found = fuzz_worker.outcome(kind, path, 1 if kind == "photo" else 3 * number)
-        wanted = "refused" if name == "external.onnx" else "read"  # its data is missing
-        assert found["outcome"] == wanted, (name, found)
+        got = fuzz_worker.outcome(whole, path, make_corpus.number(whole))
+        assert got["outcome"] == ("refused" if name.startswith("refused-") else "read"), (name, got)
+        assert got["seconds"] < 30, (name, got)  # imports of a runtime count
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the study waits for pipes, which Windows cannot")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,9 @@ from u2export.reference.image import Floats
 SCHEMA = 1
 TOP = 65535
 THRESHOLD = 0.5  # where a bench cuts masks
+# What numpy raises for damaged archives and headers of arrays.
+DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError, SyntaxError, MemoryError,
+          RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # fmt: skip
 HINT = "give the file of masks that `u2export bench` saved"
 
 
@@ -96,7 +101,7 @@ class SavedMasks:
                 return cls(tuple(about["photos"]), about["photos_digest"], **maps, keys=about["keys"])
         except FileNotFoundError:
             raise UserError(f"no such file: {path}", HINT) from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{path} holds no saved masks ({error})", HINT) from None
 
 

@@ -21,13 +21,14 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from u2export.benchmarks.studies.reliability.fuzz_seeds import Seed, seeds
+from u2export.benchmarks.studies.reliability.fuzz_seeds import Seed, corpus, seeds
 from u2export.benchmarks.studies.reliability.fuzz_worker import OUTCOMES, SHARES
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
 from u2export.exporters.runtime import versions
 
 MODULE = "u2export.benchmarks.studies.reliability.fuzz_worker"
 STARTING = 300.0  # seconds that a worker may take until its first answer
+READ_WITH = ("pillow", "numpy", "torch", "safetensors", "onnx", "onnxruntime", "ai-edge-litert", "executorch")
 SHOWN = 50  # findings of the page
 
 
@@ -92,7 +93,7 @@ def fuzz(
         memory: bytes that reading one case may take.
         seconds: how long reading one case may take.
         minutes: how long all cases may take; the rest of them is left out.
-        files: the intact files; all seeds by default.
+        files: the intact files; those of `seeds` by default.
 
     Returns:
         "kinds": counts of each outcome by kind; "findings": the cases that are neither read nor refused;
@@ -139,8 +140,9 @@ def page(data: Mapping[str, Any]) -> str:
         f"""# Damaged files
 
 {sum(total.values()):,} damaged files were read as the product reads them. Each is one of {data["seeds"]} intact files
-with random changes, also inside the checksums of PNG and of archives. A worker process reads each file with at most
-{data["memory_gib"]:g} GiB of memory and in at most {data["seconds"]:g} s. Again with
+of `tests/corpus` with random changes, also to values of JSON and inside the checksums of PNG and of archives. A worker
+process reads each file with at most {data["memory_gib"]:g} GiB of memory and in at most {data["seconds"]:g} s.
+Tracebacks, crashes, hangs, and changes outside the folder of the file are "anything else". Again with
 
     {data["rerun"]}
 
@@ -158,6 +160,7 @@ The slowest file took {data["slowest"]:g} s. Read with {listed(data["tools"])} o
 
 def options(parser: ArgumentParser) -> None:
     """Add the options of this study."""
+    parser.add_argument("--corpus", type=Path, default=Path("tests/corpus"), help="intact files; %(default)s")
     parser.add_argument("--count", type=int, default=20_000, help="number of damaged files; %(default)s")
     parser.add_argument("--first", type=int, default=0, help="number of the first case; %(default)s")
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all files, at most; no limit by default")
@@ -166,10 +169,14 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace, pages: Pages) -> int:
-    """Read the damaged files, and write both pages; return 1 if anything was neither read nor refused."""
-    found = fuzz(given.first, given.count, int(given.memory * 2**30), given.seconds, given.minutes)
+    """Read the damaged files, and write both pages; return 1 if anything was neither read nor refused.
+
+    The intact files are those of `--corpus`; where there is no such folder, files that are made now.
+    """
+    files = corpus(given.corpus) if given.corpus.is_dir() else seeds()
+    found = fuzz(given.first, given.count, int(given.memory * 2**30), given.seconds, given.minutes, files)
     data = {
-        "schema": 1, "rerun": pages.command, "tools": versions("pillow", "numpy", "torch", "safetensors", "onnx"),
+        "schema": 1, "rerun": pages.command, "tools": versions(*READ_WITH),
         "machine": machine(), "memory_gib": given.memory, "seconds": given.seconds, **found,
     }  # fmt: skip
     pages.publish(data, page(data))

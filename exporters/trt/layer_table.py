@@ -212,7 +212,7 @@ def _section(rest: str, name: str) -> str:
 def _text_tensors(section: str) -> Iterator[EngineTensor]:
     for found in _TENSOR.finditer(section):
         kind = _TYPE.search(found["rest"])
-        shape = tuple(int(n) for n in found["shape"].split(",") if n.strip())
+        shape = tuple(int(n) for n in re.findall(r"-?\d{1,18}", found["shape"]))
         yield EngineTensor(found["name"], shape, _type(kind["type"]) if kind else "")
 
 
@@ -239,7 +239,7 @@ def _parse_json(text: str) -> LayerTable:
         named = data.get("Bindings") or data.get("I/O Tensors") or ()  # the second is the word of TensorRT 11
         bindings = tuple(b if isinstance(b, str) else b["Name"] for b in named)
         return LayerTable(tuple(_json_layer(layer) for layer in layers), bindings)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"its layer table has another form ({type(error).__name__}: {error})", HINT) from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from u2export.errors import UserError, WrongValue
-from u2export.files import read_json, write_json, write_text
+from u2export.files import checked, read_json, write_json, write_text
 from u2export.reference.weights import file_digest
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SUFFIX = ".recipe.json"
+FP32_MAX = 3.4e38  # what a calibration cache can hold
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ class Recipe:
     def dynamic(self) -> bool:
         """Whether the input has free axes, so that a build needs a profile of shapes."""
         return min(self.shape) < 0
+
+    def check_values(self) -> None:
+        """Check what `checked` does not: the contents of tuples and mappings.
+
+        Raises:
+            ValueError: a side, a name, a precision or a scale is none.
+        """
+        sides = bool(self.shape) and all(type(side) is int for side in self.shape)
+        texts = [*self.islands, *self.layers, *self.layers.values()]
+        scales = all(isinstance(s, (int, float)) and 0 < s < FP32_MAX for s in self.scales.values())
+        if not (sides and scales and 0 < len(self.onnx) < 200 and all(isinstance(text, str) for text in texts)):
+            raise ValueError("a side, the name of a layer, a precision or a scale is none")
 
     def builds_with(self, version: str) -> str:
         """Return why a version of `VERSIONS` does not build the graph; empty if it does."""
@@ -173,8 +186,9 @@ class Recipe:
         for derived in ("tensorrt", "trtexec"):
             data.pop(derived, None)
         try:
-            recipe = cls(**{**data, "shape": tuple(data["shape"]), "islands": tuple(data["islands"])})
-        except (TypeError, KeyError) as error:
+            recipe = checked(cls(**{**data, "shape": tuple(data["shape"]), "islands": tuple(data["islands"])}))
+            recipe.check_values()
+        except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"{path}: damaged recipe ({error})", hint) from None
         graph = path.parent / Path(recipe.onnx).name
         if not graph.is_file():

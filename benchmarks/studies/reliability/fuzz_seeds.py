@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,24 @@ def seeds() -> list[Seed]:
     Those of .tflite and .pte files are there where the packages of the runtimes are.
     """
     return [*_pictures(), *_arrays(), *_checkpoints(), *_graphs(), *_imports(), *phone_seeds()]
+
+
+# What a kind of file cannot be read without.
+NEEDS = {"tflite": "ai_edge_litert", "pte": "executorch", "import aihub": "yaml", "onnx": "onnx", "checkpoint": "torch",
+         "model": "onnxruntime"}  # fmt: skip
+
+
+def corpus(folder: Path) -> list[Seed]:
+    """Return the files below a folder whose kinds can be read here.
+
+    The folder of a file says its kind: json/report/a.json is of the kind "json report".
+    """
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        kind = " ".join(path.parent.relative_to(folder).parts)
+        if kind and not (kind in NEEDS and find_spec(NEEDS[kind]) is None):
+            found.append((kind, path.name, path.read_bytes()))
+    return found
 
 
 def _picture(bands: int, top: int) -> NDArray[np.float64]:
