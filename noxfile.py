@@ -19,9 +19,10 @@ nox.needs_version = ">=2024.4"
 
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = (
-    "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "pysodmetrics",
+    "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "playwright",
+    "pysodmetrics",
 )  # fmt: skip
-EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video")
+EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video", "web")
 # Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.
 APART = ("litert", "executorch")
 
@@ -148,7 +149,7 @@ PERMISSIVE = ("MIT", "BSD", "Apache", "ISC", "Python Software Foundation", "PSF"
 @nox.session
 def licenses(session: nox.Session) -> None:
     """The licences of all packages that the extras install; one that is not permissive is a failure."""
-    install(session, ("onnx", "openvino", "coreml", "charts", "imports"), "pip-licenses")
+    install(session, ("onnx", "openvino", "coreml", "charts", "imports", "web"), "pip-licenses")
     session.run("pip-licenses", "--format=markdown", "--order=license")
     session.run("pip-licenses", "--partial-match", "--allow-only", ";".join(PERMISSIVE))
 
@@ -156,7 +157,7 @@ def licenses(session: nox.Session) -> None:
 @nox.session
 def audit(session: nox.Session) -> None:
     """Known vulnerabilities of the pinned versions. Without the database on the network it says so and passes."""
-    install(session, ("onnx", "openvino", "coreml", "charts", "imports"), "pip-audit")
+    install(session, ("onnx", "openvino", "coreml", "charts", "imports", "web"), "pip-audit")
     found = Path(session.create_tmp(), "audit.json")
     found.unlink(missing_ok=True)
     words = ("--skip-editable", "--progress-spinner=off", "--format=json", "--output", str(found))

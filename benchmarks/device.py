@@ -23,7 +23,7 @@ from u2export.exporters.runtime import processors, versions
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 AMX = ("amx_tile", "amx_int8", "amx_bf16")
 ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
-RUNTIMES = (
+PACKAGED = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
@@ -34,7 +34,9 @@ RUNTIMES = (
     "ai-edge-litert",
     "executorch",
 )
-PACKAGES = ("numpy", "pillow", *RUNTIMES)
+PACKAGES = ("numpy", "pillow", *PACKAGED)
+# What decides the times of a row. The last two are those of rows in a browser.
+RUNTIMES = (*PACKAGED, "onnxruntime-web", "browser")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Device:
     @property
     def label(self) -> str:
         """One line that describes the device to people."""
-        name = self.cpu if self.model in ("", self.cpu) else f"{self.model}, {self.cpu}"
+        name = ", ".join(dict.fromkeys(filter(None, (self.model, self.cpu))))
         cores = f"{self.cores} core" + "s" * (self.cores != 1)
-        parts = [name, cores, f"{self.memory:g} GiB", self.os, *self.accelerators.values()]
+        parts = [name, cores, f"{self.memory:g} GiB" if self.memory else "", self.os, *self.accelerators.values()]
         return ", ".join(filter(None, parts)) + (", virtual machine" if self.virtual else "")
 
     @classmethod

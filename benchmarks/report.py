@@ -38,6 +38,8 @@ REASONS = {
     "timeout": "no answer in time",
     "not-measured": "interrupted before, or left out on request",
 }
+# Provenances of rows that a bench measured.
+MEASURED, IN_BROWSER = "measured", "measured, browser"
 # No time is so long: 31 years in nanoseconds. Statistics of shorter ones fit into a float.
 LONGEST = 10**18
 # "latency": the time of one picture at a time. "throughput": the pictures per second in batches and streams.
@@ -77,7 +79,8 @@ class Row:
         reason: a code of REASONS where something is missing; empty otherwise.
         problem: the sentence that belongs to `reason`.
         notes: notes from the artifact's record.
-        provenance: "measured" by a bench, "imported" from the file of a tool, or "published" by others.
+        provenance: "measured" by a bench, "measured, browser" by a bench in a browser, "imported" from the file of a
+            tool, or "published" by others.
         opening_ns: the parts of load_ns that the runtime tells: "import" of the runtime, "read" of the file, "compile"
             (optimise, choose kernels, build); each has as many values as load_ns.
         inference_ns: time from the network's input to d0, one for each photo. The photos of `preprocess_ns`,
@@ -117,7 +120,7 @@ class Row:
     reason: str = ""
     problem: str = ""
     notes: tuple[str, ...] = ()
-    provenance: str = "measured"
+    provenance: str = MEASURED
     opening_ns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     inference_ns: tuple[int, ...] = ()
     scenario: str = SCENARIOS[0]
@@ -127,6 +130,11 @@ class Row:
     energy_uj: tuple[int, ...] = ()
     stated: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a bench measured the row, on a machine or in a browser."""
+        return self.provenance in (MEASURED, IN_BROWSER)
 
     @property
     def fidelity(self) -> Fidelity | None:

@@ -42,7 +42,9 @@ class BenchRequest:
         sustained: seconds that each row runs alone after the rounds; 0 for no such run.
         cooldown: seconds of rest before each sustained run.
         arithmetics: "all" for a row in each arithmetic in which the machine can run an artifact, "default" for one row.
-        device: "local", or "ssh://user@host:port" for another machine.
+        device: "local", "ssh://user@host:port" for another machine, or "web" or "web:port" for a browser that opens
+            the page of this bench.
+        usb: whether the page of "web" is served for a phone behind `adb reverse`.
         device_python: Python on the other machine, with numpy, Pillow and the runtime.
         ssh_config: configuration file of ssh in place of the user's own.
         timeout: seconds to wait for one answer of a runtime.
@@ -78,6 +80,7 @@ class BenchRequest:
     cooldown: float = 60.0
     arithmetics: str = "all"
     device: str = "local"
+    usb: bool = False
     device_python: str = "python3"
     ssh_config: Path | None = None
     timeout: float = 300.0
@@ -99,6 +102,7 @@ def bench(
     request: BenchRequest,
     saved: Callable[[Report], None] = lambda report: None,
     progress: Progress = lambda stage, done, total: None,
+    announce: Callable[[str], None] = print,
 ) -> Report:
     """Measure artifacts, and write the files that the request names.
 
@@ -106,6 +110,7 @@ def bench(
         request: what to measure and what to write.
         saved: receives the report after every step. The report that it received last is what an interruption leaves.
         progress: receives the stage, the steps done and the steps in all.
+        announce: receives the lines that tell the user which address to open in the browser, for the device "web".
 
     Returns:
         The complete report.
@@ -117,7 +122,7 @@ def bench(
     """
     if request.resume and not request.json:
         raise UserError("resuming needs the results of an earlier run", "name their file", "json")
-    plan = _plan(request)
+    plan = _plan(request, announce)
     earlier = Report.load(request.json) if request.resume and request.json and request.json.exists() else None
 
     def save(report: Report) -> None:
@@ -131,7 +136,7 @@ def bench(
     return measure(plan, save, progress, earlier, use_maps)
 
 
-def _plan(request: BenchRequest) -> Plan:
+def _plan(request: BenchRequest, announce: Callable[[str], None]) -> Plan:
     artifacts = read_artifacts(request.artifacts, request.output_name)
     if not artifacts:
         raise UserError("there is no artifact to measure", "name at least one exported model")
@@ -156,7 +161,7 @@ def _plan(request: BenchRequest) -> Plan:
         strict=request.strict,
         save_reference=request.save_reference,
         all_maps=bool(request.contact_sheet or request.save_masks),
-        machine=_machine(request),
+        machine=_machine(request, announce),
     )  # fmt: skip
 
 
@@ -169,10 +174,17 @@ def _trust(artifacts: Sequence[Artifact]) -> None:
             trust(artifact.path)
 
 
-def _machine(request: BenchRequest) -> Machine | None:
+def _machine(request: BenchRequest, announce: Callable[[str], None]) -> Machine | None:
     """The machine that `device` names; None for this machine."""
+    web = request.device.partition(":")[0] == "web"
+    if request.usb and not web:
+        raise UserError("only the page of a browser goes over USB", "add --device web", "usb")
     if request.device == "local":
         return None
+    if web:
+        from u2export.benchmarks.web.machine import WebMachine, port_of
+
+        return WebMachine(announce, port_of(request.device), request.usb, request.threads)
     from u2export.benchmarks.measuring.ssh import SshMachine, address
 
     return SshMachine(address(request.device), request.device_python, request.ssh_config)

@@ -177,18 +177,28 @@ def _run(name: str, session: Any, layout: Layout, output: str, fed: Fed) -> Floa
 
 def runner_of_foreign(session: Any, path: Path, contract: Contract, options: Any, info: dict[str, str]) -> Runner:
     """The runner of a file without a record; `options` are those of `assume`."""
-    layout, output, logits = read_layout(path, session), options["output"], options["logits"]
-    size, what = (contract.height, contract.width), f"{path.name}: output {options['output']}"
+    layout, output = read_layout(path, session), options["output"]
 
     def predict(fed: Fed) -> Floats:
-        maps = as_maps(_run(path.name, session, layout, output, fed), size, what, len(fed.values))[: fed.rows]
-        if logits:
-            return sigmoid(maps)
-        if maps.min() < -SLACK or maps.max() > 1 + SLACK:
-            raise UserError(
-                f"{what} gives {maps.min():.3g} to {maps.max():.3g}, not a map in 0..1", "name another output",
-                "output_name",
-            )  # fmt: skip
-        return maps
+        values = _run(path.name, session, layout, output, fed)
+        return maps_of(values, path, contract, options, len(fed.values))[: fed.rows]
 
     return Runner(predict, info, layout.feed)
+
+
+def maps_of(values: Floats, path: Path, contract: Contract, options: Any, batch: int) -> Floats:
+    """The maps d0 (batch, K, H, W) in the output of a file without a record; `options` are those of `assume`.
+
+    Raises:
+        UserError: the output has another shape, or its values are no maps in 0..1.
+    """
+    what = f"{path.name}: output {options['output']}"
+    maps = as_maps(values, (contract.height, contract.width), what, batch)
+    if options["logits"]:
+        return sigmoid(maps)
+    if maps.min() < -SLACK or maps.max() > 1 + SLACK:
+        raise UserError(
+            f"{what} gives {maps.min():.3g} to {maps.max():.3g}, not a map in 0..1", "name another output",
+            "output_name",
+        )  # fmt: skip
+    return maps

@@ -124,6 +124,7 @@ class Bench:
     def _rows_of(self, name: str, artifact: Artifact) -> Iterator[PlannedRow]:
         """Yield a row for each arithmetic in which the machine runs an artifact; one row with a reason if it cannot."""
         first = planned_artifact(name, artifact)
+        first = replace(first, row=replace(first.row, provenance=self._machine.provenance))
         if artifact.weights.sha256 in self._without_reference:
             first = replace(first, row=replace(first.row, notes=(*first.row.notes, WITHOUT_REFERENCE)))
         path, workshop = self._machine.path(artifact.path), self._machine.workshop()
@@ -216,10 +217,16 @@ def measure(
     Raises:
         UserError: see `Bench` and `Bench.run`, and `u2export.benchmarks.measuring.ssh.SshMachine` for another machine.
     """
+    machine = plan.machine or Machine(plan.worker)
+
+    def show(stage: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+        machine.show(stage, done, total)
+
     if plan.machine:
         progress("connecting", 0, 1)
-    with tempfile.TemporaryDirectory(prefix="u2export-bench-") as scratch, plan.machine or Machine(plan.worker):
-        bench = Bench(plan, Path(scratch), saved, progress, earlier)
+    with tempfile.TemporaryDirectory(prefix="u2export-bench-") as scratch, machine:
+        bench = Bench(plan, Path(scratch), saved, show, earlier)
         report = bench.run()
         if look:
             look(report, bench.photos.paths, bench.judged)

@@ -15,9 +15,9 @@ from u2export.benchmarks.measuring import map_files
 from u2export.benchmarks.measuring.ground_truth import Accuracy, read_truth
 from u2export.benchmarks.measuring.photos import Photos
 from u2export.benchmarks.measuring.plan import Plan, Progress
-from u2export.benchmarks.measuring.results import Results, failed
+from u2export.benchmarks.measuring.results import Results, failed, with_notes
 from u2export.benchmarks.measuring.rows import PlannedRow, ReferenceChoice
-from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerProcess
+from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerHandle
 from u2export.benchmarks.measuring.workers import Workers
 from u2export.benchmarks.report import Row
 from u2export.errors import UserError
@@ -149,7 +149,8 @@ class Judging:
             with self._workers.start(self._workers.machine_of(planned)) as worker:
                 opened = worker.ask("open", **opening)
                 maps, answers = self._maps(planned, worker)
-                memory = {"start": opened["memory"], **worker.ask("memory")["memory"]}
+                start = {"start": opened["memory"]} if "memory" in opened else {}
+                memory = {**start, **worker.ask("memory")["memory"]}
             _check_maps(maps, reference)
         except WorkerFailed as failure:
             return failed(row, failure, opening.get("artifact", "")), None
@@ -157,7 +158,7 @@ class Judging:
             row,
             images=self._fidelity(maps, reference),
             accuracy=self._accuracy(maps),
-            notes=self._notes(row, maps),
+            notes=self._notes(with_notes(row, opened), maps),
             load_ns=(opened["load_ns"],),
             opening_ns={phase: (ns,) for phase, ns in opened["opening_ns"].items()},
             preprocess_ns=_times(answers, "preprocess_ns"),
@@ -170,7 +171,7 @@ class Judging:
         )
         return measured, maps
 
-    def _maps(self, planned: PlannedRow, worker: WorkerProcess) -> tuple[Floats, list[dict[str, Any]]]:
+    def _maps(self, planned: PlannedRow, worker: WorkerHandle) -> tuple[Floats, list[dict[str, Any]]]:
         """Return all maps of every photo, in a scratch file, and the worker's answers without the maps."""
         machine, found = self._workers.machine_of(planned), []
         maps: Floats | None = None

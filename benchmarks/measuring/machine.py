@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.device import Device, environment, this_device
-from u2export.benchmarks.measuring.worker_process import WORKER, WorkerProcess
+from u2export.benchmarks.measuring.worker_process import WORKER, WorkerHandle, WorkerProcess
 from u2export.benchmarks.sensors import pulse, state
 from u2export.exporters.artifact import Artifact
 
@@ -20,9 +20,11 @@ class Machine:
 
     Attributes:
         here: whether the machine is this machine.
+        provenance: where the figures of its rows come from, see `u2export.benchmarks.report.Row`.
     """
 
     here = True
+    provenance = "measured"
 
     def __init__(self, worker: Sequence[str] = WORKER) -> None:
         self.worker = worker
@@ -66,6 +68,9 @@ class Machine:
         """Return the path on the machine of a file that was sent."""
         return str(local)
 
-    def start_worker(self, log: Path, timeout: float) -> WorkerProcess:
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Show on the machine how far the bench is, where the machine has a screen of its own."""
+
+    def start_worker(self, log: Path, timeout: float) -> WorkerHandle:
         """Start a worker on the machine; the arguments are those of `WorkerProcess`."""
         return WorkerProcess(log, timeout, self.worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,3 +58,8 @@ def failed(row: Row, failure: WorkerFailed, artifact: Path | str = "") -> Row:
     """Return the row with the reason of a failure; folder names are removed, because they tell about the user."""
     problem = failure.problem.replace(f"{Path(artifact).parent}/", "") if artifact else failure.problem
     return replace(row, reason=failure.reason, problem=problem.replace(f"{Path.home()}/", "~/"))
+
+
+def with_notes(row: Row, answer: Mapping[str, Any]) -> Row:
+    """Return the row with the notes of a worker's answer, each once."""
+    return replace(row, notes=tuple(dict.fromkeys((*row.notes, *answer.get("notes", ())))))

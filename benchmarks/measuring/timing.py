@@ -14,9 +14,9 @@ from typing import Any
 
 from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring.plan import Plan, Progress
-from u2export.benchmarks.measuring.results import Results, failed
+from u2export.benchmarks.measuring.results import Results, failed, with_notes
 from u2export.benchmarks.measuring.rows import PlannedRow
-from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerProcess
+from u2export.benchmarks.measuring.worker_process import WorkerFailed, WorkerHandle
 from u2export.benchmarks.measuring.workers import Workers
 from u2export.benchmarks.report import Report, Row
 
@@ -57,7 +57,7 @@ class Timing:
     def run(self, rows: Sequence[PlannedRow]) -> None:
         """Warm up all rows, time them in rounds, run each alone for minutes where asked, and read the peak memory."""
         with ExitStack() as stack:
-            live: dict[str, WorkerProcess] = {}
+            live: dict[str, WorkerHandle] = {}
             for i, planned in enumerate(rows):
                 self._progress("warming up", i, len(rows))
                 worker = stack.enter_context(self._workers.start())
@@ -76,7 +76,7 @@ class Timing:
                 self._ask(name, worker, "memory", _with_peak)
             self._results.save()
 
-    def _warm_up(self, planned: PlannedRow, worker: WorkerProcess) -> bool:
+    def _warm_up(self, planned: PlannedRow, worker: WorkerHandle) -> bool:
         """Open a row and warm it up; return False where that failed, and the row then tells the reason."""
         row, opening = self._results.row(planned.row.name), self._workers.opening(planned)
         try:
@@ -92,7 +92,7 @@ class Timing:
                 row,
                 load_ns=(*row.load_ns, opened["load_ns"]),
                 opening_ns={k: (*row.opening_ns.get(k, ()), ns) for k, ns in opened["opening_ns"].items()},
-                memory={"start": opened["memory"]},
+                memory={"start": opened["memory"]} if "memory" in opened else {},
                 first_ns=warm["first_ns"],
                 warmup_ns=tuple(warm["warmup_ns"]),
                 steady=warm["steady"],
@@ -111,7 +111,7 @@ class Timing:
             self._results.save(states=self._earlier.states[:done])
         return done
 
-    def _round(self, live: dict[str, WorkerProcess], number: int) -> None:
+    def _round(self, live: dict[str, WorkerHandle], number: int) -> None:
         """Give every row one turn, in random order. A row that fails leaves `live`."""
         wanted = self._settings
         order = sorted(live)
@@ -125,7 +125,7 @@ class Timing:
                 live.pop(name).kill()
             sleep(PAUSE)
 
-    def _run_sustained(self, live: dict[str, WorkerProcess]) -> None:
+    def _run_sustained(self, live: dict[str, WorkerHandle]) -> None:
         """Run each row alone for as long as the settings say. An interrupted run starts anew, on a cool device."""
         slices = math.ceil(self._settings.sustained / SLICE)
         for name in list(live):
@@ -151,7 +151,7 @@ class Timing:
     def _ask(
         self,
         name: str,
-        worker: WorkerProcess,
+        worker: WorkerHandle,
         do: str,
         change: Callable[[Row, dict[str, Any]], Row],
         wait: float = 0.0,
@@ -163,7 +163,8 @@ class Timing:
         """
         row = self._results.row(name)
         try:
-            row = change(row, worker.ask(do, wait, **request))
+            answer = worker.ask(do, wait, **request)
+            row = with_notes(change(row, answer), answer)
         except WorkerFailed as failure:
             row = failed(row, failure)
         self._results.put(row)

@@ -28,6 +28,8 @@ Requests, by their field "do". All paths are paths on the worker's machine.
   on a GPU with memory of its own.
 - close {}: end. The end of the input does the same.
 
+Any answer may have {notes}, a list of remarks for the row's note.
+
 The answer to a request that fails is {error: {kind, problem, hint}}; kind is a reason code of
 `u2export.benchmarks.report`.
 """

@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,8 +33,54 @@ class WorkerFailed(Exception):
         self.problem = problem
 
 
-class WorkerProcess:
-    """A running worker.
+class WorkerHandle(ABC):
+    """A running worker, wherever it runs. It is a context manager, which ends the worker."""
+
+    def __enter__(self) -> WorkerHandle:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.end()
+
+    def ask(self, do: str, wait: float = 0.0, **fields: Any) -> dict[str, Any]:
+        """Return the first line of the answer to a request.
+
+        Args:
+            do: the request's name. wait: seconds to wait in addition to the timeout. fields: the request's fields.
+
+        Raises:
+            WorkerFailed: the worker answers with an error, gives no answer in time, or ends. The worker is dead in the
+                last two cases.
+        """
+        return next(self.stream(do, wait, **fields))
+
+    @abstractmethod
+    def stream(self, do: str, wait: float = 0.0, **fields: Any) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the answer to a request; arguments and errors are those of `ask`."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the worker at once; do nothing if it has ended."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Let the worker close what it has open, and end it."""
+
+
+def answered(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of an answer that tells no error.
+
+    Raises:
+        WorkerFailed: the line tells an error.
+    """
+    if error := reply.get("error"):
+        hint = f" ({error['hint']})" if error["hint"] else ""
+        raise WorkerFailed(error["kind"], error["problem"] + hint)
+    return reply
+
+
+class WorkerProcess(WorkerHandle):
+    """A running worker in a process of its own.
 
     Args:
         log: file that receives what the worker and its native libraries print.
@@ -55,24 +102,6 @@ class WorkerProcess:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.replies, selectors.EVENT_READ)
 
-    def __enter__(self) -> WorkerProcess:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.end()
-
-    def ask(self, do: str, wait: float = 0.0, **fields: Any) -> dict[str, Any]:
-        """Return the first line of the answer to a request.
-
-        Args:
-            do: the request's name. wait: seconds to wait in addition to the timeout. fields: the request's fields.
-
-        Raises:
-            WorkerFailed: the worker answers with an error, gives no answer in time, or ends. The process is dead in the
-                last two cases.
-        """
-        return next(self.stream(do, wait, **fields))
-
     def stream(self, do: str, wait: float = 0.0, **fields: Any) -> Iterator[dict[str, Any]]:
         """Yield the lines of the answer to a request; arguments and errors are those of `ask`."""
         try:
@@ -86,10 +115,7 @@ class WorkerProcess:
                 reply = json.loads(line)
             except ValueError:
                 raise WorkerFailed("failed", f"answered {do!r} with {line[:80]!r}") from None
-            if error := reply.get("error"):
-                hint = f" ({error['hint']})" if error["hint"] else ""
-                raise WorkerFailed(error["kind"], error["problem"] + hint)
-            yield reply
+            yield answered(reply)
 
     def _line(self, do: str, timeout: float) -> bytes:
         end = monotonic() + timeout

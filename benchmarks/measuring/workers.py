@@ -8,7 +8,7 @@ from typing import Any
 from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.plan import Plan
 from u2export.benchmarks.measuring.rows import PlannedRow
-from u2export.benchmarks.measuring.worker_process import WorkerProcess
+from u2export.benchmarks.measuring.worker_process import WorkerHandle
 
 
 class Workers:
@@ -29,7 +29,7 @@ class Workers:
         self._scratch = scratch
         self._started = 0
 
-    def start(self, machine: Machine | None = None) -> WorkerProcess:
+    def start(self, machine: Machine | None = None) -> WorkerHandle:
         """Start a worker on a machine; on `self.machine` by default."""
         self._started += 1
         return (machine or self.machine).start_worker(self._scratch / f"{self._started}.log", self._timeout)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from u2export.benchmarks.report import Report, Row
+from u2export.benchmarks.report import IN_BROWSER, Report, Row
 from u2export.benchmarks.tables.columns import statistic
 from u2export.benchmarks.tables.fonts import FAMILIES, drawable_text
 from u2export.benchmarks.tables.legend import label
@@ -75,7 +75,7 @@ def style(report: Report, row: Row) -> dict[str, Any]:
 
 def short(row: Row) -> str:
     """Return a short name of a row: exporter, precision, the arithmetic if it differs, and the origin if imported."""
-    mark = {"imported": " (imported)", "published": " (published)"}.get(row.provenance, "")
+    mark = {IN_BROWSER: " (browser)", "imported": " (imported)", "published": " (published)"}.get(row.provenance, "")
     arithmetic = arithmetic_name(row.runtime.get("arithmetic", row.arithmetic))
     same = "" if arithmetic == row.precision else f" run in {arithmetic}"
     return f"{row.exporter} {row.precision}{same}{mark}"

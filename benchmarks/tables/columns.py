@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from u2export.benchmarks.report import Report, Row
+from u2export.benchmarks.report import IN_BROWSER, MEASURED, Report, Row
 from u2export.benchmarks.statistics import Interval
 from u2export.reference.fidelity import Fidelity
 
 Cell = Callable[[Report, Row], str]
 NONE = "–"
 BUSY = "!"  # behind a ratio from a machine that did other work too
-MARKS = {"measured": "M", "imported": "I", "published": "P"}
+MARKS = {MEASURED: "M", IN_BROWSER: "B", "imported": "I", "published": "P"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def blank(column: Column, report: Report, row: Row) -> str:
     """Return the code of an empty cell; a dash in columns of words, and if the note of the row states the reason."""
     if row.reason or not column.right:
         return NONE
-    measured = row.provenance == "measured"
+    measured = row.is_measured
     if column.kind == "class" and row.fidelity:
         return "n/c"
     if column.kind in ("fidelity", "class"):
@@ -129,7 +129,7 @@ def busy(report: Report) -> float | None:
 def note(row: Row) -> str:
     """Return the note of a row: why it has no numbers, where it comes from, and what is unusual; "" if nothing is."""
     parts = [f"{row.reason}: {row.problem}" if row.reason else ""]
-    parts += [row.provenance if row.provenance != "measured" else ""]
+    parts += [row.provenance if row.provenance != MEASURED else ""]
     if "tool" in row.source:
         parts += [f"{row.source['tool']} {row.source.get('version', '')}".strip()]
     if row.source.get("timed") and not row.reason:

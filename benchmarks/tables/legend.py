@@ -24,6 +24,7 @@ KNEE = "knee: median of the last 30 s of the sustained run, divided by the media
 # The packages whose versions a table names.
 TOOLS = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt", "ai-edge-litert", "executorch",
+    "onnxruntime-web", "browser",
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def about(table: Table) -> list[str]:
 
 def facts(report: Report) -> list[str]:
     """Return the lines on one report: its device, how its rows were measured, and where the other rows come from."""
-    ours = [row for row in report.rows if row.provenance == "measured"]
+    ours = [row for row in report.rows if row.is_measured]
     device = f"device: {label(report.device)} [{report.device.fingerprint}]"
     interrupted = [] if report.complete else ["incomplete: the run was interrupted; continue it with --resume"]
     return [device, *(_measured(report, ours) if ours else []), *sources(report.rows), *interrupted]
@@ -56,7 +57,7 @@ def label(device: Device) -> str:
 def sources(rows: Sequence[Row]) -> list[str]:
     """Return one line for each file or tool that imported and published rows come from, and the footnote to ¹."""
     footnote = "¹ a single number; its source does not say which statistic it is"
-    lines = [_source(row) for row in rows if row.provenance != "measured"]
+    lines = [_source(row) for row in rows if not row.is_measured]
     lines += [footnote for row in rows if "single" in row.stated]
     return list(dict.fromkeys(filter(None, lines)))
 

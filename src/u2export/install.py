@@ -24,6 +24,7 @@ PACKAGES = {
     "imports": ("pyyaml",),
     "video": ("av",),
     "ort": ("onnxruntime",),
+    "web": ("aiohttp", "cryptography", "onnxruntime", "qrcode"),
 }
 URL_CHARACTERS = "%:/?#[]@!$&'()*+,;=~"  # pip records addresses of repositories with bare spaces
 # Packages whose module has another name.

@@ -48,6 +48,7 @@ def bench(
     cooldown: float = 60,
     threads: int = 0,
     device: str = LOCAL,
+    usb: bool = False,
     device_python: str = "python3",
     ssh_config: str | Path | None = None,
     timeout: float = 300,
@@ -61,6 +62,7 @@ def bench(
     resume: bool = False,
     progress: Progress = lambda stage, done, total: None,
     saved: Callable[[Report], None] = lambda report: None,
+    announce: Callable[[str], None] = print,
 ) -> Report:
     """Measure the mask fidelity and the latency of artifacts.
 
@@ -82,7 +84,8 @@ def bench(
         sustained: seconds to run each row alone afterwards, after `cooldown` seconds of rest.
         threads: threads of each runtime; 0 for all processors.
         device: "local", or "ssh://USER@HOST[:PORT]" for another machine; `device_python` is a Python there that has
-            numpy, Pillow and the runtime, `ssh_config` replaces ~/.ssh/config.
+            numpy, Pillow and the runtime, `ssh_config` replaces ~/.ssh/config. "web" or "web:PORT" for a browser that
+            opens the page of this bench, such as that of a phone; `usb` serves the page for `adb reverse`.
         timeout: seconds to wait for one answer of a runtime.
         baseline_row: the row that speed-ups are relative to; the reference, or the first row, by default.
         reference: what masks are compared with: "auto" (PyTorch if it and the weights are there, else an fp32 ONNX),
@@ -96,6 +99,7 @@ def bench(
         resume: continue the interrupted run in the `json` file.
         progress: is called with the stage, steps done, and steps in all.
         saved: is called with the report so far after each step.
+        announce: is called with each line that tells which address to open in the browser.
 
     Returns:
         The report: raw samples and fidelity of each photo by row; every statistic is derived from them.
@@ -126,6 +130,7 @@ def bench(
         cooldown=cooldown,
         arithmetics=arithmetics,
         device=device,
+        usb=usb,
         device_python=device_python,
         ssh_config=_path(ssh_config),
         timeout=timeout,
@@ -142,7 +147,7 @@ def bench(
         save_reference=_path(save_reference),
         save_masks=_path(save_masks),
     )
-    return _bench(request, saved, progress)
+    return _bench(request, saved, progress, announce)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -90,9 +91,16 @@ class Timing:
 class Machine:
     """Where rows are measured."""
 
-    device: Annotated[str, typer.Option(metavar="local|ssh://USER@HOST[:PORT]", help="Machine to measure on.")] = (
-        "local"
-    )
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ssh://USER@HOST[:PORT]|web[:PORT]",
+            help="Machine to measure on; web: a browser that opens the page.",
+        ),
+    ] = "local"
+    usb: Annotated[
+        bool, typer.Option("--usb", help="With --device web: serve the page for a phone behind adb reverse.")
+    ] = False
     device_python: Annotated[
         str, typer.Option(help="Python on that machine that has numpy, Pillow and the runtime.")
     ] = "python3"
@@ -151,8 +159,9 @@ def bench(
     try:
         with Bars() as bars:
             report = measuring.bench(
-                artifacts, images, **options, progress=bars.show, saved=lambda r: latest.__setitem__(slice(None), [r])
-            )
+                artifacts, images, **options, progress=bars.show, announce=_announce,
+                saved=lambda r: latest.__setitem__(slice(None), [r]),
+            )  # fmt: skip
     except KeyboardInterrupt:
         if latest:
             wide().print(tables.report_table(latest[0]))
@@ -166,6 +175,11 @@ def bench(
         remark(f"u2export: skipped {problem}")
     for path in outputs.files():
         echo(path)
+
+
+def _announce(line: str) -> None:
+    """Print a line that the user needs to go on, also under --quiet."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _kept(json: Path | None) -> tuple[str, str]:

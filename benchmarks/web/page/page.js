@@ -1,0 +1,218 @@
+// The page of a bench: tells what it is, asks for work, and hands the work to one Web Worker for each row.
+
+import * as view from "./view.js";
+
+const workers = new Map();
+let session = "";
+let after = 0;
+let over = false;
+let hiddenSince = 0; // how often the page has been hidden so far
+const runtimes = new Map();
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const headers = () => ({ "X-Session": session });
+
+// Who this is
+
+function clockStep() {
+  let least = Infinity;
+  for (let i = 0, last = performance.now(); i < 20 && least > 0; ) {
+    const time = performance.now();
+    if (time > last) {
+      least = Math.min(least, time - last);
+      last = time;
+      i += 1;
+    }
+  }
+  return least * 1000;
+}
+
+function graphics() {
+  const gl = document.createElement("canvas").getContext("webgl");
+  const named = gl?.getExtension("WEBGL_debug_renderer_info");
+  const name = named ? gl.getParameter(named.UNMASKED_RENDERER_WEBGL) : "";
+  gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  return name;
+}
+
+async function adapter() {
+  const found = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (!found) return null;
+  const info = found.info ?? {};
+  const fallback = info.isFallbackAdapter ?? found.isFallbackAdapter ?? false;
+  const { vendor, architecture, device, description } = info;
+  return { vendor, architecture, device, description, fallback, features: [...found.features] };
+}
+
+async function agentData() {
+  const data = navigator.userAgentData;
+  if (!data) return null;
+  const wanted = ["architecture", "bitness", "model", "platformVersion", "fullVersionList"];
+  const values = await data.getHighEntropyValues(wanted).catch(() => ({}));
+  const { architecture, bitness, model, platform, platformVersion, fullVersionList } = values;
+  return { architecture, bitness, model, platform, platformVersion, brands: fullVersionList ?? data.brands };
+}
+
+async function identity() {
+  const [data, gpu] = await Promise.all([agentData(), adapter()]);
+  return {
+    agent: navigator.userAgent, data, gpu, graphics: graphics(), cores: navigator.hardwareConcurrency,
+    memory: navigator.deviceMemory ?? 0, isolated: self.crossOriginIsolated, secure: self.isSecureContext,
+    clock_us: clockStep(),
+  };
+}
+
+async function state() {
+  const battery = await navigator.getBattery?.().catch(() => null);
+  const charge = battery ? { battery: battery.level, charging: battery.charging } : {};
+  return { visible: document.visibilityState === "visible", ...charge };
+}
+
+// The line to the bench
+
+async function fetched(path, options) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      const response = await fetch(path, { cache: "no-store", ...options });
+      if (response.ok) return response;
+      if (response.status !== 429 || tries > 30) throw Object.assign(new Error(`${path}: ${response.status}`), { final: true });
+    } catch (error) {
+      if (error.final || tries > 60) throw error;
+    }
+    await pause(1000);
+  }
+}
+
+async function answer(seq, reply) {
+  const body = JSON.stringify({ seq, reply, state: await state() });
+  await fetched("answer", { method: "POST", headers: headers(), body });
+}
+
+async function bytes(name) {
+  return (await fetched(`private/${name}`, { headers: headers() })).arrayBuffer();
+}
+
+async function runtime(provider) {
+  const [module, binary] = provider === "webgpu"
+    ? ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"]
+    : ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.wasm"];
+  if (!runtimes.has(binary)) runtimes.set(binary, await (await fetched(`ort/${binary}`)).arrayBuffer());
+  return { runtime: new URL(`ort/${module}`, location.href).href, wasm: runtimes.get(binary) };
+}
+
+// Work
+
+function newWorker(number) {
+  const made = new Worker("worker.js", { type: "module" });
+  const waiting = new Map();
+  made.onmessage = ({ data }) => {
+    waiting.get(data.seq)?.(data);
+    waiting.delete(data.seq);
+  };
+  made.onerror = (event) => {
+    event.preventDefault();
+    const problem = `its Web Worker failed: ${event.message ?? "no message"}`;
+    for (const [seq, done] of waiting) done({ seq, reply: { error: { kind: "crashed", problem, hint: "" } } });
+    waiting.clear();
+  };
+  const ask = (message, transfer) =>
+    new Promise((done) => {
+      waiting.set(message.seq, done);
+      made.postMessage(message, transfer);
+    });
+  workers.set(number, { ask, end: () => made.terminate() });
+  return workers.get(number);
+}
+
+async function visible() {
+  while (document.visibilityState !== "visible") {
+    view.say("Waiting: bring this page to the front.");
+    await pause(250);
+  }
+}
+
+async function work(message) {
+  const { worker, ...request } = message;
+  if (request.do === "open") {
+    const { runtime: _, ...rest } = request;
+    const model = await bytes(request.model);
+    const more = await Promise.all(request.more.map(async ({ path, file }) => ({ path, data: new Uint8Array(await bytes(file)) })));
+    const prepared = { ...rest, ...(await runtime(request.provider)), model, more };
+    return newWorker(worker).ask(prepared, [model]);
+  }
+  if (request.input) request.bytes = await bytes(request.input);
+  if (request.do === "predict" && request.picture) view.showPicture(await bytes(request.picture));
+  if (request.do === "predict") return workers.get(worker).ask(request, [request.bytes]);
+  await visible();
+  const before = hiddenSince;
+  const found = await workers.get(worker).ask(request, request.bytes ? [request.bytes] : []);
+  if (hiddenSince !== before) found.reply.hidden = true;
+  return found;
+}
+
+async function handle(message) {
+  if (message.do === "end") {
+    over = true;
+    view.finish(message.how);
+    await answer(message.seq, {});
+    return;
+  }
+  if (message.do === "kill") {
+    workers.get(message.worker)?.end();
+    workers.delete(message.worker);
+    return;
+  }
+  let found;
+  try {
+    found = await work(message);
+  } catch (error) {
+    found = { reply: { error: { kind: "failed", problem: String(error?.message ?? error), hint: "" } } };
+  }
+  if (found.map) view.showMask(found.map, message.dims.at(-1), message.dims.at(-2));
+  if (found.reply.ns) view.addTimes(message.row, found.reply.ns);
+  await answer(message.seq, found.reply);
+}
+
+async function poll() {
+  while (!over) {
+    const { messages, status } = await (await fetched(`next?after=${after}`, { headers: headers() })).json();
+    if (status?.stage) view.progress(status);
+    for (const message of messages) {
+      after = message.seq;
+      handle(message).catch(lost);
+    }
+  }
+}
+
+function lost(error) {
+  if (over) return;
+  over = true;
+  view.fail(`The connection to your computer is gone (${error.message ?? error}). Start the bench there again.`);
+}
+
+async function keepAwake() {
+  if (document.visibilityState === "visible" && !over) await navigator.wakeLock?.request("screen").catch(() => null);
+}
+
+async function begin(model) {
+  view.say("Starting …");
+  const told = { ...(await identity()), model };
+  const response = await fetch("hello", { method: "POST", body: JSON.stringify(told) });
+  if (!response.ok) {
+    view.fail((await response.json().catch(() => ({}))).problem ?? `The bench refused this page (${response.status}).`);
+    return;
+  }
+  session = (await response.json()).session;
+  keepAwake();
+  poll().catch(lost);
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState !== "visible") hiddenSince += 1;
+  else keepAwake();
+});
+window.addEventListener("pagehide", () => {
+  if (session && !over) navigator.sendBeacon("bye", JSON.stringify({ session }));
+});
+
+agentData().then((data) => view.ready(data?.model ?? "", begin));

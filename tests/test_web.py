@@ -1,0 +1,255 @@
+"""The browser as a device, in a real Chromium: whole benches, strangers, lost and hidden pages."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from builders import ANY_MASKS, noise_pictures, random_source
+
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.judging import Judged
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan
+from u2export.benchmarks.report import Report, Settings
+from u2export.benchmarks.tables.render import render
+from u2export.benchmarks.web.identity import identity
+from u2export.benchmarks.web.machine import PORT, WebMachine, port_of
+from u2export.benchmarks.web.runtime_files import runtime_files
+from u2export.errors import Unavailable, UserError
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.open import read_artifact
+
+CHROMIUM = shutil.which("chromium")
+QUICK = Settings("custom", 3, 0.05, 2)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    for module in ("aiohttp", "cryptography", "onnxruntime", "qrcode"):
+        pytest.importorskip(module)
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
+    try:
+        runtime_files()
+    except Unavailable as problem:
+        pytest.skip(str(problem))
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An untrained U²-Net-small at 64 x 64, with its record."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    from u2export.exporters.exporter import Request
+    from u2export.exporters.onnx import Onnx
+
+    request = Request("fp32", condition=False, budget=ANY_MASKS)
+    return Onnx().export(random_source(), tmp_path_factory.mktemp("net"), request)
+
+
+@dataclass
+class Run:
+    """A bench in a thread of its own, and the addresses that it announced."""
+
+    result: Future[Report] = field(default_factory=Future)
+    lines: list[str] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    def announce(self, line: str) -> None:
+        self.lines.append(line)
+        if "http://" in line:
+            self.ready.set()
+
+    @property
+    def secure(self) -> str:
+        return next(line.strip() for line in self.lines if "https://" in line)
+
+    @property
+    def plain(self) -> str:
+        return next(line.strip() for line in self.lines if "http://" in line)
+
+
+def start(artifacts: list[Artifact], photos: dict[str, Path], **changes: Any) -> Run:
+    """Start a bench; its page can be opened when this returns."""
+    run = Run()
+    changes = {"settings": QUICK, "reference": "auto", "timeout": 60, **changes}
+    machine = WebMachine(run.announce, port=0, **changes.pop("machine", {}))
+    extra = {k: changes.pop(k) for k in ("earlier",) if k in changes}
+    plan = Plan(artifacts, photos, machine=machine, **changes)
+
+    def look(report: Report, paths: Any, judged: Any) -> None:
+        run.judged += [Judged(j.reference, j.want, {k: np.array(v) for k, v in j.rows.items()}) for j in judged]
+
+    def work() -> None:
+        try:
+            run.result.set_result(measure(plan, run.reports.append, look=look, **extra))
+        except BaseException as error:
+            run.result.set_exception(error)
+            run.ready.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert run.ready.wait(60)
+    return run
+
+
+@dataclass
+class Page:
+    """A page of the bench in the browser, and what went wrong there."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+
+    def begin(self, name: str = "Test phone") -> None:
+        self.page.fill("#model", name)
+        self.page.click("#go")
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[[str], Page]]:
+    contexts: list[Any] = []
+
+    def opened(address: str) -> Page:
+        contexts.append(chromium.new_context(ignore_https_errors=True, viewport={"width": 390, "height": 844}))
+        page = Page(contexts[-1].new_page())
+        page.page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+        page.page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def photos_of(folder: Path, count: int = 2) -> dict[str, Path]:
+    return photos_in(noise_pictures(folder / "photos", (f"p{i}.png" for i in range(count))))
+
+
+def finish(run: Run, page: Page, seconds: float = 60) -> Report:
+    """Wait for the report while the browser works; Playwright runs its events only while it waits."""
+    for _ in range(int(seconds * 10)):
+        if run.result.done():
+            break
+        page.page.wait_for_timeout(100)
+    return run.result.result(timeout=0)
+
+
+def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+    parts = urlsplit(address)
+    context = ssl._create_unverified_context() if parts.scheme == "https" else None
+    kind: Any = http.client.HTTPSConnection if context else http.client.HTTPConnection
+    line = kind("127.0.0.1", parts.port, timeout=20, **({"context": context} if context else {}))
+    with closing(line):
+        line.request(method, path, body or None, {k.replace("_", "-"): v for k, v in headers.items()})
+        response = line.getresponse()
+        return response.status, response.read()
+
+
+def test_a_whole_bench_in_a_browser(visit: Callable[[str], Page], net: Artifact, tmp_path: Path) -> None:
+    photos = photos_of(tmp_path)
+    run = start([net], photos, save_reference=tmp_path / "reference.npz")
+    page = visit(run.secure)
+    page.begin()
+    report = finish(run, page)
+    one, two = report.rows[0], report.rows[1] if len(report.rows) > 1 else None
+    assert report.complete and not one.reason, one.problem
+    assert report.device.model == "Test phone" and report.device.accelerators["browser"].startswith("Chromium ")
+    assert one.provenance == "measured, browser" and one.runtime["device"] == "browser"
+    assert one.runtime["arithmetic"] == "fp32 wasm" and one.runtime["threads"] == "1"
+    if report.device.cores > 1:
+        assert two and two.name == f"{net.name} fp32 wasm {two.runtime['threads']} threads"
+    assert len(one.latency.rounds) == 2 and one.first_ns > 0 and one.load_ns and not one.preprocess_ns
+
+    (judged,) = run.judged
+    assert judged.want is not None
+    for maps in judged.rows.values():
+        assert np.abs(maps - judged.want).max() < 1e-5
+    assert report.environment["onnxruntime-web"] and report.environment["isolated"] is True
+    text = render([report], "md")
+    assert "measured, browser" in text and "| B |" in text
+    page.page.wait_for_function("document.getElementById('stage').textContent.startsWith('Finished')")
+    assert page.errors == []
+
+
+def test_strangers_get_nothing(
+    visit: Callable[[str], Page], tiny: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    artifact = read_artifact(tiny("guarded.onnx", 0.25))
+    run = start([artifact], photos_of(tmp_path), latency=False)
+    token = urlsplit(run.plain).path.strip("/")
+    for address in (run.plain, run.secure):
+        assert ask(address, "GET", f"/{token}/page.js")[0] == 200
+        assert ask(address, "GET", f"/{token[:-1]}x/page.js")[0] == 404
+        assert ask(address, "GET", "/")[0] == 404
+    for path in ("../web/server.py", "%2e%2e/%2e%2e/pyproject.toml", "private/model-1-0", "/etc/passwd", "page.js/"):
+        status, body = ask(run.plain, "GET", f"/{token}/{path}", X_Session="guess")
+        assert status == 404 and len(body) < 20, path
+    assert ask(run.plain, "GET", f"/{token}/next", X_Session="guess")[0] == 403
+    assert ask(run.plain, "POST", f"/{token}/answer", b"{}", X_Session="guess")[0] == 403
+    for body, expected in ((b"[]", 400), (b"{" * 3000, 400), (b"\xff", 400), (b" " * 70_000, 413)):
+        assert ask(run.plain, "POST", f"/{token}/hello", body)[0] == expected
+
+    page = visit(run.secure)
+    second = visit(run.plain)
+    page.begin()
+    page.page.wait_for_selector("#bench")
+    page.page.wait_for_function("document.getElementById('stage').textContent !== 'Starting …'")
+    second.begin("Another phone")
+    second.page.wait_for_selector("#problem:not([hidden])")
+    assert "another browser" in second.page.inner_text("#problem")
+    report = finish(run, page)
+    assert report.device.model == "Test phone"
+    with pytest.raises(OSError):
+        ask(run.plain, "GET", f"/{token}/")
+
+
+def test_strangers_are_slowed_down(chromium: Any, tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
+    run = start([read_artifact(tiny("slow.onnx", 0.5))], photos_of(tmp_path), machine={"patience": 2})
+    statuses = [ask(run.plain, "GET", f"/guess{i}/")[0] for i in range(40)]
+    assert statuses[0] == 404 and statuses[-1] == 429
+    with pytest.raises(UserError, match="no browser started the bench"):
+        run.result.result(timeout=20)
+
+
+@pytest.mark.parametrize("device", ["web:", "web:x", "web:65535", "web:-1"])
+def test_a_device_that_is_no_port(device: str) -> None:
+    with pytest.raises(UserError, match="is no browser"):
+        port_of(device)
+    assert port_of("web") == PORT and port_of("web:9000") == 9000
+
+
+def test_what_a_browser_tells_is_bounded() -> None:
+    told = {
+        "model": "x" * 5000 + "\x1b[2J", "agent": 7, "cores": float("nan"), "memory": "8", "gpu": [], "data": "no",
+        "isolated": "yes", "clock_us": -3,
+    }  # fmt: skip
+    found = identity(json.loads(json.dumps(told)))
+    assert len(found.device.model) == 100 and found.device.cores == 1 and found.threads == 1 and not found.gpu
+    phone = identity({
+        "agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_2 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+        "Version/18.2 Mobile/15E148 Safari/604.1",
+        "model": "iPhone 15", "cores": 6,
+    })  # fmt: skip
+    assert phone.device.os == "iOS 18.2" and phone.environment["browser"] == "Safari 18.2"
+    assert phone.device.label == "iPhone 15, 6 cores, iOS 18.2, Safari 18"
