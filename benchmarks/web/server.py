@@ -99,11 +99,10 @@ class PageServer:
         self._news = asyncio.Event()
         self._channel.wake = self._wake
 
-        @web.middleware
         async def guard(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
             return await self._guard(request, handler)
 
-        app = web.Application(client_max_size=self._largest, middlewares=[guard])
+        app = web.Application(client_max_size=self._largest, middlewares=[web.middleware(guard)])
         app.add_routes([
             web.post("/{token}/hello", self._hello), web.get("/{token}/next", self._next),
             web.post("/{token}/answer", self._answer), web.post("/{token}/bye", self._bye),
