@@ -17,7 +17,7 @@ from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.photos import photos_in
 from u2export.benchmarks.measuring.plan import Plan, Progress, settings
 from u2export.benchmarks.report import Report
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifacts
 
@@ -178,7 +178,7 @@ def _machine(request: BenchRequest, announce: Callable[[str], None]) -> Machine 
     """The machine that `device` names; None for this machine."""
     web = request.device.partition(":")[0] == "web"
     if request.usb and not web:
-        raise UserError("only the page of a browser goes over USB", "add --device web", "usb")
+        raise WrongValue("only the page of a browser goes over USB", "add --device web", "usb")
     if request.device == "local":
         return None
     if web:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from u2export.benchmarks.device import Device
-from u2export.benchmarks.report import Report, Row
+from u2export.benchmarks.report import IN_BROWSER, Report, Row
 from u2export.benchmarks.tables.columns import BUSY, MARKS, Table, busy
 
-LEGEND = "by: " + ", ".join(f"{mark} {name}" for name, mark in MARKS.items())
+LEGEND = "by: " + ", ".join(f"{mark} {name}" for name, mark in MARKS.items() if name != IN_BROWSER)
+# Explained where it is shown.
+BROWSER = f"{MARKS[IN_BROWSER]}: measured in a browser; the times are those of the browser, not of a native app"
 # Why a cell is empty in a row that otherwise has numbers. A row without numbers carries a code of report.REASONS.
 BLANKS = {
     "n/m": "no mask came back, so the fidelity is not known",
@@ -42,9 +44,11 @@ def facts(report: Report) -> list[str]:
 
 
 def codes(tables: Iterable[Table]) -> list[str]:
-    """Return one line for each code of an empty cell in these tables."""
+    """Return one line for each code of an empty cell in these tables, and for the mark of rows in a browser."""
+    tables = list(tables)
     shown = {cell for table in tables for row in table.rows for cell in row}
-    return [f"{code}: {reason}" for code, reason in BLANKS.items() if code in shown]
+    browser = [BROWSER] if any(row.provenance == IN_BROWSER for table in tables for row in table.report.rows) else []
+    return [*browser, *(f"{code}: {reason}" for code, reason in BLANKS.items() if code in shown)]
 
 
 def label(device: Device) -> str:

@@ -19,7 +19,7 @@ from u2export.benchmarks.web.channel import Channel
 from u2export.benchmarks.web.identity import Identity, identity
 from u2export.benchmarks.web.page_files import page_files
 from u2export.benchmarks.web.server import SMALL, PageServer
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.runtime import missing_modules
 
@@ -36,13 +36,13 @@ def port_of(device: str) -> int:
     """Return the port in `web` or `web:PORT`.
 
     Raises:
-        UserError: the text has another form.
+        WrongValue: the text has another form.
     """
     _, _, port = device.partition(":")
     if device == "web":
         return PORT
     if not (port.isascii() and port.isdigit() and int(port) <= 65534):
-        raise UserError(f"device {device!r} is no browser", "give web, or web:PORT with a port up to 65534")
+        raise WrongValue(f"device {device!r} is no browser", "give web, or web:PORT with a port up to 65534")
     return int(port)
 
 
