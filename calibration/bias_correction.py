@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from u2export.calibration.activation_ranges import Ranges
-from u2export.calibration.quant_plan import Plan, QuantSpec, Scales, float_nodes, round_weight, weight_scale
+from u2export.calibration.quant_plan import Plan, QuantSpec, Scales, float_nodes, weight_scale
+from u2export.calibration.weight_rounding import Rounded, steps_of
 from u2export.reference.image import Floats
 from u2export.reference.onnx_graph import GraphView, conv_nodes, opset_of, with_outputs
 from u2export.reference.onnx_session import run
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def bias_errors(
-    model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, inputs: Iterable[Floats]
+    model: onnx.ModelProto, ranges: Ranges, spec: QuantSpec, inputs: Iterable[Floats], rounded: Rounded | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Measure the mean error that quantisation adds to each output channel of each convolution.
 
@@ -33,6 +34,7 @@ def bias_errors(
         ranges: of its activations, from `observe`.
         spec: how the graph will be quantised.
         inputs: network inputs (1, C, H, W).
+        rounded: weights that are not rounded to their nearest steps, from `rounded_weights`.
 
     Returns:
         Errors (output channels,) by the name of the convolution's node.
@@ -43,7 +45,7 @@ def bias_errors(
     view = GraphView(model)
     plan = Plan(view, spec, float_nodes(model, spec))
     convs = [n for n in conv_nodes(model) if plan.quantised(n) and len(n.input) > 2 and n.input[2] in view.constants]
-    twins = _Twins(view, Scales(view, plan, ranges, spec), spec, opset_of(model))
+    twins = _Twins(view, Scales(view, plan, ranges, spec), spec, opset_of(model), rounded or {})
     names = [twins.add(i, conv) for i, conv in enumerate(convs)]
     total, photos = [np.zeros(1) for _ in convs], 0
     for errors in run(twins.beside(model, names), inputs, names):
@@ -55,8 +57,8 @@ def bias_errors(
 class _Twins:
     """Nodes and constants of the rounded twins of convolutions, each followed by the mean of its difference."""
 
-    def __init__(self, view: GraphView, scales: Scales, spec: QuantSpec, opset: int) -> None:
-        self.view, self.scales, self.spec, self.opset = view, scales, spec, opset
+    def __init__(self, view: GraphView, scales: Scales, spec: QuantSpec, opset: int, steps: Rounded) -> None:
+        self.view, self.scales, self.spec, self.opset, self.steps = view, scales, spec, opset, steps
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {"probe_axes": np.array([0, 2, 3], np.int64)}
         self.rounded: dict[str, str] = {}  # by the name of a tensor: the name of the same tensor after its Q/DQ pair
@@ -104,7 +106,8 @@ class _Twins:
         """The weight of a twin: rounded to its grid, stored in float."""
         weight = self.view.constant(conv.input[1])
         scale = weight_scale(weight, pair_safe=self.spec.pair_safe)
-        self.constants[f"probe_weight_{index}"] = round_weight(weight, scale) * scale.reshape(-1, 1, 1, 1)
+        steps = steps_of(self.steps, conv.name, weight, scale, self.spec.pair_safe)
+        self.constants[f"probe_weight_{index}"] = steps * scale.reshape(-1, 1, 1, 1)
         return f"probe_weight_{index}"
 
     def _mean(self, tensor: str, name: str) -> onnx.NodeProto:

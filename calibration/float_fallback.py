@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from u2export.calibration.activation_ranges import observe
+import numpy as np
+from numpy.typing import NDArray
+
+from u2export.calibration.activation_ranges import Ranges, observe
 from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.float_search import Sample, Search, load_of, stage_of, surest
@@ -18,6 +21,8 @@ from u2export.calibration.layer_work import layer_macs
 from u2export.calibration.quant_plan import QuantSpec, float_nodes
 from u2export.calibration.quantize import PHOTOS, calibration_method, quantize
 from u2export.calibration.sensitivity import Unit
+from u2export.calibration.weight_rounding import PHOTOS as ROUNDED_ON
+from u2export.calibration.weight_rounding import Rounded, rounded_weights
 from u2export.reference.fidelity import Fidelity
 from u2export.reference.onnx_graph import conv_nodes
 from u2export.reference.onnx_session import run
@@ -96,24 +101,80 @@ def quantise_within(
     Raises:
         UserError: a tensor has no usable range, or a name in `spec.keep_float` matches no node.
     """
-    used = photos.subset(PHOTOS)
-    ranges = observe(model, used, method=calibration_method(spec), signed=spec.signed)
-    errors = bias_errors(model, ranges, spec, used)
-    graph = quantize(model, ranges, spec, errors)
+    measured = _measured(model, photos, spec, progress)
+    chosen = float_layers_within(
+        model, photos, spec, lambda chosen: judge(measured.quantised(chosen)), budget, max_float, progress, measured
+    )
+    return replace(chosen, graph=measured.quantised(chosen.spec))
+
+
+def float_layers_within(
+    model: onnx.ModelProto,
+    photos: Calibration,
+    spec: QuantSpec,
+    judge: Callable[[QuantSpec], Fidelity],
+    budget: Mapping[str, float],
+    max_float: float = MAX_FLOAT,
+    progress: Progress = lambda what: None,
+    measured: Measured | None = None,
+) -> Quantised:
+    """Choose the float layers with which an 8-bit network of any target keeps the budget.
+
+    The arguments are those of `quantise_within`, with these exceptions. The layers are ordered by the masks of Q/DQ
+    graphs in ONNX Runtime, whatever the target does.
+
+    Args:
+        judge: gives the fidelity of the target's masks with the float layers of a spec.
+        measured: what calibration photos say about the graph, where this is known already.
+
+    Returns:
+        The choice; its graph is the float graph.
+    """
+    chosen = Quantised(model, spec)
     if not max_float:
-        return Quantised(graph, spec)
-    fidelity = judge(graph)
+        return chosen
+    fidelity = judge(spec)
     if (load := load_of(fidelity, budget)) <= 1:
-        return Quantised(graph, spec)
-    samples = _samples(model, photos, used)
+        return chosen
+    known = measured or _measured(model, photos, spec, progress)
+    samples = _samples(model, photos, known.used)
     search = Search(
-        model, ranges, errors, replace(spec, heads=False), samples, budget, work=layer_macs(model, samples[0][0]),
+        model, known.ranges, known.errors, replace(spec, heads=False), samples, budget,
+        work=layer_macs(model, samples[0][0]), rounded=known.rounded,
         progress=lambda count, what: progress(f"the budget is missed; measuring layers, graph {count + 1}: {what}"),
     )  # fmt: skip
     first = Attempt(spec, _share(model, spec, search.work), fidelity, load)
     best, count = _Widening(search, first, judge, max_float, progress).run()
-    graph = quantize(model, ranges, best.spec, errors)
-    return Quantised(graph, best.spec, *_told(model, first, best, count))
+    return Quantised(model, best.spec, *_told(model, first, best, count))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What calibration photos say about a float graph under one scheme.
+
+    Attributes:
+        model: the float graph.
+        used: the photos that gave the ranges.
+        ranges, errors, rounded: of `observe`, `bias_errors` and `rounded_weights`.
+    """
+
+    model: onnx.ModelProto
+    used: Calibration
+    ranges: Ranges
+    errors: Mapping[str, NDArray[np.float64]]
+    rounded: Rounded
+
+    def quantised(self, spec: QuantSpec) -> onnx.ModelProto:
+        """The graph with Q/DQ pairs, with the float layers of a spec of the same scheme."""
+        return quantize(self.model, self.ranges, spec, self.errors, self.rounded)
+
+
+def _measured(model: onnx.ModelProto, photos: Calibration, spec: QuantSpec, progress: Progress) -> Measured:
+    used = photos.subset(PHOTOS)
+    progress("measuring ranges")
+    ranges = observe(model, used, method=calibration_method(spec), signed=spec.signed)
+    rounded = rounded_weights(model, used.subset(ROUNDED_ON), spec, progress)
+    return Measured(model, used, ranges, bias_errors(model, ranges, spec, used, rounded), rounded)
 
 
 def _samples(model: onnx.ModelProto, photos: Calibration, used: Calibration) -> list[Sample]:
@@ -138,10 +199,17 @@ class _Widening:
     Args:
         search: measures blocks; its spec has the heads in float.
         first: pure 8 bit, which misses the budget.
-        judge, max_float, progress: as of `quantise_within`.
+        judge, max_float, progress: as of `float_layers_within`.
     """
 
-    def __init__(self, search: Search, first: Attempt, judge: Judge, max_float: float, progress: Progress) -> None:
+    def __init__(
+        self,
+        search: Search,
+        first: Attempt,
+        judge: Callable[[QuantSpec], Fidelity],
+        max_float: float,
+        progress: Progress,
+    ) -> None:
         self.search, self.judge, self.progress = search, judge, progress
         self.tries = [first]
         self.whole = sum(search.work.values())
@@ -158,7 +226,7 @@ class _Widening:
     def _enough(self, spec: QuantSpec, what: str) -> bool:
         self.progress(f"the budget is missed; trying {what} in float")
         search = self.search
-        fidelity = self.judge(quantize(search.model, search.ranges, spec, search.errors))
+        fidelity = self.judge(spec)
         load = load_of(fidelity, search.budget)
         self.tries.append(Attempt(spec, _share(search.model, spec, search.work), fidelity, load))
         return load <= TARGET

@@ -26,6 +26,7 @@ from u2export.calibration.prepare import prepared
 from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT, QuantSpec
 from u2export.calibration.quantize import quantize
 from u2export.calibration.sensitivity import Point, Sensitivity, Unit
+from u2export.calibration.weight_rounding import Rounded, rounded_weights
 from u2export.errors import UserError, WrongValue
 from u2export.reference.fidelity import UPPER, Fidelity, compare
 from u2export.reference.image import Contract, Floats
@@ -87,6 +88,7 @@ class Search:
         held_back: further photos that only judge a choice: the choice must suit them too.
         work: cost of each layer in float, by name; multiply-accumulates by default.
         progress: is told about each measurement: the number of earlier ones, and what is measured.
+        rounded: of `rounded_weights`; other weights are rounded to their nearest steps.
 
     Raises:
         UserError: there are no photos, or the budget is empty.
@@ -103,6 +105,7 @@ class Search:
         held_back: Sequence[Sample] = (),
         work: Mapping[str, float] | None = None,
         progress: Callable[[int, str], None] = lambda count, what: None,
+        rounded: Rounded | None = None,
     ) -> None:
         if not samples:
             raise UserError("there are no photos to measure masks on", "give a folder of photos")
@@ -110,6 +113,7 @@ class Search:
             raise UserError("the search has no budget", "give one, for example mae=0.0015")
         self.model, self.ranges, self.errors, self.spec = model, ranges, errors, spec
         self.samples, self.held_back, self.budget, self.progress = samples, held_back, budget, progress
+        self.rounded = rounded
         self.work: Mapping[str, float] = work or layer_macs(model)
         self.measured: dict[frozenset[str], Fidelity] = {}
         self.checks: dict[frozenset[str], Fidelity] = {}  # of held-back photos
@@ -128,7 +132,7 @@ class Search:
 
     def _fidelity(self, kept: frozenset[str], samples: Sequence[Sample]) -> Fidelity:
         spec = replace(self.spec, keep_float=(*self.spec.keep_float, *sorted(kept)))
-        opened = open_graph(quantize(self.model, self.ranges, spec, self.errors))
+        opened = open_graph(quantize(self.model, self.ranges, spec, self.errors, self.rounded))
         feed = opened.get_inputs()[0].name
         outputs = (opened.run(None, {feed: x})[0] for x, _ in samples)
         pairs = zip(outputs, samples, strict=True)
@@ -286,11 +290,12 @@ def search_float_layers(
     module, _ = prepared(source, "int8", calibration, condition)
     model = to_onnx(module, source.contract, Graph(), {})
     ranges = observe(model, calibration)
-    errors = bias_errors(model, ranges, spec, calibration)
+    rounded = rounded_weights(model, calibration, spec, progress)
+    errors = bias_errors(model, ranges, spec, calibration, rounded)
     work = saved_time(model, quantize(model, ranges, spec), samples[0][0]) if measured else None
     judged = [sample for i, sample in enumerate(samples) if i % 3 != 2]
     search = Search(
         model, ranges, errors, spec, judged, budget, samples[2::3], work,
-        progress=lambda count, what: progress(f"graph {count + 1}: {what}"),
+        progress=lambda count, what: progress(f"graph {count + 1}: {what}"), rounded=rounded,
     )  # fmt: skip
     return search.run(source.weights.label)

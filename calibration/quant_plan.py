@@ -45,6 +45,8 @@ class QuantSpec:
         bias: store biases as int32 in the scale of the accumulator (ONNX Runtime's form; TensorRT refuses it).
         pair_safe: choose the scales of weights so that no two neighbours can saturate the 16-bit sums of x86 processors
             without VNNI, see `pair_peak`.
+        fit_weights: round weights for the least change of a layer's output, see
+            `u2export.calibration.weight_rounding.rounded_weights`; otherwise each to its nearest step.
     """
 
     signed: bool = True
@@ -54,6 +56,7 @@ class QuantSpec:
     raw_entry: bool = True
     bias: bool = False
     pair_safe: bool = False
+    fit_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -61,7 +64,7 @@ class QuantSpec:
 
 
 # The schemes that measured best on real photos; the accuracy table lies in benchmarks/.
-TENSORRT = QuantSpec(signed=True, placement="producer")
+TENSORRT = QuantSpec(signed=True, placement="producer", fit_weights=True)
 ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True, pair_safe=True)
 
 

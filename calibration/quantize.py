@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from u2export.calibration.activation_ranges import Ranges, observe
 from u2export.calibration.bias_correction import bias_errors
-from u2export.calibration.quant_plan import TENSORRT, Plan, QuantSpec, Scales, float_nodes, round_weight, weight_scale
+from u2export.calibration.quant_plan import TENSORRT, Plan, QuantSpec, Scales, float_nodes, weight_scale
+from u2export.calibration.weight_rounding import Rounded, rounded_weights, steps_of
 from u2export.errors import UserError
 from u2export.reference.image import Floats
 from u2export.reference.onnx_file import check_onnx
@@ -35,6 +36,7 @@ def quantize(
     ranges: Ranges,
     spec: QuantSpec = TENSORRT,
     errors: Mapping[str, NDArray[np.float64]] | None = None,
+    rounded: Rounded | None = None,
 ) -> onnx.ModelProto:
     """Return a copy of a graph with Q/DQ pairs.
 
@@ -43,6 +45,7 @@ def quantize(
         ranges: of the activations, from `observe`.
         spec: the scheme.
         errors: from `bias_errors`; the biases of quantised convolutions subtract them.
+        rounded: from `rounded_weights`; other weights are rounded to their nearest steps.
 
     Raises:
         UserError: the opset is below 13, the graph is quantised already, a name in `keep_float` matches no node, a
@@ -53,7 +56,7 @@ def quantize(
     kept = float_nodes(model, spec)
     plan = Plan(view, spec, kept)
     scales = Scales(view, plan, ranges, spec)
-    made = _Rewriter(model, view, plan, scales, spec, errors or {}).model()
+    made = _Rewriter(model, view, plan, scales, spec, errors or {}, rounded or {}).model()
     check_qdq(made)
     return made
 
@@ -82,9 +85,10 @@ class _Rewriter:
         scales: Scales,
         spec: QuantSpec,
         errors: Mapping[str, NDArray[np.float64]],
+        steps: Rounded,
     ) -> None:
         self.source, self.view, self.plan, self.scales, self.spec = model, view, plan, scales, spec
-        self.errors = errors
+        self.errors, self.steps = errors, steps
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
         self.rounded: dict[str, str] = {}
@@ -139,7 +143,7 @@ class _Rewriter:
         grid = self.scales.of(node.input[0]) if self.spec.bias else None
         entry = grid[0] if grid else None
         scale = weight_scale(weight, bias, entry, self.spec.pair_safe)
-        self.constants[f"{name}_quantized"] = round_weight(weight, scale)
+        self.constants[f"{name}_quantized"] = steps_of(self.steps, node.name, weight, scale, self.spec.pair_safe)
         copy.input[1] = self._dequantized(name, scale, np.int8)
         if bias is not None and entry is not None:
             sums = (entry * scale).astype(np.float32)
@@ -195,13 +199,14 @@ def calibration_method(spec: QuantSpec) -> str:
 
 
 def calibrated(model: onnx.ModelProto, photos: Iterable[Floats], spec: QuantSpec, method: str = "") -> onnx.ModelProto:
-    """Return the 8-bit graph by the recipe that measured best: ranges, then biases corrected for the mean error.
+    """Return the 8-bit graph by the recipe that measured best: ranges, rounded weights, biases without mean error.
 
     Args:
         model: fp32, conditioned.
-        photos: network inputs (1, C, H, W), read twice; 16 to 32 varied photos are enough.
+        photos: network inputs (1, C, H, W), read several times; 16 to 32 varied photos are enough.
         spec: where and how to quantise.
         method: of `observe`; `calibration_method` by default.
     """
     ranges = observe(model, photos, method=method or calibration_method(spec), signed=spec.signed)
-    return quantize(model, ranges, spec, bias_errors(model, ranges, spec, photos))
+    steps = rounded_weights(model, photos, spec)
+    return quantize(model, ranges, spec, bias_errors(model, ranges, spec, photos, steps), steps)

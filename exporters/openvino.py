@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from u2export.calibration.head_rewrite import with_fast_head
 from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters import ort
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.head_rewrite import with_fast_head
 from u2export.exporters.int8 import quantised
 from u2export.exporters.runtime import Runner, missing_modules, processors, versions
 from u2export.reference import stamp
@@ -29,11 +29,15 @@ from u2export.reference.onnx_export import Graph, to_onnx
 if TYPE_CHECKING:
     import onnx
 
+    from u2export.calibration.float_fallback import Quantised
+    from u2export.calibration.quant_plan import QuantSpec
+    from u2export.reference.fidelity import Fidelity
     from u2export.reference.source import Source
 
 # NNCF keeps statistics of all tensors, about 0.1 GB a photo. More photos than these gain nothing.
 NNCF_PHOTOS = 32
 QUANTIZERS = ("qdq", "nncf")
+WITHOUT_BIAS = "/WithoutBiases"
 # The ONNX graph that the IR is converted from.
 GRAPH = Graph()
 # Mean IoU on the held-back photos that accuracy control may lose.
@@ -108,29 +112,54 @@ class OpenVINO(Exporter):
             # On CPUs without VNNI twice as close to fp32 as NNCF with its overflow fix; elsewhere they are equal.
             made = quantised(self, with_fast_head(graph), source, request, ort.int8_spec(), _opened_graph)
             graph, added, notes = made.graph, made.added, (made.note,) if made.note else ()
-        model = _converted(graph)
         if self.quantizer == "nncf":
             tools |= versions("nncf")
-            model = self._by_nncf(model, source, request)
+            model, made = self._nncf_within(graph, source, request)
+            added, notes = made.added, (made.note,) if made.note else ()
+        else:
+            model = _converted(graph)
         stamped = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=vars(GRAPH))
         for key, value in stamped.items():
             model.set_rt_info(value, ["u2export", key])
         openvino.save_model(model, path, compress_to_fp16=request.precision == "fp16")
         return Made((path.with_suffix(".bin"),), tools, report, notes, added)
 
-    def _by_nncf(self, model: Any, source: Source, request: Request) -> Any:
-        """The model quantised by NNCF, with the preset MIXED.
+    def _nncf_within(self, graph: onnx.ModelProto, source: Source, request: Request) -> tuple[Any, Quantised]:
+        """The model that NNCF quantises, and the float layers that it needs to keep the budget.
+
+        Accuracy control chooses float layers by itself.
+        """
+        from u2export.calibration.float_fallback import float_layers_within
+
+        assert request.calibration
+        made: dict[QuantSpec, Any] = {}
+
+        def judge(spec: QuantSpec) -> Fidelity:
+            made[spec] = self._by_nncf(graph, source, request, spec)
+            return source.compare(_opened(made[spec]), request.held_back or ())
+
+        spec = ort.int8_spec()
+        most = 0.0 if self.accuracy_control else request.max_float
+        chosen = float_layers_within(
+            graph, request.calibration, spec, judge, self.budget(request), most, request.progress
+        )
+        return made.get(chosen.spec) or self._by_nncf(graph, source, request, chosen.spec), chosen
+
+    def _by_nncf(self, graph: onnx.ModelProto, source: Source, request: Request, spec: QuantSpec) -> Any:
+        """The model quantised by NNCF, with the preset MIXED and the float convolutions of a spec.
 
         Its asymmetric activations measured better on the worst photo than symmetric ones.
         """
         import nncf
 
         assert request.calibration
+        model = _converted(graph)
         photos = request.calibration.subset(NNCF_PHOTOS)
         with _silent():
             common: dict[str, Any] = {
                 "preset": nncf.QuantizationPreset.MIXED,
                 "subset_size": len(photos),
+                "ignored_scope": _left_out(model, graph, spec),
                 "fast_bias_correction": self.bias_correction == "fast",
                 "advanced_parameters": nncf.AdvancedQuantizationParameters(
                     disable_bias_correction=self.bias_correction == "none",
@@ -217,10 +246,34 @@ def _converted(graph: onnx.ModelProto) -> Any:
 
 def _opened_graph(graph: onnx.ModelProto) -> Callable[[Floats], Floats]:
     """What OpenVINO makes of a Q/DQ graph, in the arithmetic of an int8 artifact."""
+    return _opened(_converted(graph))
+
+
+def _opened(model: Any) -> Callable[[Floats], Floats]:
+    """A quantised model of OpenVINO, in the arithmetic of an int8 artifact."""
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": HINTS["int8"], "PERFORMANCE_HINT": "LATENCY"}
-    return _predictor(openvino.Core().compile_model(_converted(graph), "CPU", hints).create_infer_request())
+    return _predictor(openvino.Core().compile_model(model, "CPU", hints).create_infer_request())
+
+
+def _left_out(model: Any, graph: onnx.ModelProto, spec: QuantSpec) -> Any:
+    """The float convolutions of a spec, as the scope that NNCF leaves out; None where all are quantised.
+
+    OpenVINO names a convolution after that of the ONNX graph, and marks that its bias stands apart.
+    """
+    import nncf
+
+    from u2export.calibration.quant_plan import float_nodes
+    from u2export.reference.onnx_graph import conv_nodes
+
+    floats = float_nodes(graph, spec) & {node.name for node in conv_nodes(graph)}
+    if not floats:
+        return None
+    names = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "Convolution"]
+    found = [name for name in names if name.removesuffix(WITHOUT_BIAS) in floats]
+    assert len(found) == len(floats), f"{len(floats)} float convolutions, {len(found)} in OpenVINO"
+    return nncf.IgnoredScope(names=found)
 
 
 def _predictor(request: Any) -> Callable[[Floats], Floats]:

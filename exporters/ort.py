@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from u2export.calibration.head_rewrite import with_fast_head
 from u2export.calibration.prepare import prepared
 from u2export.errors import UserError, WrongValue
 from u2export.exporters.exporter import Exporter, Made, Request
+from u2export.exporters.head_rewrite import with_fast_head
 from u2export.exporters.int8 import in_onnx_runtime, quantised
 from u2export.exporters.onnx_runtime import TOOLS, OnnxRuntime
 from u2export.exporters.runtime import versions

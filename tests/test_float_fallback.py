@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from test_sensitivity import SIDE, chain, name, samples
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.float_fallback import Quantised, quantise_within
 from u2export.calibration.layer_work import layer_macs
-from u2export.calibration.quant_plan import ONNX_RUNTIME
+from u2export.calibration.quant_plan import ONNX_RUNTIME, QuantSpec
 from u2export.errors import UserError
 from u2export.exporters.artifact import read_record
 from u2export.exporters.exporter import Exporter, Request
-from u2export.exporters.openvino import OpenVINO
+from u2export.exporters.openvino import OpenVINO, _opened
 from u2export.exporters.ort import Ort
 from u2export.exporters.trt.exporter import TensorRT
 from u2export.reference.fidelity import Fidelity, compare
-from u2export.reference.image import Contract
+from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_session import open_graph
 from u2export.reference.source import Source
 
@@ -45,7 +45,10 @@ class Chain:
     def judge(self, graph: onnx.ModelProto) -> Fidelity:
         self.judged += 1
         session = open_graph(graph)
-        return Fidelity(tuple(compare(session.run(None, {"image": x})[0][0, 0], d0[0, 0]) for x, d0 in self.others))
+        return self.judge_runner(lambda x: session.run(None, {"image": x})[0])
+
+    def judge_runner(self, runner: Callable[[Floats], Floats]) -> Fidelity:
+        return Fidelity(tuple(compare(runner(x)[0, 0], d0[0, 0]) for x, d0 in self.others))
 
     def quantised(self, budget: Mapping[str, float], max_float: float) -> Quantised:
         return quantise_within(self.model, self.photos, SPEC, self.judge, budget, max_float)
@@ -136,3 +139,24 @@ def test_an_export_that_misses_its_budget_adds_float(
     assert made.fidelity["raw_mae"] == pytest.approx(added["with_float"]["raw_mae"], rel=1e-3)
     assert any("pure int8 missed the budget" in note for note in made.notes)
     assert json.loads(made.record.read_text())["added_float"]["graphs_judged"] >= 2
+
+
+def test_nncf_leaves_the_float_layers_of_a_spec_out(links: Chain) -> None:
+    pytest.importorskip("nncf")
+    made = OpenVINO("nncf", "none")
+    request = Request("int8", links.photos)
+    source = random_source()  # only accuracy control reads it
+
+    def rounded(spec: QuantSpec) -> tuple[set[str], float]:
+        model = made._by_nncf(links.model, source, request, spec)
+        rounded = {
+            op.get_friendly_name().removesuffix("/WithoutBiases")
+            for op in model.get_ops()
+            if op.get_type_name() == "Convolution" and op.input_value(1).get_node().get_type_name() != "Constant"
+        }
+        return rounded, links.judge_runner(_opened(model)).mae
+
+    everything, pure = rounded(SPEC)
+    assert name(6) in everything
+    rest, mixed = rounded(replace(SPEC, keep_float=(name(6),)))
+    assert rest == everything - {name(6)} and mixed < pure

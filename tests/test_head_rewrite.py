@@ -15,8 +15,8 @@ from builders import ANY_MASKS, SMALL, random_source, untrained
 from toy_unet import toy
 
 from u2export.calibration.dataset import Calibration
-from u2export.calibration.head_rewrite import upsampling, with_fast_head
 from u2export.exporters.exporter import Request
+from u2export.exporters.head_rewrite import upsampling, with_fast_head
 from u2export.exporters.openvino import OpenVINO
 from u2export.exporters.ort import int8_spec
 from u2export.reference.image import Contract, Floats
@@ -89,7 +89,7 @@ def test_a_head_that_is_not_the_same_function_is_not_taken(monkeypatch: pytest.M
     def wrong(small: int, large: int) -> Floats:
         return upsampling(small, large)[::-1]
 
-    monkeypatch.setattr("u2export.calibration.head_rewrite.upsampling", wrong)
+    monkeypatch.setattr("u2export.exporters.head_rewrite.upsampling", wrong)
     assert with_fast_head(model) is model
 
 

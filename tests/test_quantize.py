@@ -430,7 +430,7 @@ def test_published_weights_conditioned_and_corrected(shared: object, u2netp: obj
     from pathlib import Path
 
     from u2export.calibration.condition import condition
-    from u2export.calibration.head_rewrite import with_fast_head
+    from u2export.exporters.head_rewrite import with_fast_head
     from u2export.exporters.ort import int8_spec
     from u2export.reference.fidelity import Fidelity, compare
     from u2export.reference.onnx_export import Graph, to_onnx

@@ -135,8 +135,8 @@ class Networks:
         return lambda x: self.source.predict((x + level * random.normal(size=x.shape)).astype(np.float32))
 
     def _in_ort(self, cell: Cell) -> Callable[[Floats], Floats]:
-        from u2export.calibration.head_rewrite import with_fast_head
         from u2export.calibration.quantize import calibrated
+        from u2export.exporters.head_rewrite import with_fast_head
         from u2export.reference.onnx_session import open_graph
 
         mixed = cell.backend == "ort mixed"
