@@ -102,6 +102,9 @@ class _NodeFlaws:
     def __call__(self, node: onnx.NodeProto) -> str:
         import onnx
 
+        texts: tuple[object, ...] = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        if not all(isinstance(text, str) for text in texts):  # protobuf hands over what it cannot decode as bytes
+            return "a node has a name that is not UTF-8"
         name = f"the node {node.name or node.op_type!r}"
         if not node.output or not any(node.output):
             return f"{name} has no output"

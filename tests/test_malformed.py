@@ -58,9 +58,11 @@ def kernel(**changes: Any) -> Any:
 
 def flawed() -> dict[str, tuple[Any, str]]:
     """Graphs by name, each with a part of what its error says."""
+    import onnx
     from onnx.helper import make_node as n
 
     conv, last = n("Conv", ["x", "w"], ["y"], name="c"), n("Conv", ["x", "a"], ["y"])
+    odd = graph([conv], (kernel(),)).SerializeToString().replace(b"Conv", b"Con\xff")
     circle = [n("DequantizeLinear", ["b", "s"], ["a"]), n("DequantizeLinear", ["a", "s"], ["b"]), last]
     return {
         "a circle of two": (graph(circle), "reads its own result"),
@@ -77,6 +79,7 @@ def flawed() -> dict[str, tuple[Any, str]]:
         "type 99": (graph([conv], (kernel(type=99),)), "no known type"),
         "type 0": (graph([conv], (kernel(type=0),)), "no known type"),
         "no output": (graph([conv], (kernel(),), ()), "has no output"),
+        "bytes": (onnx.load_from_string(odd), "not UTF-8"),
         "unknown output": (graph([conv], (kernel(),), ("z",)), "no node makes its output"),
     }
 
@@ -84,7 +87,7 @@ def flawed() -> dict[str, tuple[Any, str]]:
 @pytest.mark.parametrize(
     "name",
     ["a circle of two", "a circle of one", "no inputs", "one input", "QLinearConv", "no scale", "no result", "short",
-     "two values", "huge", "negative", "type 99", "type 0", "no output", "unknown output"],
+     "two values", "huge", "negative", "type 99", "type 0", "no output", "bytes", "unknown output"],
 )  # fmt: skip
 def test_flawed_graphs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
