@@ -428,7 +428,7 @@ def test_bench_errors(cli: Cli, tiny: Callable[[str, float], Path], photos: dict
     two_lines(cli("bench", model, "--images", tmp_path / "nowhere"), "no such file or folder")
     two_lines(cli("bench", model, "--images", folder, "--resume"), "resuming needs the results of an earlier run")
     two_lines(cli("bench", model, "--images", folder, "--masks", folder / "p0.png"), "no such folder")
-    two_lines(cli("bench", model, "--images", folder, "--streams", 2), "make no sense for latency")
+    two_lines(cli("bench", model, "--images", folder, "--streams", 2), "make no sense for latency", code=2)
     two_lines(cli("bench", model, "--images", folder, "--device", "ssh://me:secret@host"), "holds a password", code=2)
     (tmp_path / "file").write_text("")
     two_lines(cli("bench", model, "--images", folder, "--json", tmp_path / "file" / "r.json"), "cannot write")
