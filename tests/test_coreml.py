@@ -253,7 +253,7 @@ def test_inspect_command(fp16: Artifact, capsys: pytest.CaptureFixture[str]) -> 
     assert "119 conv" in text
     assert "weights: 119 float16" in text
     assert "stage1_rebnconvin_conv_s1" in text
-    command(fp16.path, as_json=True)
+    command(fp16.path, as_json="-")
     data = json.loads(capsys.readouterr().out)
     assert data["operations"]["conv"] == 119
     assert data["record"]["precision"] == "fp16"

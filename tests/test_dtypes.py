@@ -33,14 +33,15 @@ def test_arithmetics_keep_their_names(name: str) -> None:
     assert arithmetic_name(name) == name
 
 
-def test_reports_and_baselines_of_older_versions_say_fp32() -> None:
-    """OpenVINO's rows were once called f32; the files on disk still are."""
-    results, baseline = (
-        ROOT / "benchmarks/results/amd-epyc-2-cores/results.json",
-        ROOT / "benchmarks/baselines/cpu.json",
-    )
-    assert '"f32"' in results.read_text() and '"f32"' in baseline.read_text()
+def test_reports_and_baselines_of_older_versions_say_fp32(tmp_path: Path) -> None:
+    """OpenVINO's rows were once called f32; results on disk still are, and so may be accepted states of users."""
+    results = ROOT / "benchmarks/results/amd-epyc-2-cores/results.json"
+    assert '"f32"' in results.read_text()
     rows = Report.load(results).rows
     said = {a for row in rows for a in (row.arithmetic, row.runtime.get("arithmetic", "fp32"))}
+    baseline = tmp_path / "cpu.json"
+    today = (ROOT / "benchmarks/baselines/cpu.json").read_text()
+    baseline.write_text(today.replace('"arithmetic": "fp32"', '"arithmetic": "f32"'))
+    assert '"f32"' in baseline.read_text()
     said |= {accepted.arithmetic for accepted in Baseline.load(baseline).artifacts.values()}
     assert said == {"fp32", "int8"}

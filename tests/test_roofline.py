@@ -22,7 +22,7 @@ from u2export.benchmarks.roofline import (
     reached,
     this_machine,
 )
-from u2export.errors import UserError
+from u2export.errors import UserError, WrongValue
 
 CONV = LayerWork("c", "Conv", 1000, 300, 100)
 
@@ -108,7 +108,7 @@ def test_estimates_of_one_all_and_no_devices(tmp_path: Path) -> None:
     assert len(estimate(path, "all", local=False).bounds) == len(chips())
     nothing = estimate(path, "none", local=False)
     assert nothing.bounds == nothing.reached == () and nothing.to_json()["macs"] == count(path).macs
-    with pytest.raises(UserError, match="no device 'abacus'", code=2):
+    with pytest.raises(WrongValue, match="no device 'abacus'"):
         estimate(path, "abacus")
 
 
