@@ -7,6 +7,8 @@ import json
 import shutil
 import ssl
 import threading
+import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -23,8 +25,11 @@ from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.measuring.photos import photos_in
 from u2export.benchmarks.measuring.plan import Plan
+from u2export.benchmarks.measuring.worker_process import WorkerFailed
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.tables.render import render
+from u2export.benchmarks.web.browser_worker import BrowserWorker
+from u2export.benchmarks.web.channel import Channel
 from u2export.benchmarks.web.identity import identity
 from u2export.benchmarks.web.machine import PORT, WebMachine, port_of
 from u2export.benchmarks.web.runtime_files import runtime_files
@@ -124,6 +129,10 @@ class Page:
         self.page.fill("#model", name)
         self.page.click("#go")
 
+    @property
+    def stage(self) -> str:
+        return str(self.page.inner_text("#stage"))
+
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Callable[[str], Page]]:
@@ -153,6 +162,14 @@ def finish(run: Run, page: Page, seconds: float = 60) -> Report:
             break
         page.page.wait_for_timeout(100)
     return run.result.result(timeout=0)
+
+
+def wait_for(page: Page, condition: Callable[[], bool], seconds: float = 60) -> None:
+    for _ in range(int(seconds * 20)):
+        if condition():
+            return
+        page.page.wait_for_timeout(50)
+    raise AssertionError("it did not happen")
 
 
 def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
@@ -188,7 +205,7 @@ def test_a_whole_bench_in_a_browser(visit: Callable[[str], Page], net: Artifact,
     assert report.environment["onnxruntime-web"] and report.environment["isolated"] is True
     text = render([report], "md")
     assert "measured, browser" in text and "| B |" in text
-    page.page.wait_for_function("document.getElementById('stage').textContent.startsWith('Finished')")
+    wait_for(page, lambda: page.stage.startswith("Finished"))
     assert page.errors == []
 
 
@@ -214,7 +231,7 @@ def test_strangers_get_nothing(
     second = visit(run.plain)
     page.begin()
     page.page.wait_for_selector("#bench")
-    page.page.wait_for_function("document.getElementById('stage').textContent !== 'Starting …'")
+    wait_for(page, lambda: page.stage not in ("", "Starting …"))
     second.begin("Another phone")
     second.page.wait_for_selector("#problem:not([hidden])")
     assert "another browser" in second.page.inner_text("#problem")
@@ -253,3 +270,130 @@ def test_what_a_browser_tells_is_bounded() -> None:
     })  # fmt: skip
     assert phone.device.os == "iOS 18.2" and phone.environment["browser"] == "Safari 18.2"
     assert phone.device.label == "iPhone 15, 6 cores, iOS 18.2, Safari 18"
+
+
+def test_a_closed_page_ends_the_bench_and_resume_goes_on(
+    visit: Callable[[str], Page], tiny: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    artifacts = [read_artifact(tiny(name, weight)) for name, weight in (("one.onnx", 0.5), ("two.onnx", 0.25))]
+    photos = photos_of(tmp_path)
+    same: dict[str, Any] = {"settings": Settings("custom", 6, 0.1, 6), "arithmetics": "default"}
+    run = start(artifacts, photos, **same)
+    page = visit(run.secure)
+    page.begin()
+    wait_for(page, lambda: bool(run.reports and run.reports[-1].states))
+    page.page.close()
+    with pytest.raises(UserError, match="closed or loaded again") as lost:
+        run.result.result(timeout=30)
+    assert "--resume" in lost.value.hint
+    earlier = run.reports[-1]
+    done = [row.latency.rounds for row in earlier.rows]
+    assert not earlier.complete and all(1 <= len(rounds) < 6 for rounds in done)
+
+    again = start(artifacts, photos, **same, earlier=earlier)
+    page = visit(again.secure)
+    page.begin()
+    report = finish(again, page)
+    assert report.complete and page.errors == []
+    for row, rounds in zip(report.rows, done, strict=True):
+        kept = min(map(len, done))
+        assert len(row.latency.rounds) == 6 and row.latency.rounds[:kept] == rounds[:kept]
+
+    other = start(artifacts, photos, **same, earlier=earlier)
+    page = visit(other.secure)
+    page.begin("Another phone")
+    with pytest.raises(UserError, match="of another device"):
+        finish(other, page)
+
+
+def test_turns_of_a_hidden_page_are_timed_again(
+    visit: Callable[[str], Page], tiny: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    artifact = read_artifact(tiny("hidden.onnx", 0.75))
+    run = start([artifact], photos_of(tmp_path, 1), settings=Settings("custom", 1, 1.5, 1), arithmetics="default")
+    page = visit(run.secure)
+    page.page.evaluate("""() => {
+        window.shown = "visible";
+        Object.defineProperty(document, "visibilityState", { get: () => window.shown });
+        window.change = (state) => { window.shown = state; document.dispatchEvent(new Event("visibilitychange")); };
+    }""")
+    page.begin()
+    wait_for(page, lambda: page.stage == "Timing")
+    page.page.wait_for_timeout(300)
+    page.page.evaluate("change('hidden')")
+    page.page.wait_for_timeout(1800)
+    assert not run.result.done(), "the second try waits until the page is in front"
+    page.page.evaluate("change('visible')")
+    (row,) = finish(run, page).rows
+    assert "timed again: the page was hidden" in row.notes and len(row.latency.rounds) == 1
+
+
+def test_a_page_that_is_not_heard_of_is_lost() -> None:
+    channel = Channel(silence=0.1)
+    session = channel.claim({})
+    seq = channel.send({"do": "open"})
+    with pytest.raises(UserError, match="not been heard of"):
+        channel.answer(seq, 5)
+    assert channel.knows(session) and not channel.knows("guess") and channel.claim({}) == ""
+    channel.put(seq, {"first": True})
+    channel.put(seq, {"first": False})  # sent twice by a network that lost the reply
+    assert channel.answer(seq, 0) == {"first": True}
+
+
+def test_webgpu_on_a_software_adapter_is_simulated(
+    chromium: Any, tiny: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    artifact = read_artifact(tiny("graphics.onnx", 0.5))
+    run = start([artifact], photos_of(tmp_path), latency=False)
+    browser = chromium.browser_type.launch(
+        executable_path=CHROMIUM, args=["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    )
+    try:
+        page = Page(browser.new_page(ignore_https_errors=True))
+        page.page.goto(run.secure)
+        page.begin()
+        report = finish(run, page)
+    finally:
+        browser.close()
+    row = report.row(f"{artifact.name} fp32 webgpu")
+    if row is None:
+        pytest.skip("this Chromium has no adapter for WebGPU")
+    assert not row.reason, row.problem
+    assert row.runtime["provider"] == "WebGPU" and "simulated: WebGPU ran on a software adapter" in row.notes
+    (judged,) = run.judged
+    maps = list(judged.rows.values())
+    assert all(np.abs(other - maps[0]).max() < 1e-5 for other in maps)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({"inference_ns": 5, "type": "float32", "dims": [1, 1, 9, 9], "d0": ""}, "no map"),
+        ({"inference_ns": 5, "type": "float32", "dims": [1, 1, 1, 1], "d0": "AACAPw=="}, "shape"),
+        ({"inference_ns": -5, "type": "float32", "dims": [1, 1, 32, 48], "d0": b64encode(bytes(6144)).decode()}, "-5"),
+        ({"error": 7}, "an error in the browser"),
+        ({"error": {"kind": "rm -rf", "problem": "x" * 9999}}, "xxx"),
+    ],
+)
+def test_answers_of_another_form_fail_their_row(
+    answer: dict[str, Any], problem: str, tiny: Callable[[str, float], Path], photo: Path
+) -> None:
+    channel, artifact = Channel(), read_artifact(tiny("answers.onnx", 0.5))
+    channel.claim({})
+    page = identity({"cores": 2})
+    worker = BrowserWorker(1, channel, {}, {str(artifact.path): artifact}, page, 0, 5)
+    opened = {"load_ns": 5, "opening_ns": {}, "threads": 1}
+
+    def reply() -> None:
+        for seq, value in ((1, opened), (2, answer)):
+            while not any(
+                message["seq"] == seq for message in (channel.messages(seq - 1) or {"messages": []})["messages"]
+            ):
+                time.sleep(0.01)
+            channel.put(seq, value)
+
+    threading.Thread(target=reply, daemon=True).start()
+    worker.ask("open", artifact=str(artifact.path), mode="")
+    with pytest.raises(WorkerFailed) as failure:
+        worker.ask("predict", photos=[str(photo)])
+    assert problem in failure.value.problem and len(failure.value.problem) < 400
