@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import http.server
 import json
 import shutil
 import ssl
@@ -21,6 +23,8 @@ import numpy as np
 import pytest
 from builders import ANY_MASKS, noise_pictures, random_source
 
+from u2export.benchmarks.imports.kit import artifact_of, judge, write
+from u2export.benchmarks.imports.rows import Claim, reports
 from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.judging import Judged
 from u2export.benchmarks.measuring.photos import photos_in
@@ -325,6 +329,7 @@ def test_turns_of_a_hidden_page_are_timed_again(
     assert not run.result.done(), "the second try waits until the page is in front"
     page.page.evaluate("change('visible')")
     (row,) = finish(run, page).rows
+    assert page.errors == []
     assert "timed again: the page was hidden" in row.notes and len(row.latency.rounds) == 1
 
 
@@ -397,3 +402,60 @@ def test_answers_of_another_form_fail_their_row(
     with pytest.raises(WorkerFailed) as failure:
         worker.ask("predict", photos=[str(photo)])
     assert problem in failure.value.problem and len(failure.value.problem) < 400
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address where a host serves it that sends no headers of its own."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://localhost:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files and prints nothing."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_kit_runs_on_any_host_and_its_result_is_judged(
+    visit: Callable[[str], Page], net: Artifact, host: tuple[Path, str], photo: Path
+) -> None:
+    folder, address = host
+    kit = write(net, random_source(), "web", folder)
+    manifest = json.loads((kit / "kit.json").read_text())
+    assert (manifest["samples"], manifest["rounds"]) == (64, 10)
+    (kit / "kit.json").write_text(json.dumps({**manifest, "samples": 4, "seconds": 0.1, "rounds": 2}))
+
+    page = visit(f"{address}/{kit.name}/")
+    page.page.wait_for_selector("#go:enabled")
+    titles = page.page.locator("#unit option").all_inner_texts()
+    threads = page.page.evaluate("navigator.hardwareConcurrency")
+    assert titles[0] == "WebAssembly, 1 thread"
+    assert threads == 1 or "threads" in titles[1], "the service worker isolates the page"
+    page.page.set_input_files("#photo", str(photo))
+    wait_for(page, lambda: page.stage.startswith("Mask made in"))
+    page.page.select_option("#unit", titles[-1])
+    page.begin()
+    page.page.wait_for_selector("#save:not([hidden])", timeout=60_000)
+    with page.page.expect_download() as saved:
+        page.page.click("#save")
+    result = folder / "result.json"
+    saved.value.save_as(result)
+    assert page.errors == []
+
+    (report,) = reports(result, "kit", Claim(artifact=artifact_of(kit)), None, judge(kit, result))
+    (row,) = report.rows
+    assert report.device.model == "Test phone" and row.runtime["device"] == f"browser, {titles[-1]}"
+    assert list(row.images) == manifest["pictures"] and row.fidelity
+    assert max(image.max_abs for image in row.images.values()) < 1e-4 and row.fidelity.raw_mae < 1e-5
+    assert len(row.latency.ns) >= 4 and row.first_ns > 0
+
+    data = json.loads(result.read_text())
+    data["maps"]["golden"] = data["maps"]["golden"][:400]
+    result.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="holds a map of 300 bytes"):
+        reports(result, "kit", Claim(artifact=artifact_of(kit)), None, judge(kit, result))

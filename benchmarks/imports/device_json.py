@@ -5,6 +5,7 @@ Source: coremltools, `coremltools.models.ml_program.experimental.perf_utils.MLMo
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ def device_json(text: str, log: str) -> list[TimedModel]:
             artifact=str(data.get("artifact_sha256", "")),
             # The name alone: a mask lies beside the file of results and nowhere else.
             masks={str(name): Path(str(path)).name for name, path in dict(data.get("masks", {})).items()},
+            maps={str(name): b64decode(packed, validate=True) for name, packed in dict(data.get("maps", {})).items()},
+            environment={"browser": str(data["browser"])[:400]} if data.get("browser") else {},
+            notes=tuple(str(note)[:200] for note in _list(data.get("notes", []))[:10]),
         )
     ]
 

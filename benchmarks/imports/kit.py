@@ -18,7 +18,10 @@ from PIL import Image
 from u2export.benchmarks.imports.device_json import KIT_FORMAT
 from u2export.benchmarks.imports.kit_readmes import FORMS, readme
 from u2export.benchmarks.imports.timed_model import TimedModel
+from u2export.benchmarks.measuring.plan import TIERS
 from u2export.benchmarks.measuring.rows import planned_artifact
+from u2export.benchmarks.web.page_files import kit_files
+from u2export.benchmarks.web.ports import Ports, page_manifest, ports_of
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.litert.exporter import LiteRT
@@ -49,12 +52,19 @@ class Program:
         state: what is known about the program and its commands.
         template: the name of our own program in this folder, and its name in the kit; empty for a program of the
             runtime's maker. Such a program writes each mask to a file `<picture>.mask` beside its results.
+        page: whether the program is a page for browsers, which keeps the maps inside its results.
     """
 
     exporter: str
     make: str
     state: str
     template: tuple[str, ...] = ()
+    page: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether the program is ours, and not that of the runtime's maker."""
+        return bool(self.template) or self.page
 
 
 COREML = Program(
@@ -74,8 +84,12 @@ EXECUTORCH = Program(
     "u2export executorch",
     "the commands were written from the sources of executor_runner and were not run",
 )
-# By the kind of phone, as on the command line.
-PLATFORMS: Mapping[str, tuple[Program, ...]] = {"coreml": (COREML,), "android": (ORT, LITERT, EXECUTORCH)}
+PAGE_STATE = "the page was run in Chromium on Linux, not on a phone"
+WEB = tuple(Program(name, f"u2export {name}", PAGE_STATE, page=True) for name in ("onnx", "ort"))
+# By the kind of phone, as on the command line; "web" is any browser.
+PLATFORMS: Mapping[str, tuple[Program, ...]] = {
+    "coreml": (COREML,), "android": (ORT, LITERT, EXECUTORCH), "web": WEB,
+}  # fmt: skip
 
 
 def write(artifact: Artifact, source: Source, phone: str, folder: Path) -> Path:
@@ -107,7 +121,8 @@ def write(artifact: Artifact, source: Source, phone: str, folder: Path) -> Path:
         for part in ("inputs", "expected", "results"):
             (made / part).mkdir(parents=True)
         _copy(artifact, made)
-        names = [_case(name, pixels, artifact, source, made) for name, pixels in _pictures(artifact)]
+        ports = ports_of(artifact) if program.page else None
+        names = [_case(name, pixels, artifact, source, made, ports) for name, pixels in _pictures(artifact)]
         digest = planned_artifact(artifact.name, artifact).row.digest
         if program.template:
             template, name = program.template
@@ -115,8 +130,16 @@ def write(artifact: Artifact, source: Source, phone: str, folder: Path) -> Path:
             (made / name).write_text(code.replace("@ARTIFACT@", digest), encoding="utf-8")
         if program is ORT:
             _perf_test_data(artifact, made)
-        write_json(_manifest(artifact, phone, program, digest, names), made / "kit.json")
-        (made / "README.md").write_text(readme(program.exporter, _words(artifact, made, program)), encoding="utf-8")
+        manifest = _manifest(artifact, phone, program, digest, names)
+        if ports:
+            _copy_page(made)
+            samples, seconds, rounds = TIERS["quick"]
+            manifest |= {"format": KIT_FORMAT, "samples": samples, "seconds": seconds, "rounds": rounds}
+            manifest |= page_manifest(artifact, ports)
+        write_json(manifest, made / "kit.json")
+        (made / "README.md").write_text(
+            readme("web" if ports else program.exporter, _words(artifact, made, program)), encoding="utf-8"
+        )
         publish(made, folder / made.name)
     return folder / made.name
 
@@ -146,7 +169,13 @@ def _pictures(artifact: Artifact) -> Iterator[tuple[str, Pixels]]:
         yield from ((path.stem, eight_bit(read_photo(path, channels))) for path in verification_photos())
 
 
-def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, made: Path) -> str:
+def _copy_page(made: Path) -> None:
+    (made / "ort").mkdir()
+    for name, path in kit_files().items():
+        shutil.copyfile(path, made / name)
+
+
+def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, made: Path, ports: Ports | None = None) -> str:
     """Write one input, and the map and the mask that the reference computes from it; return the name of the case."""
     x = artifact.contract.tensor(pixels)
     d0 = source.predict(x)[0, 0]
@@ -156,7 +185,8 @@ def _case(name: str, pixels: Pixels, artifact: Artifact, source: Source, made: P
         small = np.asarray(taken(x, artifact.contract)[0].transpose(1, 2, 0), np.uint8)
         Image.fromarray(small if small.shape[2] == 3 else small[..., 0]).save(made / "inputs" / f"{name}.png")
     else:
-        fed = LiteRT(**artifact.options).fed(x, artifact.contract) if artifact.exporter == "litert" else x
+        fed = ports.feed(x) if ports else x
+        fed = LiteRT(**artifact.options).fed(x, artifact.contract) if artifact.exporter == "litert" else fed
         fed.astype(fed.dtype.newbyteorder("<")).tofile(made / "inputs" / f"{name}.bin")
     np.save(made / "expected" / f"{name}.npy", d0)
     write_mask(mask_for(d0, *d0.shape), made / "expected" / f"{name}.png")
@@ -180,8 +210,8 @@ def _manifest(artifact: Artifact, phone: str, program: Program, digest: str, nam
         "platform": phone,
         "artifact": artifact.name,
         "artifact_sha256": digest,
-        "file_sha256": "" if program.template else artifact.files[artifact.path.name],
-        "results": KIT_FORMAT if program.template else FORMS[program.exporter],
+        "file_sha256": "" if program.own else artifact.files[artifact.path.name],
+        "results": KIT_FORMAT if program.own else FORMS[program.exporter],
         "output": "stretched" if _stretched(artifact) else "d0",
         "shape": [artifact.contract.height, artifact.contract.width],
         "pictures": names,
@@ -226,7 +256,8 @@ def judge(kit: Path, results: Path) -> Callable[[TimedModel], Mapping[str, Image
     manifest = _read(kit)
 
     def fidelity(model: TimedModel) -> Mapping[str, ImageFidelity]:
-        masks = _beside(results, manifest) if manifest.get("file_sha256") else model.masks
+        masks: Mapping[str, str | bytes]
+        masks = _beside(results, manifest) if manifest.get("file_sha256") else model.maps or model.masks
         if not masks:
             return {}
         if not manifest.get("file_sha256") and model.artifact != manifest["artifact_sha256"]:
@@ -281,12 +312,12 @@ def artifact_of(kit: Path) -> Artifact:
     return read_artifact(kit / Path(_read(kit)["artifact"]).name)
 
 
-def _judged(kit: Path, results: Path, name: str, mask: str, manifest: Mapping[str, Any]) -> ImageFidelity:
+def _judged(kit: Path, results: Path, name: str, mask: str | bytes, manifest: Mapping[str, Any]) -> ImageFidelity:
     try:
         want: Floats = np.load(kit / "expected" / f"{name}.npy", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{kit}: no expected mask of {name} ({error})", "make the kit again") from None
-    got = _mask(results.parent / mask, want.shape)
+    got = _mask(results.parent / mask, want.shape) if isinstance(mask, str) else _map(mask, want.shape, results)
     if manifest["output"] == "stretched":
         # Back to the scale of d0, by the range of the expected map. Stretching this gives the returned mask again.
         got = want.min() + got * (want.max() - want.min())
@@ -303,3 +334,14 @@ def _mask(path: Path, shape: tuple[int, ...]) -> Floats:
         return np.asarray(np.fromfile(path, "<f4").reshape(shape), np.float32)
     except FileNotFoundError:
         raise UserError(f"no such mask: {path}", "copy the masks together with the results") from None
+
+
+def _map(data: bytes, shape: tuple[int, ...], results: Path) -> Floats:
+    """Return a map that stands inside the results.
+
+    Raises:
+        UserError: it has another size.
+    """
+    if len(data) != 4 * int(np.prod(shape)):
+        raise UserError(f"{results} holds a map of {len(data)} bytes, not {4 * int(np.prod(shape))}", "measure again")
+    return np.asarray(np.frombuffer(data, "<f4").reshape(shape), np.float32)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # What `import --as` calls the results, by exporter.
-FORMS = {"coreml": "coreml", "ort": "kit", "litert": "litert-benchmark", "executorch": "executorch"}
+FORMS = {"coreml": "coreml", "ort": "kit", "litert": "litert-benchmark", "executorch": "executorch", "web": "kit"}
 
 
 def readme(exporter: str, words: Mapping[str, str]) -> str:
     """Return the README of a kit.
 
     Args:
-        exporter: the exporter of the kit's artifact.
+        exporter: the exporter of the kit's artifact; "web" for a page.
         words: the names in the kit: `kit`, `model`, `stem`, `not_run`; for LiteRT also `input` and `shape`.
     """
     form = FORMS[exporter]
-    file, named = ("result.json", "") if exporter in ("coreml", "ort") else ("result.txt", ' --device "PHONE"')
-    return (READMES[exporter] + COMMON).format(**words, form=form, file=file, named=named)
+    file, named = ("result.json", "") if exporter in ("coreml", "ort", "web") else ("result.txt", ' --device "PHONE"')
+    where = "the result" if exporter == "web" else "`results/`"
+    return (READMES[exporter] + COMMON).format(**words, form=form, file=file, named=named, where=where)
 
 
 COMMON = """
@@ -25,7 +26,7 @@ COMMON = """
 
     u2export import results/{file} --as {form} --kit .{named} --out artifacts
 
-This command compares every mask in `results/` with the expected one, and it writes a file of results for
+This command compares every mask in {where} with the expected one, and it writes a file of results for
 `u2export table`. A row without masks has a time but no fidelity, and its note says so.
 
 - `inputs/` holds the golden picture and the verification photos, ready for the model.
@@ -35,6 +36,24 @@ This command compares every mask in `results/` with the expected one, and it wri
 """
 
 READMES = {
+    "web": """# {kit}
+
+This folder is a page that runs `{model}` in any browser: on a photo of the visitor, and as a measurement. The page
+uploads nothing.
+
+## Put it on a host
+
+Any host of static files does: GitHub Pages, a web server, an S3 bucket. The page needs https, or localhost:
+
+    python -m http.server --directory . 8000       # then open http://localhost:8000
+
+Where the host cannot send the headers for threads, `sw.js` adds them in the browser.
+
+## Measure
+
+Open the page on the phone, choose what it runs in, press Measure, and save the result. The masks are inside the
+result, so that this one file is all that comes back. Copy it to `results/result.json`.
+""",
     "coreml": """# {kit}
 
 This kit times `{model}` with Core ML's own API, and it keeps the masks.

@@ -29,6 +29,7 @@ class TimedModel:
         precision: the precision, as the file calls it.
         artifact: sha256 over the files of the artifact.
         masks: for each picture the file that holds its mask, relative to the file of results.
+        maps: for each picture d0 as little-endian float32, of tools that keep the maps inside their results.
         environment: names and versions of packages, for the report.
         problem: why there are no times.
         notes: further remarks for the reader of a table.
@@ -49,6 +50,7 @@ class TimedModel:
     precision: str = ""
     artifact: str = ""
     masks: Mapping[str, str] = field(default_factory=dict)
+    maps: Mapping[str, bytes] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
     notes: tuple[str, ...] = ()

@@ -158,6 +158,7 @@ class BrowserWorker(WorkerHandle):
         self._files[name] = (fed.astype(fed.dtype.newbyteorder("<")).tobytes(), "")
         fields: dict[str, Any] = {"input": name, "type": fed.dtype.name, "dims": list(fed.shape)}
         fields |= {"entry": self._ports.input, "output": self._ports.output}
+        fields |= {"width": contract.width, "height": contract.height}
         if picture.pixels.dtype == np.uint8 and picture.pixels.shape[2] in (1, 3):
             self._files["picture"] = (
                 _thumbnail(picture.pixels.astype(np.uint8), contract.width, contract.height),

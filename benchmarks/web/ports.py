@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from u2export.benchmarks.web.runtime_files import VERSION
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.foreign import maps_of
 from u2export.exporters.layout import read_layout
@@ -57,3 +58,14 @@ def ports_of(artifact: Artifact) -> Ports:
 
 def _as_floats(values: NDArray[Any]) -> Floats:
     return np.asarray(values, np.float32)
+
+
+def page_manifest(artifact: Artifact, ports: Ports) -> dict[str, Any]:
+    """Return what the page of a kit must know to feed the artifact with the inputs of the kit, and with photos."""
+    contract = artifact.contract
+    fed = ports.feed(np.zeros(contract.shape, np.float32))
+    return {
+        "entry": ports.input, "graph_output": ports.output, "input_type": fed.dtype.name, "dims": list(fed.shape),
+        "mean": list(contract.mean), "std": list(contract.std), "precision": artifact.precision,
+        "runtime_version": VERSION,
+    }  # fmt: skip

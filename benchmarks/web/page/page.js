@@ -1,57 +1,18 @@
 // The page of a bench: tells what it is, asks for work, and hands the work to one Web Worker for each row.
 
+import { adapter, agentData, clockStep, graphics, hiddenTimes, keepAwake } from "./device.js";
 import * as view from "./view.js";
 
 const workers = new Map();
 let session = "";
 let after = 0;
 let over = false;
-let hiddenSince = 0; // how often the page has been hidden so far
 const runtimes = new Map();
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const headers = () => ({ "X-Session": session });
 
 // Who this is
-
-function clockStep() {
-  let least = Infinity;
-  for (let i = 0, last = performance.now(); i < 20 && least > 0; ) {
-    const time = performance.now();
-    if (time > last) {
-      least = Math.min(least, time - last);
-      last = time;
-      i += 1;
-    }
-  }
-  return least * 1000;
-}
-
-function graphics() {
-  const gl = document.createElement("canvas").getContext("webgl");
-  const named = gl?.getExtension("WEBGL_debug_renderer_info");
-  const name = named ? gl.getParameter(named.UNMASKED_RENDERER_WEBGL) : "";
-  gl?.getExtension("WEBGL_lose_context")?.loseContext();
-  return name;
-}
-
-async function adapter() {
-  const found = await navigator.gpu?.requestAdapter().catch(() => null);
-  if (!found) return null;
-  const info = found.info ?? {};
-  const fallback = info.isFallbackAdapter ?? found.isFallbackAdapter ?? false;
-  const { vendor, architecture, device, description } = info;
-  return { vendor, architecture, device, description, fallback, features: [...found.features] };
-}
-
-async function agentData() {
-  const data = navigator.userAgentData;
-  if (!data) return null;
-  const wanted = ["architecture", "bitness", "model", "platformVersion", "fullVersionList"];
-  const values = await data.getHighEntropyValues(wanted).catch(() => ({}));
-  const { architecture, bitness, model, platform, platformVersion, fullVersionList } = values;
-  return { architecture, bitness, model, platform, platformVersion, brands: fullVersionList ?? data.brands };
-}
 
 async function identity() {
   const [data, gpu] = await Promise.all([agentData(), adapter()]);
@@ -144,10 +105,20 @@ async function work(message) {
   if (request.do === "predict" && request.picture) view.showPicture(await bytes(request.picture));
   if (request.do === "predict") return workers.get(worker).ask(request, [request.bytes]);
   await visible();
-  const before = hiddenSince;
+  const before = hiddenTimes();
   const found = await workers.get(worker).ask(request, request.bytes ? [request.bytes] : []);
-  if (hiddenSince !== before) found.reply.hidden = true;
+  if (hiddenTimes() !== before) found.reply.hidden = true;
   return found;
+}
+
+// A picture that cannot be drawn must not end the bench.
+function show(message, { map, reply }) {
+  try {
+    if (map) view.showMask(map, message.width, message.height);
+    if (reply.ns) view.addTimes(message.row, reply.ns);
+  } catch (error) {
+    console.warn(error);
+  }
 }
 
 async function handle(message) {
@@ -168,8 +139,7 @@ async function handle(message) {
   } catch (error) {
     found = { reply: { error: { kind: "failed", problem: String(error?.message ?? error), hint: "" } } };
   }
-  if (found.map) view.showMask(found.map, message.dims.at(-1), message.dims.at(-2));
-  if (found.reply.ns) view.addTimes(message.row, found.reply.ns);
+  show(message, found); // before the answer: the next turn must not share the processor with drawing
   await answer(message.seq, found.reply);
 }
 
@@ -190,10 +160,6 @@ function lost(error) {
   view.fail(`The connection to your computer is gone (${error.message ?? error}). Start the bench there again.`);
 }
 
-async function keepAwake() {
-  if (document.visibilityState === "visible" && !over) await navigator.wakeLock?.request("screen").catch(() => null);
-}
-
 async function begin(model) {
   view.say("Starting …");
   const told = { ...(await identity()), model };
@@ -208,8 +174,7 @@ async function begin(model) {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState !== "visible") hiddenSince += 1;
-  else keepAwake();
+  if (session && !over) keepAwake();
 });
 window.addEventListener("pagehide", () => {
   if (session && !over) navigator.sendBeacon("bye", JSON.stringify({ session }));

@@ -4,13 +4,13 @@ const find = (id) => document.getElementById(id);
 const COLOURS = 6;
 const rows = new Map();
 
-export function ready(model, begin) {
+export function ready(model, begin, again = false) {
   const form = find("start");
   const field = find("model");
   field.value = model || recall();
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    form.hidden = true;
+    form.hidden = !again;
     find("bench").hidden = false;
     remember(field.value);
     begin(field.value);
@@ -46,8 +46,8 @@ export function progress({ stage, done, total }) {
   find("count").textContent = total > 1 ? `${done} of ${total}` : "";
 }
 
-export async function showPicture(bytes) {
-  const image = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
+export async function showPicture(bytes, type = "image/jpeg") {
+  const image = await createImageBitmap(new Blob([bytes], { type }));
   const canvas = find("picture");
   [canvas.width, canvas.height] = [image.width, image.height];
   canvas.getContext("2d").drawImage(image, 0, 0);
@@ -73,9 +73,13 @@ export function showMask(map, width, height) {
   find("masks").hidden = false;
 }
 
-export function addTimes(row, ns) {
-  const name = row ?? "this artifact";
-  rows.set(name, [...(rows.get(name) ?? []), ...ns.map((value) => value / 1e6)]);
+export function addTimes(name, ns) {
+  const row = rows.get(name) ?? { count: 0, rounds: [] };
+  const sorted = Float64Array.from(ns, (value) => value / 1e6).sort();
+  const at = (share) => sorted[Math.floor(share * (sorted.length - 1))];
+  row.rounds.push({ low: at(0.1), middle: at(0.5), high: at(0.9) });
+  row.count += sorted.length;
+  rows.set(name, row);
   draw();
 }
 
@@ -83,32 +87,34 @@ const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1]
 const shown = (ms) => (ms >= 100 ? ms.toFixed(0) : ms.toFixed(ms >= 10 ? 1 : 2));
 
 function draw() {
-  const list = find("rows");
-  const most = Math.max(...[...rows.values()].flat());
-  list.replaceChildren(...[...rows].map(([name, times], i) => line(name, times, most, i % COLOURS)));
+  const most = [...rows.values()].flatMap(({ rounds }) => rounds).reduce((top, { high }) => Math.max(top, high), 0);
+  find("rows").replaceChildren(...[...rows].map(([name, row], i) => line(name, row, most, i % COLOURS)));
   find("times").hidden = false;
 }
 
-function line(name, times, most, colour) {
+// One row: a bar for the median of each round, and a thin line from its 10th to its 90th percentile.
+function line(name, { count, rounds }, most, colour) {
   const item = document.createElement("li");
   const label = document.createElement("p");
   const value = document.createElement("strong");
-  value.textContent = `${shown(median(times))} ms`;
-  label.append(`${name} `, value, ` median of ${times.length}`);
-  const plot = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  plot.setAttribute("viewBox", "0 0 300 40");
-  plot.setAttribute("preserveAspectRatio", "none");
-  plot.setAttribute("aria-hidden", "true");
+  value.textContent = `${shown(median(rounds.map(({ middle }) => middle)))} ms`;
+  label.append(`${name} `, value, ` median of ${rounds.length} rounds, ${count} samples`);
+  const plot = svg("svg", { viewBox: "0 0 300 40", preserveAspectRatio: "none", "aria-hidden": "true" });
   plot.classList.add(`colour${colour}`);
-  times.forEach((ms, i) => {
-    const dot = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const height = (38 * ms) / most;
-    const width = 300 / Math.max(times.length, 30);
-    for (const [key, size] of Object.entries({ x: i * width, y: 40 - height, width: width * 0.8, height })) dot.setAttribute(key, size);
-    plot.append(dot);
+  const width = 300 / Math.max(rounds.length, 10);
+  const y = (ms) => 40 - (38 * ms) / most;
+  rounds.forEach(({ low, middle, high }, i) => {
+    plot.append(svg("rect", { x: (i + 0.1) * width, y: y(middle), width: width * 0.8, height: 40 - y(middle) }));
+    plot.append(svg("rect", { class: "range", x: (i + 0.45) * width, y: y(high), width: width * 0.1, height: y(low) - y(high) }));
   });
   item.append(label, plot);
   return item;
+}
+
+function svg(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
 }
 
 export function finish(how) {

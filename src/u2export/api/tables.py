@@ -176,9 +176,9 @@ def phone_kit(
     """Write a folder to take to a phone: artifact, inputs, expected masks, a timing program, exact commands.
 
     Args:
-        phone: "coreml" or "android".
+        phone: "coreml", "android", or "web" for a page that runs in any browser.
         artifact: a Core ML package; for "android" an artifact of `export("ort", mobile=True)`, of "litert" or of
-            "executorch".
+            "executorch"; for "web" an artifact of "onnx" or "ort".
         weights: the weights that it was made of, where the name in its record does not find them.
         out: the folder for the kit.
 

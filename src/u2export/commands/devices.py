@@ -43,7 +43,11 @@ def import_(
 def kit(
     phone: Annotated[str, typer.Argument(metavar="|".join(tables.PHONES), help="The kind of phone.")],
     artifact: Annotated[
-        Path, typer.Argument(help="A Core ML package, or a file of `u2export ort --mobile`, litert or executorch.")
+        Path,
+        typer.Argument(
+            help="coreml: a Core ML package; android: a file of `u2export ort --mobile`, litert or executorch; "
+            "web: a file of `u2export onnx` or ort."
+        ),
     ],
     weights: Annotated[
         str, typer.Option(help="The weights that it was made of, where the name in its record does not find them.")
