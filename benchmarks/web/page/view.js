@@ -98,7 +98,7 @@ function line(name, { count, rounds }, most, colour) {
   const label = document.createElement("p");
   const value = document.createElement("strong");
   value.textContent = `${shown(median(rounds.map(({ middle }) => middle)))} ms`;
-  label.append(`${name} `, value, ` median of ${rounds.length} rounds, ${count} samples`);
+  label.append(`${name} `, value, ` (${rounds.length} rounds, ${count} samples)`);
   const plot = svg("svg", { viewBox: "0 0 300 40", preserveAspectRatio: "none", "aria-hidden": "true" });
   plot.classList.add(`colour${colour}`);
   const width = 300 / Math.max(rounds.length, 10);
