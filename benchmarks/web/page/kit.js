@@ -69,6 +69,8 @@ async function measure(unit, model) {
   open = null;
   const { worker, reply } = await opened(unit);
   const maps = {};
+  view.clearTimes(unit.title);
+  view.caption("expected mask");
   for (const [i, name] of kit.pictures.entries()) {
     view.progress({ stage: "masks", done: i, total: kit.pictures.length });
     const found = await ask(worker, { do: "predict", ...input(await bytes(`inputs/${name}.bin`)) });
@@ -125,6 +127,7 @@ function pixels(image) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(image, 0, 0, width, height);
   find("masks").hidden = false;
+  view.caption("photo");
   return context.getImageData(0, 0, width, height).data;
 }
 

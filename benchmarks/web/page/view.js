@@ -54,6 +54,10 @@ export async function showPicture(bytes, type = "image/jpeg") {
   find("masks").hidden = false;
 }
 
+export function caption(text) {
+  find("caption").textContent = text;
+}
+
 export function showMask(map, width, height) {
   const canvas = find("mask");
   [canvas.width, canvas.height] = [width, height];
@@ -71,6 +75,10 @@ export function showMask(map, width, height) {
   }
   context.putImageData(image, 0, 0);
   find("masks").hidden = false;
+}
+
+export function clearTimes(name) {
+  rows.delete(name);
 }
 
 export function addTimes(name, ns) {
