@@ -78,7 +78,8 @@ def test_many_damaged_files_are_read_or_refused() -> None:
     """Cases of `nox -s fuzz` for .pte files: a worker inspects each, and opens it in the runtime."""
     if problem := ExecuTorch().missing():
         pytest.skip(str(problem))
-    from u2export.benchmarks.studies import fuzz, fuzz_seeds
+    from u2export.benchmarks.studies import fuzz
+    from u2export.benchmarks.studies.reliability import fuzz_seeds
 
     files = [seed for seed in fuzz_seeds.phone_seeds() if seed[0] == "pte"]
     found = fuzz.fuzz(0, 120, 4 << 30, 60.0, files=files)
