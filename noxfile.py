@@ -22,7 +22,7 @@ TESTS = (
     "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "playwright",
     "pysodmetrics",
 )  # fmt: skip
-EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video", "web")
+EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video", "web", "report")
 # Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.
 APART = ("litert", "executorch")
 

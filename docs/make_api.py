@@ -14,7 +14,8 @@ import u2export
 
 PAGE = Path(__file__).with_name("api.md")
 MODULES = (
-    "exporting", "running", "measuring", "fitting", "gating", "tables", "lower_precision", "tensorrt", "inspecting",
+    "exporting", "running", "video", "measuring", "fitting", "gating", "tables", "pages", "lower_precision",
+    "tensorrt", "inspecting",
 )  # fmt: skip
 INTRODUCTION = """# Python API
 

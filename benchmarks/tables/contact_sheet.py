@@ -76,33 +76,38 @@ def _section(report: Report, photos: Mapping[str, Path], group: Judged, count: i
 
 def _block(rows: Sequence[Row], group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """Return all columns of one photo; of a single row, photo, reference, mask and difference side by side."""
-    photo = ImageOps.contain(Image.fromarray(_picture(path)), (CELL, CELL))
+    photo = ImageOps.contain(Image.fromarray(photo_pixels(path)), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     if len(rows) == 1:
         return _line(rows[0], group, name, path, i)
     block = Image.new("RGB", ((len(rows) + 1) * (CELL + GAP), 2 * (photo.height + LINE) + 2 * GAP), GROUND)
-    _stack(block, 0, (photo, _mask(want, photo.size)), (path.name, "reference"))
+    _stack(block, 0, (photo, mask_picture(want, photo.size)), (path.name, "reference"))
     for column, row in enumerate(rows, 1):
         got = np.asarray(group.rows[row.name][i])
-        images = (_mask(got, photo.size), _difference(got, want, photo.size))
+        images = (mask_picture(got, photo.size), difference_picture(got, want, photo.size))
         _stack(block, column, images, _captions(row, name))
     return block
 
 
 def _line(row: Row, group: Judged, name: str, path: Path, i: int) -> Image.Image:
     """Return photo, reference, mask and difference of one photo side by side."""
-    photo = ImageOps.contain(Image.fromarray(_picture(path)), (CELL, CELL))
+    photo = ImageOps.contain(Image.fromarray(photo_pixels(path)), (CELL, CELL))
     want = None if group.want is None else np.asarray(group.want[i])
     got = np.asarray(group.rows[row.name][i])
     block = Image.new("RGB", (SINGLE * (CELL + GAP), photo.height + LINE + 2 * GAP), GROUND)
-    images = (photo, _mask(want, photo.size), _mask(got, photo.size), _difference(got, want, photo.size))
+    images = (
+        photo,
+        mask_picture(want, photo.size),
+        mask_picture(got, photo.size),
+        difference_picture(got, want, photo.size),
+    )
     captions = (path.name, "reference", *_captions(row, name))
     for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
         _stack(block, column, (image,), (caption,))
     return block
 
 
-def _picture(path: Path) -> Pixels:
+def photo_pixels(path: Path) -> Pixels:
     """Return a photo, or the first colours of an array with any number of channels, as (H, W, 3) uint8."""
     if path.suffix.lower() != ARRAY:
         return eight_bit(read_photo(path))
@@ -155,7 +160,7 @@ def _shortened(text: str, letters: int) -> str:
     return text if letters >= len(text) else f"{text[:start]}…{text[len(text) - (letters - start) :]}"
 
 
-def _mask(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
+def mask_picture(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
     """Return the mask of one map, or of several maps (K, H, W) the colour of each pixel's class."""
     if d0 is None or not np.isfinite(d0).all():
         return Image.new("RGB", size, EMPTY)
@@ -164,7 +169,7 @@ def _mask(d0: Floats | None, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(mask_for(d0[0], size[1], size[0])).convert("RGB")
 
 
-def _difference(got: Floats, want: Floats | None, size: tuple[int, int]) -> Image.Image:
+def difference_picture(got: Floats, want: Floats | None, size: tuple[int, int]) -> Image.Image:
     """Return the difference as a picture: white for equal masks, full colour from 1 / GAIN of the mask's range on.
 
     Of several maps, pixels of another class than the reference's are red.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from u2export.benchmarks.pages.report_page import page
 from u2export.benchmarks.report import Report
-from u2export.benchmarks.tables import html_page, markdown_page
+from u2export.benchmarks.tables import markdown_page
 from u2export.benchmarks.tables.csv_table import comma_separated
 from u2export.benchmarks.tables.gather import ordered
 from u2export.benchmarks.tables.terminal import WIDTH, terminal
@@ -23,7 +24,7 @@ def render(reports: Sequence[Report], form: str) -> str:
         reports: one for each device.
         form: one of FORMATS; "term" is the table of a terminal, WIDTH columns wide and without colours.
     """
-    formats = {"md": markdown_page.page, "csv": comma_separated, "html": html_page.page, "term": _plain}
+    formats = {"md": markdown_page.page, "csv": comma_separated, "html": page, "term": _plain}
     return formats[form](reports)
 
 

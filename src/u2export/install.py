@@ -23,6 +23,7 @@ PACKAGES = {
     "charts": ("matplotlib",),
     "imports": ("pyyaml",),
     "video": ("av",),
+    "report": ("jinja2",),
     "ort": ("onnxruntime",),
     "web": ("aiohttp", "cryptography", "onnxruntime", "qrcode"),
 }

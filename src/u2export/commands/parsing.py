@@ -21,7 +21,7 @@ STDOUT = "-"
 MEANT = {
     "build": "trt build", "cache": "trt cache", "compare": "bench", "convert": "onnx", "device": "targets",
     "devices": "targets", "diff": "baseline diff", "doctor": "targets", "download": "weights pull",
-    "evaluate": "bench", "export": "onnx", "html": "table", "info": "inspect", "infer": "predict", "list": "targets",
+    "evaluate": "bench", "export": "onnx", "html": "report", "info": "inspect", "infer": "predict", "list": "targets",
     "measure": "bench", "mlpackage": "coreml", "onnxruntime": "ort", "plot": "chart", "pte": "executorch",
     "pull": "weights pull", "quantise": "ort", "quantize": "ort", "run": "predict", "show": "table",
     "synth": "calib synth", "tensorrt": "trt", "test": "check", "tflite": "litert", "trust": "trt trust",

@@ -1,0 +1,193 @@
+"""The report: one page that holds everything, and loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from u2export.benchmarks.pages import plots
+from u2export.benchmarks.pages.pictures import Gallery
+from u2export.benchmarks.report import Report, Row, compact
+from u2export.benchmarks.tables.columns import COLUMNS, NONE, note, table_of
+from u2export.benchmarks.tables.gather import is_published, ordered
+from u2export.benchmarks.tables.legend import BLANKS, LEGEND, codes, facts, label
+from u2export.errors import Unavailable
+from u2export.install import how_to_install
+from u2export.text import one_line
+from u2export.version import __version__
+
+LARGEST = 5_000_000  # bytes of a page
+ROOM_FOR_PICTURES, ROOM_FOR_DATA = 3_400_000, 900_000
+# Values of a machine's state that change from minute to minute, in words.
+STATE = {"load": "load", "clocks": "clocks in MHz", "governor": "governor", "temperatures": "temperatures in °C"}
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One cell: its text, the number to sort by (None sorts last), whether it stands right, and why it is empty."""
+
+    text: str
+    value: float | None
+    right: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of the table of all results; `section` is the number of the device's section."""
+
+    device: str
+    section: int
+    cells: tuple[TableCell, ...]
+    note: str
+    empty: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one device."""
+
+    title: str
+    published: bool
+    facts: tuple[str, ...]
+    front: plots.Front | None
+    distributions: tuple[plots.Distribution, ...]
+    state: tuple[tuple[str, str, str], ...]
+    command: str
+    install: str
+    artifacts: tuple[tuple[str, str], ...]
+    name: str
+    data: str
+    bytes: int
+
+
+def page(reports: Sequence[Report], gallery: Gallery | None = None) -> str:
+    """Return the page.
+
+    Args:
+        reports: one for each device; figures that others published stand last.
+        gallery: photos and masks; without it the page says how to get them.
+
+    Raises:
+        Unavailable: Jinja2 is not installed (extra `report`).
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise Unavailable("a page needs Jinja2", how_to_install("report")) from None
+    shown = ordered(reports)
+    templates = resources.files("u2export.benchmarks.pages")
+    texts = {
+        name: (templates / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(texts), autoescape=lambda name: name == "report.html", trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_harmless,
+    )  # fmt: skip
+    columns, rows = _table(shown)
+    return environment.get_template("report.html").render(
+        version=__version__, columns=columns, rows=rows, gallery=gallery, P=plots,
+        codes=[*codes(table_of(report) for report in shown), LEGEND],
+        sections=[_section(report, i) for i, report in enumerate(shown)],
+    )  # fmt: skip
+
+
+def _harmless(value: Any) -> Any:
+    """Return a text of others as one line of visible characters; markup of Jinja2 stays."""
+    return one_line(value) if type(value) is str else value
+
+
+def _table(reports: Sequence[Report]) -> tuple[list[str], list[TableRow]]:
+    """Return the titles of all columns that any report has, and a line for each row of each report."""
+    tables = [table_of(report) for report in reports]
+    present = {column.title for table in tables for column in table.columns}
+    columns = [column for column in COLUMNS if column.title in present and column.title != "note"]
+    rows = []
+    for section, table in enumerate(tables, 1):
+        cells, device = table.by_title(), table.report.device
+        name = device.model or device.cpu or label(device)
+        for i, row in enumerate(table.report.rows):
+            texts = [cells[c.title][i] if c.title in cells else NONE for c in columns]
+            made = tuple(_cell(text, column.right) for text, column in zip(texts, columns, strict=True))
+            rows.append(TableRow(name, section, made, note(row), bool(row.reason)))
+    return [column.title for column in columns], rows
+
+
+def _cell(text: str, right: bool) -> TableCell:
+    number = re.match(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", text) if right else None
+    return TableCell(text, float(number[0]) if number else None, right, BLANKS.get(text, ""))
+
+
+def _section(report: Report, i: int) -> Section:
+    name, data, size = _download(report, i)
+    found = (plots.fidelities(report), plots.latencies(report))
+    return Section(
+        title=label(report.device), published=is_published(report), facts=tuple(facts(report)),
+        front=plots.front(report), distributions=tuple(d for d in found if d), state=tuple(_states(report)),
+        command=_command(report), install=_install(report),
+        artifacts=tuple((row.name, row.digest) for row in report.rows if row.digest), name=name, data=data, bytes=size,
+    )  # fmt: skip
+
+
+def _download(report: Report, i: int) -> tuple[str, str, int]:
+    """Return name, address and size of the raw results: JSON, compressed where it is large; no address if too large."""
+    raw = compact(report.to_json()).encode("utf-8", "backslashreplace")
+    if len(raw) <= ROOM_FOR_DATA // 3:
+        return f"results-{i + 1}.json", f"data:application/json;base64,{base64.b64encode(raw).decode()}", len(raw)
+    packed = gzip.compress(raw, mtime=0)
+    if len(packed) > ROOM_FOR_DATA:
+        return "", "", len(raw)
+    return f"results-{i + 1}.json.gz", f"data:application/gzip;base64,{base64.b64encode(packed).decode()}", len(packed)
+
+
+def _states(report: Report) -> Iterator[tuple[str, str, str]]:
+    """Give what the machine told of its state before and after the bench."""
+    before, after = (report.environment.get(when) for when in ("before", "after"))
+    if not isinstance(before, dict):
+        return
+    later = after if isinstance(after, dict) else {}
+    for key, value in before.items():
+        if value not in (None, {}, [], ""):
+            yield STATE.get(key, key.replace("_", " ")), _plain(value), _plain(later.get(key, ""))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _command(report: Report) -> str:
+    """Return the command that measures the same again; "" for rows of others."""
+    ours = [row for row in report.rows if row.provenance == "measured" and row.exporter != "pytorch"]
+    if not ours:
+        return ""
+    s = report.settings
+    files = dict.fromkeys(shlex.quote(_file(row)) for row in ours)
+    how = [f"--tier {s.tier}"] if s.tier != "custom" else [f"--samples {s.samples} --seconds {s.seconds:g}",
+                                                           f"--rounds {s.rounds}"]  # fmt: skip
+    how += [f"--scenario throughput --batch {s.batch} --streams {s.streams}"] if s.scenario != "latency" else []
+    how += [f"--sustained {s.sustained:g} --cooldown {s.cooldown:g}"] if s.sustained else []
+    how += [f"--threads {s.threads}"] if s.threads else []
+    return f"u2export bench {' '.join(files)} --images PHOTOS {' '.join(how)} --json results.json"
+
+
+def _file(row: Row) -> str:
+    """Return the name of the artifact's file: that of the row without the arithmetic behind it."""
+    return row.name.split(" ")[0] if " " in row.name else row.name
+
+
+def _install(report: Report) -> str:
+    """Return the command that installs the versions of the bench."""
+    versions = [
+        f"{name}=={version}" for name, version in report.environment.items()
+        if name not in ("python", "kernel") and re.fullmatch(r"\d+(\.\d+)+([.+\w]*)", str(version))
+    ]  # fmt: skip
+    return f"pip install {' '.join(map(shlex.quote, versions))}" if versions else ""
