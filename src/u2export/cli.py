@@ -22,7 +22,6 @@ from u2export.commands import (
     lint,
     predict,
     recipe,
-    report,
     roofline,
     sensitivity,
     table,
@@ -77,7 +76,7 @@ app.command(cls=Command, rich_help_panel=MEASURE)(predict.predict)
 app.command(cls=Command, rich_help_panel=MEASURE)(bench.bench)
 app.command(cls=Command, rich_help_panel=MEASURE)(fit.fit)
 app.command(cls=Command, rich_help_panel=MEASURE)(table.table)
-app.command(cls=Command, rich_help_panel=MEASURE)(report.report)
+app.command(cls=Command, rich_help_panel=MEASURE)(table.report)
 app.command("import", cls=Command, rich_help_panel=MEASURE)(devices.import_)
 app.command(cls=Command, rich_help_panel=MEASURE)(devices.kit)
 app.command(cls=Command, rich_help_panel=MEASURE)(table.chart)
