@@ -61,7 +61,8 @@ def test_the_example_runs(u2netp: Path, tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("onnxsim")
     text = (ROOT / "docs" / "example.py").read_text(encoding="utf-8")
     elsewhere = text.replace('Path("artifacts/example")', f"Path({str(tmp_path)!r})")
-    assert elsewhere != text
+    smaller = elsewhere.replace('"u2netp", 320', '"u2netp", 160')  # a third of the time
+    assert text != elsewhere != smaller
     monkeypatch.chdir(ROOT)
-    (tmp_path / "example.py").write_text(elsewhere, encoding="utf-8")
+    (tmp_path / "example.py").write_text(smaller, encoding="utf-8")
     assert runpy.run_path(str(tmp_path / "example.py"))["verdicts"].outcome == "pass"
