@@ -181,6 +181,16 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """The pages of docs/ as a site in artifacts/site; a broken link or any other warning is a failure."""
+    session.install(*CONSTRAINTS, "sphinx", "myst-parser", "furo")
+    session.install(*CONSTRAINTS, ".", silent=True)  # the site says the version
+    words = ("-W", "--keep-going", "-n", "-q", "-c", "docs/site", "-b", "html")
+    session.run("sphinx-build", *words, ".", "artifacts/site")
+    session.log("open artifacts/site/docs/index.html")
+
+
+@nox.session
 def release(session: nox.Session) -> None:
     """All of a release but the upload: dist/, built twice and compared, checked, installed and run.
 

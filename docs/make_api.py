@@ -76,20 +76,27 @@ def _described(name: str, thing: Any) -> str:
 
 def _signature(name: str, function: Any) -> str:
     signature = inspect.signature(function)
-    whole = f"{name}{signature}".replace("'", "")
-    whole = re.sub(r"<function .*? at 0x[0-9a-f]+>", "…", whole)
-    if len(whole) <= 100:
-        return whole
-    inner, kinds = [], {}
+    parts, kinds = [], {}
     for p in signature.parameters.values():
         kinds.setdefault(p.kind, p.name)
         if p.kind is p.KEYWORD_ONLY and kinds[p.kind] == p.name and p.VAR_POSITIONAL not in kinds:
-            inner.append("*")
-        inner.append(re.sub(r"<function .*? at 0x[0-9a-f]+>", "…", str(p)).replace("'", ""))
+            parts.append("*")
+        parts.append(_parameter(p))
     if p_only := [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY]:
-        inner.insert(len(p_only), "/")
-    end = f" -> {signature.return_annotation}".replace("'", "") if signature.return_annotation else ""
-    return "\n".join([f"{name}(", *(f"    {part}," for part in inner), f"){end}"])
+        parts.insert(len(p_only), "/")
+    end = f" -> {signature.return_annotation}" if signature.return_annotation is not signature.empty else ""
+    whole = f"{name}({', '.join(parts)}){end}"
+    return whole if len(whole) <= 100 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){end}"])
+
+
+def _parameter(p: inspect.Parameter) -> str:
+    """Give one parameter as Python; a default that is a function has no short form and becomes `...`."""
+    stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+    kind = "" if p.annotation is p.empty else f": {p.annotation}"
+    if p.default is p.empty:
+        return f"{stars}{p.name}{kind}"
+    default = "..." if callable(p.default) else f'"{p.default}"' if isinstance(p.default, str) else str(p.default)
+    return f"{stars}{p.name}{kind} = {default}" if kind else f"{p.name}={default}"
 
 
 def _sections(doc: str) -> Iterator[str]:
