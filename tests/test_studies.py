@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import random
 from argparse import ArgumentParser
 from importlib.util import find_spec
@@ -158,3 +159,11 @@ def test_kills_see_what_is_half_written() -> None:
     kills._judge(found, known, {"a.json": b'{"a"', "b.csv": b"a,", "c.png": b"who"}, known, "x")
     kills._judge(found, known, {"a.json": b'{"a": 2}', "b.csv": b"a,b\r\n"}, known, "y")
     assert len(found.faults) == 4 and found.faults[3] == "y: c.png vanished"
+
+
+def test_the_page_of_wrong_masks_shows_the_figures_of_its_study() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "masks" / "wrong_masks.json").read_text())["rows"]
+    measured = {(round(sum(r["mae"]) / len(r["mae"]), 4), round(min(r["iou"]), 3)) for r in rows}
+    page = (ROOT / "docs" / "wrong-mask.md").read_text(encoding="utf-8")
+    shown = {(float(mae), float(iou)) for mae, iou in re.findall(r"\| (\.\d{4}) \| (\.\d{3}) \|", page)}
+    assert len(shown) >= 30 and shown <= measured

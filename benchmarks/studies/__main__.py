@@ -11,7 +11,7 @@ from u2export.errors import UserError
 
 NAMES = (
     "calibration_cost", "calibration_scale", "coreml_fidelity", "fuzz", "gate_coverage", "gate_false_alarms",
-    "gate_mutants", "gate_power", "int8_fidelity", "kills", "overhead", "phones", "trt_fidelity",
+    "gate_mutants", "gate_power", "int8_fidelity", "kills", "overhead", "phones", "trt_fidelity", "wrong_masks",
 )  # fmt: skip
 
 
