@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,9 +17,11 @@ from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters import ort
 from u2export.exporters.artifact import Artifact
+from u2export.exporters.embedding import MARK, embedded_in_openvino, note, of_pixels
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.head_rewrite import with_fast_head
 from u2export.exporters.int8 import quantised
+from u2export.exporters.onnx_runtime import to_pixels
 from u2export.exporters.runtime import Runner, missing_modules, processors, versions
 from u2export.reference import stamp
 from u2export.reference.dtypes import arithmetic_name, precision_name
@@ -56,6 +59,7 @@ class OpenVINO(Exporter):
         quantizer: who quantises to int8: "qdq" (the Q/DQ graph that ONNX Runtime gets too) or "nncf".
         bias_correction: NNCF's bias correction: "slow" (best on the worst photo), "fast" or "none".
         accuracy_control: let NNCF put layers back to float until the masks of held-back photos agree.
+        embed_preprocess: the file takes pixels, (1, H, W, C) uint8, and gives the stretched mask (see `embedding`).
     """
 
     name: ClassVar[str] = "openvino"
@@ -70,16 +74,27 @@ class OpenVINO(Exporter):
     quantizer: str = "qdq"
     bias_correction: str = "slow"
     accuracy_control: bool = False
+    embed_preprocess: bool = False
+
+    def export(self, source: Source, folder: Path, request: Request) -> Artifact:
+        """As `Exporter.export`; a file that takes uint8 is judged by the reference of pictures of 8 bit."""
+        return super().export(of_pixels(source) if self.embed_preprocess else source, folder, request)
+
+    def filename(self, source: Source, precision: str) -> str:
+        """As `Exporter.filename`; the name says that the file takes uint8."""
+        stem = super().filename(source, precision).removesuffix(self.suffix)
+        return stem + (MARK if self.embed_preprocess else "") + self.suffix
 
     def check(self, request: Request, calibrated: bool) -> None:
         """As `Exporter.check`; int8's options are refused beside another precision, NNCF's options without NNCF."""
         super().check(request, calibrated)
         nncf = self.quantizer == "nncf"
+        plain = replace(self, embed_preprocess=False) == OpenVINO()
         if self.quantizer not in QUANTIZERS:
             raise WrongValue(f"no quantizer named {self.quantizer!r}", f"choose one of {', '.join(QUANTIZERS)}")
-        if request.precision != "int8" and self != OpenVINO():
+        if request.precision != "int8" and not plain:
             raise WrongValue("the quantizer and its options are for int8", "choose int8")
-        if not nncf and self != OpenVINO():
+        if not nncf and not plain:
             raise WrongValue("bias correction and accuracy control are NNCF's", "choose nncf", "quantizer")
         if nncf and (problem := missing_modules("OpenVINO int8", ("nncf",), self.extra)):
             raise problem
@@ -118,7 +133,11 @@ class OpenVINO(Exporter):
             added, notes = made.added, (made.note,) if made.note else ()
         else:
             model = _converted(graph)
-        stamped = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=vars(GRAPH))
+        if self.embed_preprocess:
+            model = embedded_in_openvino(model, source.contract)
+            notes = (*notes, note(source.contract))
+        form = {**vars(GRAPH), "embed_preprocess": self.embed_preprocess}
+        stamped = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=form)
         for key, value in stamped.items():
             model.set_rt_info(value, ["u2export", key])
         openvino.save_model(model, path, compress_to_fp16=request.precision == "fp16")
@@ -221,7 +240,10 @@ class OpenVINO(Exporter):
             "convolutions": ", ".join(f"{n} {kind}" for kind, n in layers.most_common()),
             "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
         }
-        return [Runner(_predictor(compiled.create_infer_request()), info, opening=opening) for _ in range(count)]
+        pixels = compiled.input(0).get_element_type() == openvino.Type.u8
+        feed = {"prepare": partial(to_pixels, contract=artifact.contract)} if pixels else {}
+        requests = [compiled.create_infer_request() for _ in range(count)]
+        return [Runner(_predictor(request), info, opening=opening, **feed) for request in requests]
 
 
 def _converted(graph: onnx.ModelProto) -> Any:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from u2export.calibration.prepare import prepared
 from u2export.errors import UserError, WrongValue
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.embedding import MARK, embedded_in_onnx, note, of_pixels
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.head_rewrite import with_fast_head
 from u2export.exporters.int8 import in_onnx_runtime, quantised
@@ -38,6 +40,7 @@ class Ort(OnnxRuntime, Exporter):
         mobile: write ONNX Runtime's own format, optimised for ARM, for its mobile and reduced builds.
         mixed: int8 with the float layers that `preset` lists for the network.
         keep_float: int8 with these nodes in float: names, or regular expressions that match whole names.
+        embed_preprocess: the file takes pixels, (1, H, W, C) uint8, and gives the stretched mask (see `embedding`).
         weight_bits: retired. It is accepted and changes nothing: weights have 8 bits that are right on every processor.
     """
 
@@ -54,11 +57,17 @@ class Ort(OnnxRuntime, Exporter):
     mixed: bool = False
     keep_float: tuple[str, ...] = ()
     weight_bits: int = 0
+    embed_preprocess: bool = False
+
+    def export(self, source: Source, folder: Path, request: Request) -> Artifact:
+        """As `Exporter.export`; a file that takes uint8 is judged by the reference of pictures of 8 bit."""
+        return super().export(of_pixels(source) if self.embed_preprocess else source, folder, request)
 
     def filename(self, source: Source, precision: str) -> str:
         """As `Exporter.filename`; the name says that a precision is mixed, and ONNX Runtime's format ends in .ort."""
         stem = super().filename(source, precision).removesuffix(self.suffix)
         mark = "-mixed" if precision == "int8" and (self.mixed or self.keep_float) else ""
+        mark += MARK if self.embed_preprocess else ""
         return stem + mark + (".ort" if self.mobile else self.suffix)
 
     def adopts(self, path: Path) -> bool:
@@ -96,6 +105,9 @@ class Ort(OnnxRuntime, Exporter):
             made = quantised(self, model, source, request, spec, opened)
             model, added = made.graph, made.added
             notes += [made.note] if made.note else []
+        if self.embed_preprocess:
+            model = embedded_in_onnx(model, source.contract)
+            notes.append(note(source.contract))
         if self.mobile:
             write_ort_format(model, path)
         else:

@@ -91,10 +91,10 @@ def export(
             The artifact's notes and `added_float` say what became float.
         progress: is called with the name of each stage.
         options: the target's own options, named as on the command line with underscores: `opset`, `all_outputs`,
-            `dynamic`, `embed_preprocess` (onnx); `mobile`, `mixed`, `keep_float`, `weight_bits` (ort); `quantizer`,
-            `bias_correction`, `accuracy_control` (openvino); `placement`, `rest`, `keep_float`, `dynamic` (trt);
-            `target`, `output`, `group` (coreml); `nhwc`, `embed_preprocess` (litert). `keep_float` is a file of
-            `u2export sensitivity`, or names of nodes.
+            `dynamic`, `embed_preprocess` (onnx); `mobile`, `mixed`, `keep_float`, `weight_bits`, `embed_preprocess`
+            (ort); `quantizer`, `bias_correction`, `accuracy_control`, `embed_preprocess` (openvino); `placement`,
+            `rest`, `keep_float`, `dynamic` (trt); `target`, `output`, `group` (coreml); `nhwc`, `embed_preprocess`
+            (litert). `keep_float` is a file of `u2export sensitivity`, or names of nodes.
             `dynamic` is a text such as "batch,height", or names of axes.
 
     Returns:

@@ -51,10 +51,14 @@ def ort(
     mobile: Annotated[
         bool, typer.Option("--mobile", help="Write ONNX Runtime's own format (.ort), for phones.")
     ] = False,
+    embed_preprocess: o.EmbedPreprocess = False,
     as_json: o.AsJson = "",
 ) -> None:
     """Export for ONNX Runtime on CPUs and phones."""
-    made = common.run("ort", precision, mobile=mobile, mixed=mixed, keep_float=keep_float, weight_bits=weight_bits)
+    made = common.run(
+        "ort", precision, mobile=mobile, mixed=mixed, keep_float=keep_float, weight_bits=weight_bits,
+        embed_preprocess=embed_preprocess,
+    )  # fmt: skip
     o.show_artifact(made, as_json)
 
 
@@ -79,12 +83,14 @@ def openvino(
     accuracy_control: Annotated[
         bool, typer.Option("--accuracy-control", help="With nncf: put layers back to float where needed; takes long.")
     ] = False,
+    embed_preprocess: o.EmbedPreprocess = False,
     as_json: o.AsJson = "",
 ) -> None:
     """Export to OpenVINO IR (.xml and .bin)."""
     made = common.run(
-        "openvino", precision, quantizer=quantizer, bias_correction=bias_correction, accuracy_control=accuracy_control
-    )
+        "openvino", precision, quantizer=quantizer, bias_correction=bias_correction, accuracy_control=accuracy_control,
+        embed_preprocess=embed_preprocess,
+    )  # fmt: skip
     o.show_artifact(made, as_json)
 
 

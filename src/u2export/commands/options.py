@@ -84,6 +84,13 @@ KeepFloat = Annotated[
     Path | None,
     typer.Option(help="With --int8: a file of `u2export sensitivity` that lists float layers.", show_default=False),
 ]
+EmbedPreprocess = Annotated[
+    bool,
+    typer.Option(
+        "--embed-preprocess",
+        help="The file takes uint8 (1, H, W, 3) of any size, resizes and normalises it, and gives the stretched mask.",
+    ),
+]
 OutputName = Annotated[
     str,
     typer.Option(

@@ -1,0 +1,112 @@
+"""Files that take pixels and give masks: the image contract inside of ONNX Runtime's and OpenVINO's models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import SMALL, random_source
+
+from u2export.exporters import embedding
+from u2export.exporters.exporter import Exporter, Request
+from u2export.exporters.inspection import inspect
+from u2export.exporters.openvino import OpenVINO
+from u2export.exporters.ort import Ort
+from u2export.reference.golden import picture
+from u2export.reference.image import Pixels, saliency
+from u2export.reference.photos import open_photo
+from u2export.reference.verification import verification_photos
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxsim")
+
+from u2export.calibration.dataset import Calibration  # noqa: E402
+from u2export.reference.source import Source  # noqa: E402
+
+ANY_MASKS = {"mae": 1.0, "mae_worst": 1.0}
+TARGETS = [Ort(embed_preprocess=True), OpenVINO(embed_preprocess=True)]
+
+
+@pytest.fixture(scope="module")
+def small() -> Source:
+    return random_source()
+
+
+def available(exporter: Exporter) -> None:
+    if problem := exporter.missing():
+        pytest.skip(str(problem))
+
+
+def masks(path: Path, *pictures: Pixels) -> list[Any]:
+    """What the maker's own runtime gives for pictures (H, W, 3), fed as the user of the file feeds them."""
+    if path.suffix == ".xml":
+        import openvino
+
+        hints = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(path, "CPU", hints)
+        return [np.array(compiled(pixels[None])[0]) for pixels in pictures]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return [session.run(["mask"], {"image": pixels[None]})[0] for pixels in pictures]
+
+
+@pytest.mark.parametrize("exporter", TARGETS, ids=lambda e: e.name)
+def test_pixels_of_any_size_give_the_contracts_mask(small: Source, tmp_path: Path, exporter: Exporter) -> None:
+    available(exporter)
+    artifact = exporter.export(small, tmp_path, Request("fp32"))
+    assert artifact.name == f"random-u2netp-64-{exporter.name}-fp32-uint8{exporter.suffix}"
+    assert artifact.contract.rounded and artifact.options["embed_preprocess"]
+    assert artifact.fidelity["mae"] < 1e-4 and "any size" in artifact.notes[-1]
+    photos = [picture(), np.ascontiguousarray(picture()[::3, ::5] // 2), picture()[:64, :64], picture()[:40, :20]]
+    for pixels, mask in zip(photos, masks(artifact.path, *photos), strict=True):
+        want = saliency(small.predict(SMALL.tensor(pixels)))
+        assert mask.shape == (1, 1, 64, 64)
+        np.testing.assert_allclose(mask, want, atol=2e-4)
+    black = masks(artifact.path, np.zeros((50, 60, 3), np.uint8))[0]
+    assert np.isfinite(black).all()  # neither a maximum nor a range to divide by
+    with exporter.load(artifact) as runner:
+        x = artifact.contract.tensor(picture())
+        np.testing.assert_allclose(runner(x), saliency(small.predict(x)), atol=2e-4)
+    (entry,), (output,) = (found := inspect(artifact.path)).inputs, found.outputs
+    assert (entry.name, entry.kind, output.name, output.shape) == ("image", "uint8", "mask", ("1", "1", "64", "64"))
+    assert entry.shape[0] == "1" and entry.shape[3] == "3"
+
+
+@pytest.mark.parametrize("exporter", TARGETS[:1], ids=lambda e: e.name)
+def test_other_filters_stay_outside(small: Source, tmp_path: Path, exporter: Exporter) -> None:
+    available(exporter)
+    source = replace(small, contract=replace(SMALL, resize="lanczos"))
+    artifact = exporter.export(source, tmp_path, Request("fp32"))
+    assert "lanczos resize stays outside" in artifact.notes[-1]
+    assert inspect(artifact.path).inputs[0].shape == ("1", "64", "64", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", TARGETS, ids=lambda e: e.name)
+def test_int8_with_the_contract_inside_equals_int8_without(small: Source, tmp_path: Path, exporter: Exporter) -> None:
+    available(exporter)
+    request = Request("int8", Calibration.bundled(SMALL).subset(2), condition=False, budget=ANY_MASKS)
+    artifact = exporter.export(small, tmp_path, request)
+    plain = replace(exporter, embed_preprocess=False).export(embedding.of_pixels(small), tmp_path, request)
+    x = artifact.contract.tensor(picture())
+    with exporter.load(artifact) as runner, exporter.load(plain) as other:
+        assert runner.info["arithmetic"] == "int8"
+        np.testing.assert_allclose(runner(x), saliency(other(x)), atol=0.02)  # a step of 8 bit where a value is halfway
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", TARGETS, ids=lambda e: e.name)
+def test_real_weights_hold_the_budget_and_photos_need_no_resize(tmp_path: Path, exporter: Exporter) -> None:
+    available(exporter)
+    source = Source.open("u2netp")
+    artifact = exporter.export(source, tmp_path, Request("fp32"))
+    assert artifact.fidelity["mae"] < 1e-5
+    photo = np.asarray(open_photo(verification_photos()[0]).pixels, np.uint8)
+    want = saliency(source.predict(source.contract.tensor(photo)))
+    (mask,) = masks(artifact.path, photo)
+    assert np.abs(mask - want).mean() < 1e-5
