@@ -24,8 +24,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxsim")
 
-from u2export.calibration.dataset import Calibration  # noqa: E402
-from u2export.reference.source import Source  # noqa: E402
+from u2export.calibration.dataset import Calibration
+from u2export.reference.source import Source
 
 ANY_MASKS = {"mae": 1.0, "mae_worst": 1.0}
 TARGETS = [Ort(embed_preprocess=True), OpenVINO(embed_preprocess=True)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import random
+import re
 from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
