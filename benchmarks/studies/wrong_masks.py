@@ -82,7 +82,7 @@ def scaled(pixels: Pixels, divisor: float, mean: Sequence[float], std: Sequence[
     """Return the network input with another divisor, 0 for the largest value, and another mean and deviation."""
     x = RIGHT._resized(pixels)
     x = x / np.float32(divisor or max(float(x.max()), 1e-6))
-    x = (x - np.array(mean, np.float32)) / np.array(std, np.float32)
+    x = np.asarray((x - np.array(mean, np.float32)) / np.array(std, np.float32), np.float32)
     return np.ascontiguousarray(x.transpose(2, 0, 1)[None], np.float32)
 
 
