@@ -15,7 +15,7 @@ import u2export
 PAGE = Path(__file__).with_name("api.md")
 MODULES = (
     "exporting", "running", "video", "measuring", "fitting", "gating", "tables", "pages", "lower_precision",
-    "tensorrt", "inspecting",
+    "tensorrt", "inspecting", "rembg",
 )  # fmt: skip
 INTRODUCTION = """# Python API
 

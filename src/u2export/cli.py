@@ -17,11 +17,11 @@ from u2export.commands import (
     devices,
     export,
     fit,
-    golden,
     inspect,
     lint,
     predict,
     recipe,
+    rembg,
     roofline,
     sensitivity,
     table,
@@ -72,6 +72,7 @@ app.add_typer(trt.app, name="trt", rich_help_panel=EXPORT)
 app.command(cls=Command, rich_help_panel=EXPORT)(export.coreml)
 app.command(cls=Command, rich_help_panel=EXPORT)(export.litert)
 app.command(cls=Command, rich_help_panel=EXPORT)(export.executorch)
+app.add_typer(rembg.app, name="rembg", rich_help_panel=EXPORT)
 app.command(cls=Command, rich_help_panel=MEASURE)(predict.predict)
 app.command(cls=Command, rich_help_panel=MEASURE)(bench.bench)
 app.command(cls=Command, rich_help_panel=MEASURE)(fit.fit)
@@ -90,7 +91,7 @@ app.add_typer(calib.app, name="calib", rich_help_panel=INT8)
 app.command(cls=Command, rich_help_panel=HELP)(targets.targets)
 app.command(cls=Command, rich_help_panel=HELP)(inspect.inspect)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=HELP)
-app.command(cls=Command, rich_help_panel=HELP)(golden.golden)
+app.command(cls=Command, rich_help_panel=HELP)(inspect.golden)
 app.add_typer(weights.app, name="weights", rich_help_panel=HELP)
 
 

@@ -1,4 +1,4 @@
-"""`u2export inspect`: what is inside an exported file."""
+"""`u2export inspect`: what is inside an exported file; `golden`: vectors that a port on a device checks itself with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from u2export.api import inspecting
-from u2export.commands.console import echo, print_whole
+from u2export.commands import options as o
+from u2export.commands.console import echo, print_whole, waiting
 from u2export.commands.options import AsJson, print_json
 from u2export.commands.recipe import show_recipe
 from u2export.text import rich_text
@@ -78,3 +79,17 @@ def _print_layers(found: ModelFile) -> None:
         shape = "x".join(str(n) for n in layer.shape)
         table.add_row(*map(rich_text, (layer.name, shape, layer.weight, layer.activation, f"{layer.bytes:,}")))
     print_whole(table)
+
+
+@o.grouped
+def golden(
+    network: o.Network,
+    out: Annotated[Path, typer.Option(help="Folder for the vectors.")] = Path("golden"),
+    as_json: AsJson = "",
+) -> None:
+    """Write a picture, its network input and the reference's mask, for a port to compare itself with stage by stage."""
+    with waiting(f"reading {network.weights}"):
+        made = inspecting.golden(
+            network.weights, out, size=network.size or None, resize=network.resize, contract=network.contract
+        )
+    o.written([made], as_json)
