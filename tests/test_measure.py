@@ -418,6 +418,7 @@ def test_an_interrupted_bench_leaves_a_file_that_resumes(
     half = Report.load(out)
     done = len(half.rows[0].latency.rounds)
     assert not half.complete and 0 < done < 30 and "interrupted" in stdout and "Traceback" not in stderr
+    assert "--resume" in stderr and "incomplete: the run was interrupted" in cli("table", out).stdout
     assert cli(*words, "--resume").returncode == 0
     full = Report.load(out)
     assert full.complete and full.rows[0].latency.rounds[:done] == half.rows[0].latency.rounds

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -67,3 +68,14 @@ def test_readme_shows_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     for session in ("demo", "tests"):
         assert f"python -m pip install nox && nox -s {session}" in readme
+
+
+def test_security_names_tests_that_exist() -> None:
+    """A row may leave the file out where the test stands in the file named before."""
+    file, found = "", 0
+    for line in (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines():
+        for named, test in re.findall(r"`(test_\w+\.py)?::(test_\w+)`", line):
+            file = named or file
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
+            found += 1
+    assert found > 40

@@ -72,6 +72,7 @@ WRITERS = (
     Writer("table md", ("table", "{inputs}/r.json", "--format", "md", "--out", "{out}/t.md")),
     Writer("table csv", ("table", "{inputs}/r.json", "--format", "csv", "--out", "{out}/t.csv")),
     Writer("table html", ("table", "{inputs}/r.json", "--format", "html", "--out", "{out}/t.html")),
+    Writer("report", ("report", "{inputs}/r.json", "--out", "{out}/r.html"), needs="jinja2"),
     Writer("check", ("check", "{inputs}/r.json", "--baseline", "{inputs}/b.json", "--format", "junit", "--out",
                      "{out}/v.xml")),
     Writer("baseline update", ("baseline", "update", "{inputs}/r.json", "--baseline", "{out}/b.json", "--replace")),
