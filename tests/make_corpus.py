@@ -104,6 +104,8 @@ def models() -> Iterator[tuple[str, str, bytes]]:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # Levels above this one order channels for the processor of this machine: others refuse the file.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(path.with_suffix(".ort"))
         options.add_session_config_entry("session.save_model_format", "ORT")
         onnxruntime.InferenceSession(path, options)
