@@ -153,6 +153,15 @@ def test_kills_leave_nothing_half_written(tmp_path: Path) -> None:
     assert found.kills <= 4 <= found.kills + found.late and not found.faults
 
 
+def test_two_processes_write_one_file_at_once(tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    mixed_report().save(inputs / "r.json")
+    writer = next(writer for writer in kills.WRITERS if writer.name == "table csv")
+    assert kills.at_once(writer, inputs, tmp_path) == []
+    assert kills.outputs(tmp_path / "both").keys() == {"t.csv"}
+
+
 def test_kills_see_what_is_half_written() -> None:
     found = kills.Found()
     known = {"a.json": b'{"a": 1}', "b.csv": b"a,b\r\n", "c.png": b"whole"}
