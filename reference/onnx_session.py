@@ -75,14 +75,25 @@ def _opened(model: Path | onnx.ModelProto, options: Any, provider: str, **more: 
     import onnxruntime
 
     given = model if isinstance(model, Path) else model.SerializeToString()
+    what = str(model) if isinstance(model, Path) else "the graph"
     try:
-        return onnxruntime.InferenceSession(given, options, providers=[provider], **more)
+        session = onnxruntime.InferenceSession(given, options, providers=[provider], **more)
     except Exception as error:  # the runtime's own classes of errors have no common base
-        what = str(model) if isinstance(model, Path) else "the graph"
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {what}: {str(error).splitlines()[0]}",
             "export it again, for an opset that this runtime knows",
         ) from None
+    _check_texts(session, what)
+    return session
+
+
+def _check_texts(session: Any, what: str) -> None:
+    """Refuse names and metadata that are not UTF-8: the runtime opens such files, and fails when they are read."""
+    try:
+        _ = [(port.name, port.shape) for port in (*session.get_inputs(), *session.get_outputs())]
+        _ = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError:
+        raise UserError(f"{what}: names or metadata are not UTF-8", "export it again; the file is damaged") from None
 
 
 def timed_session(path: Path, provider: str, threads: int) -> tuple[Any, dict[str, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from u2export.errors import UserError
+from u2export.exporters.inspection import inspect
 from u2export.reference.onnx_file import check_onnx, read_onnx
 from u2export.reference.onnx_session import open_graph, open_session, profiled, run, timed_session, write_ort_format
 
@@ -27,6 +28,20 @@ def test_a_file_a_graph_and_the_runtimes_own_format_agree(tiny: Callable[[str, f
     want, *others = (s.run(None, {"image": X})[0] for s in (*sessions, open_session(tmp_path / "first.ort")))
     for got in others:
         np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [b"image", b"mask"])
+def test_names_that_are_not_utf8_are_refused(tiny: Callable[[str, float], Path], tmp_path: Path, name: bytes) -> None:
+    """Found by the study `fuzz`: ONNX Runtime opens such a file, and fails when somebody asks for the name."""
+    path = tmp_path / "first.ort"
+    write_ort_format(read_onnx(tiny("first.onnx", 1.0)), path)
+    data = path.read_bytes()
+    assert name in data
+    path.write_bytes(data.replace(name, b"\xff" + name[1:]))
+    with pytest.raises(UserError, match=r"first\.ort: .* not UTF-8"):
+        open_session(path)
+    with pytest.raises(UserError, match=r"first\.ort: .* not UTF-8"):
+        inspect(path)
 
 
 @pytest.mark.parametrize(
