@@ -115,7 +115,7 @@ def same_masks(session: nox.Session, name: str, exports: tuple[tuple[str, ...], 
 
 # What a study needs; every extra if it is not listed here.
 STUDIES: dict[str, tuple[str, ...]] = {
-    "fuzz": ("onnx", "imports"), "kills": ("openvino", "coreml", "charts"),
+    "fuzz": ("onnx", "imports"), "kills": ("openvino", "coreml", "charts", "report"),
     "gate_coverage": (), "calibration_scale": (), "gate_mutants": ("onnx",), "gate_power": ("onnx",),
     "gate_false_alarms": ("onnx", "openvino"),
     "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),

@@ -162,6 +162,15 @@ def test_two_processes_write_one_file_at_once(tmp_path: Path) -> None:
     assert kills.outputs(tmp_path / "both").keys() == {"t.csv"}
 
 
+def test_the_kills_of_two_runs_are_added() -> None:
+    row = {"kills": 2, "writing": 0, "late": 1, "faults": 0}
+    first = {"rerun": "a", "writers": {"table md": row}, "trials": {"x": "not run"}, "faults": ["f"]}
+    more = {"rerun": "b", "writers": {"table md": row, "kit": row}, "trials": {"x": "done"}, "faults": []}
+    both = kills.added(first, more)
+    assert both["writers"] == {"table md": {"kills": 4, "writing": 0, "late": 2, "faults": 0}, "kit": row}
+    assert both["trials"] == {"x": "done"} and both["faults"] == ["f"] and both["rerun"] == "a\n    b"
+
+
 def test_kills_see_what_is_half_written() -> None:
     found = kills.Found()
     known = {"a.json": b'{"a": 1}', "b.csv": b"a,b\r\n", "c.png": b"whole"}

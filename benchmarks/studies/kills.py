@@ -189,6 +189,12 @@ def two_pulls(folder: Path) -> tuple[str, list[str]]:
     return "done", [*faults, *(f"two pulls at once left {name}" for name in left)]
 
 
+def two_exports(inputs: Path, folder: Path) -> tuple[str, list[str]]:
+    """Export one network twice at once into one folder; return what happened, and the faults."""
+    writer = next(writer for writer in WRITERS if writer.name == "onnx")
+    return "done", at_once(writer, inputs, folder)
+
+
 def full_disk(inputs: Path, folder: Path) -> tuple[str, list[str]]:
     """Run commands into a file system of 64 kB that is full but for 4 kB; return what happened, and the faults."""
     disk = folder / "disk"
@@ -243,12 +249,12 @@ def _refused(writer: Writer, inputs: Path, disk: Path, before: Sequence[str], wh
     return [f"{writer.name}, {where}: {fault}" for fault in (*faults, *(f"{name} is empty" for name in empty))]
 
 
-def kill_all(count: int, seed: int, parallel: int, minutes: float) -> dict[str, Any]:
-    """Kill every command, about `count` times in all, and do the other trials; return counts and faults.
+def kill_all(count: int, seed: int, parallel: int, minutes: float, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Kill every command, or `only` some, about `count` times in all, and do the other trials; return what was found.
 
     The kills take at most about so many minutes; each command gets an equal part of this time.
     """
-    writers = [writer for writer in WRITERS if not writer.needs or find_spec(writer.needs)]
+    writers = [w for w in WRITERS if (not w.needs or find_spec(w.needs)) and (not only or w.name in only)]
     limit = 60 * minutes * parallel / len(writers)
     shares = {writer.name: SLOW if writer.slow else 1.0 for writer in writers}
     each = {name: max(2, round(count * share / sum(shares.values()) + 0.5)) for name, share in shares.items()}
@@ -272,6 +278,7 @@ def kill_all(count: int, seed: int, parallel: int, minutes: float) -> dict[str, 
         trials: dict[str, tuple[str, list[str]]] = {}
         others: dict[str, Callable[[], tuple[str, list[str]]]] = {
             "two first pulls into one cache": lambda: two_pulls(folder / "pulls"),
+            "two exports of one artifact": lambda: two_exports(inputs, folder / "exports"),
             "a full disk": lambda: full_disk(inputs, folder / "full"),
             "a read-only folder": lambda: read_only(inputs, folder / "locked"),
         }
@@ -301,7 +308,8 @@ Each command that writes was killed again and again with SIGKILL, half of the ti
 shortly after its scratch folder appeared. After each kill every visible output had to be whole: a file of before, or
 one that a whole run writes. The command then ran again: it had to succeed, and to remove what the kill had left. Each
 quick command also ran twice at once into one folder. A command without any kill did not end within {LONGEST:.0f} s, or
-had nothing to fetch from. Again with
+had nothing to fetch from. Not in the table: `fit` and `sensitivity`, whose runs take minutes, and targets whose
+packages are not installed beside the others. They write with the same functions. Again with
 
     {data["rerun"]}
 
@@ -319,18 +327,35 @@ Run on {data["machine"]["label"]}.
 """
 
 
+def added(first: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of two runs together: counts are sums, and a trial is what the later run says."""
+    writers = {name: dict(row) for name, row in first["writers"].items()}
+    for name, row in more["writers"].items():
+        old = writers.get(name, {})
+        writers[name] = {key: value + old.get(key, 0) for key, value in row.items()}
+    faults = [*first["faults"], *more["faults"]]
+    rerun = f"{first['rerun']}\n    {more['rerun']}"
+    trials = {**first["trials"], **more["trials"]}
+    return {**more, "rerun": rerun, "writers": writers, "trials": trials, "faults": faults}
+
+
 def options(parser: ArgumentParser) -> None:
     """Add the options of this study."""
     parser.add_argument("--count", type=int, default=200, help="number of kills; %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; %(default)s")
     parser.add_argument("--minutes", type=float, default=60.0, help="of killing, at most; %(default)s")
     parser.add_argument("--parallel", type=int, default=2, help="commands at the same time; %(default)s")
+    names = ", ".join(writer.name for writer in WRITERS)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"kill these commands only: {names}")
+    parser.add_argument("--add", type=Path, metavar="JSON", help="an earlier kills.json, whose counts are added")
 
 
 def run(given: Namespace, pages: Pages) -> int:
     """Kill commands, and write both pages; return 1 if anything was half-written, lost or left behind."""
-    found = kill_all(given.count, given.seed, given.parallel, given.minutes)
+    earlier = json.loads(given.add.read_text(encoding="utf-8")) if given.add else None
+    found = kill_all(given.count, given.seed, given.parallel, given.minutes, given.only)
     data = {"schema": 1, "rerun": pages.command, "machine": machine(), **found}
+    data = added(earlier, data) if earlier else data
     pages.publish(data, page(data))
     return int(bool(found["faults"]))
 

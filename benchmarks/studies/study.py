@@ -5,6 +5,7 @@ A study is a module of this room with a `STUDY`. `nox -s study -- NAME …` runs
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +137,7 @@ def _public(value: Any) -> str:
     if isinstance(value, Path) and value.is_absolute():
         return value.name if value.suffix else "FOLDER"
     name, equals, _ = str(value).partition("=")
-    return f"{name}=FOLDER" if equals else str(value)
+    return f"{name}=FOLDER" if equals else shlex.quote(str(value))
 
 
 def progress(text: object) -> None:

@@ -86,6 +86,9 @@ WRITERS = (
     Writer("bench", ("bench", "{inputs}/net.onnx", "--images", "{inputs}/photos", "--no-latency", "--json",
                      "{out}/r.json"), slow=True),
     Writer("weights pull", ("weights", "pull", "u2netp"), cache=True),
+    Writer("calib pull", ("calib", "pull", "--out", "{out}/photos", "--only", "china"), cache=True),
+    Writer("rembg install", ("rembg", "install", "{inputs}/random-u2netp-320-onnx-fp32.onnx", "--model", "u2netp",
+                             "--home", "{out}")),
     Writer("trt cache", ("trt", "cache", "{inputs}/random-u2netp-32-trt-int8.recipe.json", "--tensorrt", "8.6.2",
                          "--out", "{out}/c.cache")),
     Writer("kit", ("kit", "android", "{inputs}/random-u2netp-32-ort-fp32.ort", "--out", "{out}"), slow=True),
@@ -130,7 +133,12 @@ def make_inputs(folder: Path) -> None:
     replace(report, rows=tuple(row for row in report.rows if row.images)).save(folder / "r.json")
     whole("baseline", "update", str(folder / "r.json"), "--baseline", str(folder / "b.json"))
     photos = ("--calib", str(folder / "photos"), "--max-float", "0")
-    for export in (_export("ort", "--mobile"), _export("trt", "--int8", "--prepare-only", *photos)):
+    lanczos = ("--resize", "lanczos", "--size", "320")  # rembg takes nothing else; the last --size counts
+    for export in (
+        _export("ort", "--mobile"),
+        _export("trt", "--int8", "--prepare-only", *photos),
+        replace(_export("onnx"), words=(*_export("onnx").words, *lanczos)),
+    ):
         whole(*export.command(folder, folder).words)
 
 
