@@ -74,6 +74,25 @@ def test_the_program_is_the_network(
         assert runner.info["provider"] == "XNNPACK" and min(runner.opening.values()) > 0
 
 
+@pytest.mark.slow
+def test_a_missed_budget_adds_float_layers(exported: dict[str, Artifact], small: Source, tmp_path: Path) -> None:
+    raw = exported["int8"].fidelity["raw_mae"]
+    photos, budget = Calibration.bundled(SMALL).subset(2), {"raw_mae": 0.8 * raw, **ANY_MASKS}
+    made = ExecuTorch().export(small, tmp_path, Request("int8", photos, False, budget, max_float=0.3))
+    added = read_artifact(made.record).added_float
+    assert made.fidelity["raw_mae"] <= 0.8 * raw and added["pure_int8"]["raw_mae"] == pytest.approx(raw, rel=1e-3)
+    # PyTorch judged the float layers, and XNNPACK the file.
+    assert made.fidelity["raw_mae"] == pytest.approx(added["with_float"]["raw_mae"], rel=0.1)
+    assert 0 < added["float_share"] <= 0.301 and any("pure int8 missed the budget" in note for note in made.notes)
+    floats = len(added["float_layers"])
+    assert inspect(made.path).activations == {"float32": floats, "int8": 119 - floats}
+    with ExecuTorch().load(made) as runner:
+        assert runner.info["arithmetic"] == "int8" and runner.info["delegated"] == "100.0% of the work"
+        assert sorted(runner.info["convolutions"].removesuffix(" in XNNPACK").split(", ")) == sorted(
+            [f"{floats} fp32", f"{119 - floats} int8"]
+        )
+
+
 def test_many_damaged_files_are_read_or_refused() -> None:
     """Cases of `nox -s fuzz` for .pte files: a worker inspects each, and opens it in the runtime."""
     if problem := ExecuTorch().missing():
@@ -112,7 +131,7 @@ def test_work_outside_xnnpack_is_counted_and_warned_of(small: Source, caplog: py
     from u2export.exporters.executorch.exporter import _notes
     from u2export.exporters.executorch.program import Contents
 
-    held = Contents((), (), Counter({"Conv2d": 100}), Counter({"aten::convolution": 19}), (), (90, 100))
+    held = Contents((), (), Counter({"Conv2d": 100}), Counter({"aten::convolution": 19}), (), (), (90, 100))
     assert _notes(held) == ("XNNPACK: 90.0% of the work, 100 of 119 operations",)
     assert "slow kernels: aten::convolution" in caplog.text
 

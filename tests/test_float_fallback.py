@@ -20,6 +20,7 @@ from u2export.calibration.quant_plan import ONNX_RUNTIME, QuantSpec
 from u2export.errors import UserError
 from u2export.exporters.artifact import read_record
 from u2export.exporters.exporter import Exporter, Request
+from u2export.exporters.int8 import float_region
 from u2export.exporters.openvino import OpenVINO, _opened
 from u2export.exporters.ort import Ort
 from u2export.exporters.trt.exporter import TensorRT
@@ -139,6 +140,18 @@ def test_an_export_that_misses_its_budget_adds_float(
     assert made.fidelity["raw_mae"] == pytest.approx(added["with_float"]["raw_mae"], rel=1e-3)
     assert any("pure int8 missed the budget" in note for note in made.notes)
     assert json.loads(made.record.read_text())["added_float"]["graphs_judged"] >= 2
+
+
+def test_what_lies_between_float_layers_runs_in_float() -> None:
+    """Two blocks: a, b join into c; c is read by d (through a pool) and e. Convolutions are a, b, d, e."""
+    sources = {"a": [], "b": ["a"], "c": ["a", "b"], "pool": ["c"], "d": ["pool"], "e": ["c"], "sum": ["d", "e"]}
+    convs = set("abde")
+    assert float_region(sources, convs, []) == set()
+    assert float_region(sources, convs, ["d"]) == {"d", "pool", "c"}  # what d reads is not rounded on its way
+    assert float_region(sources, convs, ["e"]) == {"e", "c", "pool"}  # pooling floats in float costs nothing
+    assert float_region(sources, convs, ["a", "b"]) == {"a", "b", "c", "pool"}
+    assert float_region(sources, convs, ["d", "e"]) == {"d", "e", "pool", "c", "sum"}
+    assert float_region(sources, convs, convs) == set(sources)
 
 
 def test_nncf_leaves_the_float_layers_of_a_spec_out(links: Chain) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,11 +125,34 @@ def test_each_precision_says_what_is_stored_and_what_ran(
 
 
 def int8_of(fp32: Artifact, small: Source) -> bytes:
-    from u2export.exporters.litert.conversion import with_int8
+    from u2export.exporters.litert.conversion import calibrated, with_int8
     from u2export.exporters.litert.deployed import Deployed
 
     network = Deployed(small.model, SMALL, False, False).eval()
-    return with_int8(fp32.path.read_bytes(), network, list(Calibration.bundled(SMALL).subset(2)))
+    return with_int8(calibrated(fp32.path.read_bytes(), network, list(Calibration.bundled(SMALL).subset(2))))
+
+
+def test_a_missed_budget_adds_float_layers(
+    exported: dict[str, Artifact], small: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from u2export.exporters.litert import exporter
+
+    monkeypatch.setattr(exporter, "converted", lambda *_: exported["fp32"].path.read_bytes())
+    raw = exported["int8"].fidelity["raw_mae"]
+    budget = {"raw_mae": 0.8 * raw, **ANY_MASKS}
+    request = Request("int8", Calibration.bundled(SMALL).subset(4), condition=False, budget=budget, max_float=0.3)
+    with pytest.raises(UserError, match="raw_mae"):
+        LiteRT().export(small, tmp_path / "refused", replace(request, max_float=0.0))
+    made = LiteRT().export(small, tmp_path, request)
+    added = read_artifact(made.record).added_float
+    assert made.fidelity["raw_mae"] == pytest.approx(added["with_float"]["raw_mae"], rel=1e-3)
+    assert made.fidelity["raw_mae"] <= 0.8 * raw == pytest.approx(0.8 * added["pure_int8"]["raw_mae"], rel=1e-3)
+    assert 0 < added["float_share"] <= 0.301 and any("pure int8 missed the budget" in note for note in made.notes)
+    found = inspect(made.path)
+    names = {node.strip("/").removesuffix("/Conv").replace("/", ".") for node in added["float_layers"]}
+    assert {layer.name for layer in found.layers if layer.weight == "float32"} == names - {"outconv"}
+    with LiteRT().load(made) as runner:
+        assert runner.info["arithmetic"] == "int8" and f"{len(names - {'outconv'})} fp32" in runner.info["convolutions"]
 
 
 def constant_of(model: bytes) -> float:
@@ -158,15 +183,16 @@ def test_a_channel_without_weights_keeps_its_bias(
 
 def test_biases_subtract_the_mean_error(exported: dict[str, Artifact], small: Source) -> None:
     """The first convolution reads the image: with its new bias and rounded values, its channels keep their means."""
-    from u2export.exporters.litert.bias_correction import corrected
+    from u2export.exporters.litert.bias_correction import corrected, errors_of
     from u2export.exporters.litert.deployed import Deployed
-    from u2export.exporters.litert.tflite import convolutions, module_name
+    from u2export.exporters.litert.tflite import convolutions
 
     fp32, photos = exported["fp32"].path.read_bytes(), list(Calibration.bundled(SMALL).subset(2))
     network = Deployed(small.model, SMALL, False, False).eval()
-    ranges = {entry: {"min": -3.0, "max": 2.0} for entry, *_ in convolutions(fp32)}
-    made = corrected(fp32, network, photos, ranges)
-    old, new = ({module_name(n): (w, b) for _, n, w, b in convolutions(model)} for model in (fp32, made))
+    ranges = {conv.entry: {"min": -3.0, "max": 2.0} for conv in convolutions(fp32)}
+    made = corrected(fp32, errors_of(fp32, network, photos, ranges), {"side1"})
+    old, new = ({conv.name: (conv.weight, conv.bias) for conv in convolutions(model)} for model in (fp32, made))
+    np.testing.assert_array_equal(old["side1"][1], new["side1"][1])
     assert len(new) == 118 and all((old[name][0] == new[name][0]).all() for name in old)
     weight, bias = new["stage1.rebnconvin.conv_s1"]
     step = 5 / 255
@@ -234,6 +260,17 @@ def test_damaged_files(exported: dict[str, Artifact], tmp_path: Path, length: in
         LiteRT().load(replace(exported["dynamic-int8"], path=path))
 
 
+def test_only_errors_reach_the_terminal(exported: dict[str, Artifact]) -> None:
+    """LiteRT greets on standard error, beside Python; so this looks at a process of its own."""
+    code = (
+        "import sys, pathlib; from u2export.exporters.litert.runner import predictor_of\n"
+        "from u2export.reference.image import Contract\n"
+        "predictor_of(pathlib.Path(sys.argv[1]), Contract(64, 64), 1); print('still here', file=sys.stderr)"
+    )
+    words = (sys.executable, "-c", code, str(exported["int8"].path))
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stderr == "still here\n"
+
+
 def test_the_command_maps_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
@@ -291,6 +328,43 @@ def test_masks_of_a_kit_come_back(exported: dict[str, Artifact], small: Source, 
     (report,) = reports(result, "litert-benchmark", Claim("phone", artifact=artifact_of(kit)), None, judge(kit, result))
     found = report.rows[0].fidelity
     assert found and found.mae_worst < 1e-5 and len(report.rows[0].images) == 5
+
+
+class Tiny(torch.nn.Module):
+    """What the target reads of U²-Net: six features, their side convolutions and the fusion."""
+
+    out_channels = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.outconv = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(6, 1, 1)
+        for number in range(1, 7):
+            self.add_module(f"side{number}", torch.nn.Conv2d(4, 1, 3, padding=1))
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        y = self.stem(x).relu()
+        return [y, *(torch.nn.functional.avg_pool2d(y, 2**n) for n in range(1, 6))]
+
+
+def test_channels_last(tmp_path: Path) -> None:
+    """The same maps behind ports with channels last, in fp32 and in int8."""
+    if problem := LiteRT().missing():
+        pytest.skip(str(problem))
+    from u2export.exporters.litert.conversion import calibrated, converted, with_int8
+    from u2export.exporters.litert.deployed import Deployed
+    from u2export.exporters.litert.runner import predictor_of
+
+    torch.manual_seed(0)
+    tiny, x = Tiny().eval(), SMALL.tensor(picture())
+    with torch.no_grad():
+        want = Deployed(tiny, SMALL, False, False).eval()(torch.from_numpy(x))["mask"].numpy()
+    network, path = Deployed(tiny, SMALL, True, False).eval(), tmp_path / "tiny.tflite"
+    fp32 = converted(network, SMALL, path)
+    for model, most in ((fp32, 1e-5), (with_int8(calibrated(fp32, network, [LiteRT(nhwc=True).fed(x, SMALL)])), 0.02)):
+        path.write_bytes(model)
+        found = inspect(path)
+        assert [p.shape for p in (*found.inputs, *found.outputs)] == [("1", "64", "64", "3"), ("1", "64", "64", "1")]
+        np.testing.assert_allclose(predictor_of(path, SMALL, 1)(x), want, atol=most)
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ class Contents:
         inputs, outputs: of its method `forward`.
         delegated, other: how many operations of each kind XNNPACK runs, and ExecuTorch's own kernels.
         layers: the convolutions in XNNPACK's part.
+        shares: multiply-adds of each of these convolutions.
         work: multiply-adds of the convolutions in XNNPACK's part, and of all convolutions.
         texts: what u2export stamped into the file, by key with `PREFIX`.
     """
@@ -52,6 +53,7 @@ class Contents:
     delegated: Counter[str]
     other: Counter[str]
     layers: tuple[StoredConvolution, ...]
+    shares: tuple[int, ...]
     work: tuple[int, int]
     texts: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,10 +64,16 @@ class Contents:
 
     @property
     def arithmetic(self) -> str:
-        """What most convolutions read: "fp32", "int8" …"""
-        kinds = Counter(layer.activation for layer in self.layers)
-        most = kinds.most_common(1)[0][0] if kinds else "float32"
-        return {"float32": "fp32", "float16": "fp16", "int8, quantised in each run": "dynamic-int8"}.get(most, most)
+        """What most of XNNPACK's work is computed in: "fp32", "int8" …"""
+        work = Counter[str]()
+        for layer, share in zip(self.layers, self.shares, strict=True):
+            work[_short_type(layer)] += share
+        return work.most_common(1)[0][0] if work else "fp32"
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many convolutions in XNNPACK's part compute in what, by the types of what they read."""
+        return Counter(map(_short_type, self.layers))
 
 
 def stamped_methods(texts: Mapping[str, str]) -> dict[str, str]:
@@ -112,6 +120,11 @@ def read_pte(path: Path) -> ModelFile:
     )
 
 
+def _short_type(layer: StoredConvolution) -> str:
+    named = {"float32": "fp32", "float16": "fp16", "int8, quantised in each run": "dynamic-int8"}
+    return named.get(layer.activation, layer.activation)
+
+
 def _short(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
@@ -119,8 +132,10 @@ def _short(error: Exception) -> str:
 def _contents(program: Any, plans: Mapping[str, Any]) -> Contents:
     plan = plans[METHOD]
     calls = [call.instr_args for chain in plan.chains for call in chain.instructions]
-    delegated, other, layers = Counter[str](), Counter[str](), []
-    done = total = 0
+    delegated, other = Counter[str](), Counter[str]()
+    layers: list[StoredConvolution] = []
+    shares: list[int] = []
+    left = 0
     for call in calls:
         kind = type(call).__name__
         if kind == "DelegateCall":
@@ -132,15 +147,16 @@ def _contents(program: Any, plans: Mapping[str, Any]) -> Contents:
             delegated.update(node["xnode_union_type"].removeprefix("XNN") for node in graph["xnodes"])
             for layer, work in _convolutions(graph):
                 layers.append(layer)
-                done, total = done + work, total + work
+                shares.append(work)
         elif kind == "KernelCall":
             name = plan.operators[call.op_index].name
             other[name] += 1
             if "convolution" in name:
                 values = [plan.values[number].val for number in call.args]
-                total += prod(values[-1].sizes) * prod(values[1].sizes[1:])
+                left += prod(values[-1].sizes) * prod(values[1].sizes[1:])
     return Contents(
-        _ports(plan, plan.inputs), _ports(plan, plan.outputs), delegated, other, tuple(layers), (done, total),
+        _ports(plan, plan.inputs), _ports(plan, plan.outputs), delegated, other, tuple(layers),
+        tuple(shares), (sum(shares), sum(shares) + left),
         {PREFIX + name.removeprefix(STAMPED): other_plan.values[other_plan.outputs[0]].val.string_val
          for name, other_plan in plans.items() if name.startswith(STAMPED)},
     )  # fmt: skip

@@ -6,22 +6,23 @@ with a zero point, weights int8 without one and with a scale for each output cha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.exporters.litert.tflite import convolutions, module_name, with_biases
+from u2export.exporters.litert.tflite import convolutions, with_biases
 
 if TYPE_CHECKING:
     import torch
 
 Ranges = Mapping[str, Mapping[str, Any]]
+Errors = dict[str, NDArray[np.float32]]
 
 
-def corrected(model: bytes, network: torch.nn.Module, inputs: Iterable[Any], ranges: Ranges) -> bytes:
-    """Return an fp32 model whose biases subtract the mean error that int8 will add to each output channel.
+def errors_of(model: bytes, network: torch.nn.Module, inputs: Iterable[Any], ranges: Ranges) -> Errors:
+    """Return the mean error that int8 will add to each output channel (O,) of each convolution of an fp32 model.
 
     Args:
         model: from `conversion.converted`.
@@ -29,12 +30,16 @@ def corrected(model: bytes, network: torch.nn.Module, inputs: Iterable[Any], ran
         inputs: calibration photos, each as the model takes it.
         ranges: "min" and "max" of each tensor of the model over these photos.
     """
-    found = {module_name(weight): (entry, bias) for entry, weight, _, bias in convolutions(model)}
-    errors = bias_errors(network, inputs, {name: ranges[entry] for name, (entry, _) in found.items()})
-    return with_biases(model, {name: found[name][1] - error for name, error in errors.items()})
+    return bias_errors(network, inputs, {conv.name: ranges[conv.entry] for conv in convolutions(model)})
 
 
-def bias_errors(network: torch.nn.Module, inputs: Iterable[Any], entries: Ranges) -> dict[str, NDArray[np.float32]]:
+def corrected(model: bytes, errors: Errors, floats: Collection[str] = ()) -> bytes:
+    """Return an fp32 model whose biases subtract the errors, except those of the convolutions that stay in float."""
+    known = {conv.name: conv.bias - errors[conv.name] for conv in convolutions(model) if conv.name in errors}
+    return with_biases(model, {name: bias for name, bias in known.items() if name not in floats})
+
+
+def bias_errors(network: torch.nn.Module, inputs: Iterable[Any], entries: Ranges) -> Errors:
     """Measure the mean error of each output channel (O,) of each convolution over photos and pixels.
 
     Args:

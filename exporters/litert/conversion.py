@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from u2export.exporters.litert.tflite import convolutions
+from u2export.exporters.int8 import float_region
+from u2export.exporters.litert.bias_correction import Errors, corrected, errors_of
+from u2export.exporters.litert.runner import introduce
+from u2export.exporters.litert.tflite import convolutions, sources_of
 from u2export.exporters.quiet import quiet
 from u2export.reference.image import Contract
 from u2export.reference.onnx_export import INPUT
@@ -72,20 +77,33 @@ def with_int8_weights(model: bytes) -> bytes:
         return bytes(made.quantize(None).quantized_model)
 
 
-def with_int8(model: bytes, network: Deployed, inputs: Sequence[Any]) -> bytes:
-    """Return a model whose convolutions and all between them are int8; input, output and last steps stay float32.
+@dataclass(frozen=True)
+class Calibrated:
+    """A network with what calibration photos say about it.
+
+    Attributes:
+        model: fp32, from `converted`.
+        ranges: "min" and "max" of each tensor.
+        errors: what int8 will add to each output channel, see `bias_correction`.
+    """
+
+    model: bytes
+    ranges: dict[str, dict[str, Any]]
+    errors: Errors
+
+
+def calibrated(model: bytes, network: Deployed, inputs: Sequence[Any]) -> Calibrated:
+    """Run calibration photos through a network.
 
     Args:
         model: from `converted`.
         network: what it was converted from.
         inputs: calibration photos, each as the model takes it.
     """
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import quantizer
 
-    from u2export.exporters.litert.bias_correction import corrected
-
-    wanted = [{**part, "regex": QUANTISED} for part in recipe.static_wi8_ai8()]
-    made = quantizer.Quantizer(bytearray(model), wanted)
+    introduce()
+    made = quantizer.Quantizer(bytearray(model), _recipe())
     ranges: dict[str, dict[str, Any]] = {}
     with quiet():
         for photo in inputs:
@@ -94,9 +112,35 @@ def with_int8(model: bytes, network: Deployed, inputs: Sequence[Any]) -> bytes:
                 known = ranges.setdefault(name, {key: np.array(value) for key, value in seen.items()})
                 known["min"] = np.minimum(known["min"], seen["min"])
                 known["max"] = np.maximum(known["max"], seen["max"])
-        model = corrected(model, network, inputs, ranges)
-        made = quantizer.Quantizer(bytearray(model), wanted)
-        return bytes(made.quantize({**ranges, **_wide_enough(model, ranges)}).quantized_model)
+    return Calibrated(model, ranges, errors_of(model, network, inputs, ranges))
+
+
+def with_int8(given: Calibrated, floats: Collection[str] = ()) -> bytes:
+    """Return a model whose convolutions and all between them are int8; input, output and last steps stay float32.
+
+    Args:
+        given: the network.
+        floats: convolutions that stay in float, by their names in PyTorch.
+    """
+    from ai_edge_quantizer import qtyping, quantizer
+
+    model = corrected(given.model, given.errors, floats)
+    made = quantizer.Quantizer(bytearray(model), _recipe())
+    convs = {conv.output: conv.name in floats for conv in convolutions(model)}
+    for output in float_region(sources_of(model), convs, (name for name, kept in convs.items() if kept)):
+        made.update_quantization_recipe(  # the quantiser names an operation after its output
+            regex=f"^{re.escape(output)};",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key="no_quantize",
+        )
+    with quiet():
+        return bytes(made.quantize({**given.ranges, **_wide_enough(model, given.ranges)}).quantized_model)
+
+
+def _recipe() -> list[dict[str, Any]]:
+    from ai_edge_quantizer import recipe
+
+    return [{**part, "regex": QUANTISED} for part in recipe.static_wi8_ai8()]
 
 
 def _wide_enough(model: bytes, ranges: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -106,12 +150,12 @@ def _wide_enough(model: bytes, ranges: dict[str, dict[str, Any]]) -> dict[str, d
     channels: they are constant.
     """
     found = {}
-    for entry, name, weight, bias in convolutions(model):
-        seen = ranges[entry]
+    for conv in convolutions(model):
+        seen = ranges[conv.entry]
         scale = (max(float(np.max(seen["max"])), 0) - min(float(np.min(seen["min"])), 0)) / 255
-        most = np.abs(weight).max((1, 2, 3))
-        needed = np.abs(bias) * 127 / (max(scale, 1e-12) * LARGEST_BIAS)
+        most = np.abs(conv.weight).max((1, 2, 3))
+        needed = np.abs(conv.bias) * 127 / (max(scale, 1e-12) * LARGEST_BIAS)
         if (needed > most).any():
             wide = np.maximum(most, needed).astype(np.float32).reshape(-1, 1, 1, 1)
-            found[name] = {"min": -wide, "max": wide}
+            found[conv.kernel] = {"min": -wide, "max": wide}
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +14,18 @@ from u2export.calibration.prepare import prepared
 from u2export.errors import Unavailable
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Exporter, Made, Request
-from u2export.exporters.litert.conversion import converted, with_fp16_weights, with_int8, with_int8_weights
-from u2export.exporters.litert.runner import arithmetic_of, contract_of_file, open_runner
+from u2export.exporters.int8 import ORDERING, FloatLayers, float_layers
+from u2export.exporters.litert.conversion import (
+    calibrated,
+    converted,
+    with_fp16_weights,
+    with_int8,
+    with_int8_weights,
+)
+from u2export.exporters.litert.runner import arithmetic_of, contract_of_file, open_runner, predictor_of
 from u2export.exporters.litert.tflite import stamped
 from u2export.exporters.onnx_runtime import to_pixels
-from u2export.exporters.runtime import Runner, missing_modules, versions
+from u2export.exporters.runtime import Runner, missing_modules, processors, versions
 from u2export.reference import stamp
 from u2export.reference.image import Contract, Floats
 
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from u2export.exporters.litert.deployed import Deployed
+    from u2export.reference.fidelity import Fidelity
     from u2export.reference.model import U2Net
     from u2export.reference.source import Source
 
@@ -49,7 +57,7 @@ class LiteRT(Exporter):
     suffix: ClassVar[str] = ".tflite"
     precisions: ClassVar[Sequence[str]] = ("fp32", "fp16", "dynamic-int8", "int8")
     calibrated: ClassVar[Sequence[str]] = ("int8",)
-    needs: ClassVar[Sequence[str]] = ("torch", "litert_torch", "ai_edge_quantizer", "ai_edge_litert")
+    needs: ClassVar[Sequence[str]] = ("torch", "litert_torch", "ai_edge_quantizer", "ai_edge_litert", *ORDERING)
     extra: ClassVar[str] = "litert"
     when: ClassVar[str] = "an Android app or a Linux board runs it"
     limits: ClassVar[Mapping[str, Mapping[str, float]]] = {
@@ -103,13 +111,28 @@ class LiteRT(Exporter):
             model = with_fp16_weights(model)
         if request.precision == "dynamic-int8":
             model = with_int8_weights(model)
+        floats = FloatLayers()
         if request.precision == "int8":
-            assert request.calibration
-            photos = request.calibration.subset(PHOTOS)
-            model = with_int8(model, network, [self.fed(photo, source.contract) for photo in photos])
+            model, floats = self._int8(model, network, source, path, request)
         texts = stamp.texts(source.contract, source.stamp(request.precision, tools), graph=asdict(self))
         path.write_bytes(stamped(model, stamp.prefixed(texts)))
-        return Made(tools=tools, condition=report)
+        return Made(tools=tools, condition=report, notes=tuple(filter(None, [floats.note])), added_float=floats.added)
+
+    def _int8(
+        self, model: bytes, network: Deployed, source: Source, path: Path, request: Request
+    ) -> tuple[bytes, FloatLayers]:
+        """The int8 model, and the float layers that it needs to keep the budget; `path` may be used in between."""
+        assert request.calibration
+        request.progress("measuring ranges")
+        photos = request.calibration.subset(PHOTOS)
+        known = calibrated(model, network, [self.fed(photo, source.contract) for photo in photos])
+
+        def judge(floats: Collection[str]) -> Fidelity:
+            path.write_bytes(with_int8(known, floats))
+            return source.compare(predictor_of(path, source.contract, processors()), request.held_back or ())
+
+        floats = float_layers(self, network.backbone.network, source, request, judge)
+        return with_int8(known, floats.names), floats
 
     def _deployed(self, module: torch.nn.Module, contract: Contract) -> Deployed:
         from u2export.exporters.litert.deployed import Deployed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.litert.tflite import CONVOLUTIONS, stamp_of
+from u2export.exporters.litert.tflite import CONVOLUTIONS, one_operation, stamp_of
 from u2export.exporters.onnx_runtime import to_pixels
+from u2export.exporters.quiet import quiet_library
 from u2export.exporters.runtime import Runner
 from u2export.reference.image import Contract, Floats
 
@@ -36,14 +38,11 @@ def open_runner(artifact: Artifact, arithmetic: str, threads: int) -> Runner:
     start = perf_counter_ns()
     interpreter = _interpreter(artifact.path, threads)
     read = perf_counter_ns()
-    try:
-        interpreter.allocate_tensors()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"LiteRT cannot run {artifact.path}: {_last(error)}", HINT) from None
+    _allocate(interpreter, artifact.path)
     opening = {"read": read - start, "compile": perf_counter_ns() - read}
     nodes = interpreter._get_ops_details()
-    kinds = _arithmetics(nodes)
-    ran = _most(kinds)
+    ran = _arithmetic(interpreter)
+    kinds = Counter(kind for kind, _ in _convolutions(interpreter))
     if ran != arithmetic:
         raise Unavailable(f"{artifact.name}: asked for {arithmetic}, LiteRT runs {ran}", "choose another arithmetic")
     done, total = _delegated(nodes)
@@ -62,13 +61,26 @@ def open_runner(artifact: Artifact, arithmetic: str, threads: int) -> Runner:
     )
 
 
+def predictor_of(path: Path, contract: Contract, threads: int) -> Callable[[Floats], Floats]:
+    """Return what computes d0 (1, K, H, W) of a network input (1, C, H, W) with a file of this project.
+
+    Raises:
+        UserError: as `open_runner`.
+    """
+    interpreter = _interpreter(path, threads)
+    _allocate(interpreter, path)
+    entry, output = _ports(interpreter, path)
+    feed, predict = _feeder(entry, contract), _predictor(interpreter, entry, output, contract)
+    return lambda batch: predict(feed(batch))
+
+
 def arithmetic_of(path: Path) -> str:
-    """Return what the convolutions of a file compute in: "fp32", "int8", or "dynamic-int8" (see `_arithmetics`).
+    """Return what the convolutions of a file compute in: "fp32", "int8", or "dynamic-int8" (see `_convolutions`).
 
     Raises:
         UserError: LiteRT cannot open the file.
     """
-    return _most(_arithmetics(_interpreter(path, 1)._get_ops_details()))
+    return _arithmetic(_interpreter(path, 1))
 
 
 def contract_of_file(path: Path) -> Contract:
@@ -88,13 +100,33 @@ def contract_of_file(path: Path) -> Contract:
     return replace(Contract(), height=height, width=width).with_channels(channels)
 
 
+@cache
+def introduce() -> None:
+    """Let LiteRT say that it uses XNNPACK where nobody reads it: it says so once a process, on standard error.
+
+    A model of one operation is enough for that, so the errors about files are never hidden.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet_library():
+        Interpreter(model_content=one_operation(), num_threads=1).allocate_tensors()
+
+
 def _interpreter(path: Path, threads: int) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
+    introduce()
     try:
         return Interpreter(model_path=str(path), num_threads=threads)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"LiteRT cannot open {path}: {_last(error)}", HINT) from None
+
+
+def _allocate(interpreter: Any, path: Path) -> None:
+    try:
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"LiteRT cannot run {path}: {_last(error)}", HINT) from None
 
 
 def _last(error: Exception) -> str:
@@ -113,23 +145,29 @@ def _ports(interpreter: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]
     return entries[0], outputs[0]
 
 
-def _arithmetics(nodes: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """Return how many convolutions compute in what, by the types of their operands.
+def _convolutions(interpreter: Any) -> Iterator[tuple[str, int]]:
+    """Yield what each convolution computes in, by the types of its operands, and its multiply-accumulates.
 
     "dynamic-int8" has float activations and int8 weights: its kernels quantise the activations when they run.
     """
-    found: Counter[str] = Counter()
-    for node in nodes:
+    for node in interpreter._get_ops_details():
         if node["op_name"] in CONVOLUTIONS:
             entry, weight = (np.dtype(kind).name for kind in node["operand_types"][:2])
-            integers = weight in ("int8", "int4", "uint8")
-            dynamic = integers and entry == "float32"
-            found["dynamic-int8" if dynamic else {"float32": "fp32", "float16": "fp16"}.get(entry, entry)] += 1
-    return found
+            kind = {"float32": "fp32", "float16": "fp16"}.get(entry, entry)
+            dynamic = weight in ("int8", "int4", "uint8") and entry == "float32"
+            made, kernel = (
+                interpreter._get_tensor_details(int(number), 0)["shape"]
+                for number in (node["outputs"][0], node["inputs"][1])
+            )
+            yield "dynamic-int8" if dynamic else kind, int(np.prod(made)) * int(np.prod(kernel[1:]))
 
 
-def _most(kinds: Counter[str]) -> str:
-    return kinds.most_common(1)[0][0] if kinds else "fp32"
+def _arithmetic(interpreter: Any) -> str:
+    """What most of the multiply-accumulates are computed in."""
+    work: Counter[str] = Counter()
+    for kind, count in _convolutions(interpreter):
+        work[kind] += count
+    return work.most_common(1)[0][0] if work else "fp32"
 
 
 def _delegated(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

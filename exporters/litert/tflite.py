@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,23 @@ ALIGNMENT = 16  # bytes; the schema asks for it in all buffers
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 # A tensor's name is the path of the PyTorch modules, each as "package.Class_name"; the last one is the convolution.
 MODULE = re.compile(r"[\w.]+\.[A-Z][A-Za-z0-9]*_(\w+)")
+
+
+class Convolution(NamedTuple):
+    """A convolution of an fp32 model.
+
+    Attributes:
+        name: its name in PyTorch, see `module_name`.
+        entry, output, kernel: names of the tensors that it reads and writes, and of its weight.
+        weight, bias: (O, H, W, I) and (O,).
+    """
+
+    name: str
+    entry: str
+    output: str
+    kernel: str
+    weight: Floats
+    bias: Floats
 
 
 def stamped(model: bytes, pairs: Mapping[str, str]) -> bytes:
@@ -81,8 +98,8 @@ def _packed(made: Any, size: int) -> bytes:
     return bytes(builder.Output())
 
 
-def convolutions(model: bytes) -> Iterator[tuple[str, str, Floats, Floats]]:
-    """Yield the convolutions of an fp32 model: names of input and weight, weight (O, H, W, I), bias (O)."""
+def convolutions(model: bytes) -> Iterator[Convolution]:
+    """Yield the convolutions of an fp32 model."""
     made = _parsed(model)
     graph = made.subgraphs[0]
     names = [_operation(code) for code in made.operatorCodes]
@@ -94,8 +111,30 @@ def convolutions(model: bytes) -> Iterator[tuple[str, str, Floats, Floats]]:
     for op in graph.operators:
         if names[op.opcodeIndex] in CONVOLUTIONS:
             entry, weight, bias = (int(n) for n in op.inputs[:3])
-            named = (_text(graph.tensors[n].name) for n in (entry, weight))
-            yield (*named, values(weight), values(bias))  # type: ignore[misc]
+            read, written, kernel = (_text(graph.tensors[n].name) for n in (entry, int(op.outputs[0]), weight))
+            yield Convolution(module_name(kernel), read, written, kernel, values(weight), values(bias))
+
+
+def one_operation() -> bytes:
+    """Return the smallest model: ReLU of one number."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    made, graph, code, op = schema.ModelT(), schema.SubGraphT(), schema.OperatorCodeT(), schema.OperatorT()
+    code.deprecatedBuiltinCode = code.builtinCode = schema.BuiltinOperator.RELU
+    graph.tensors = [schema.TensorT(), schema.TensorT()]
+    for tensor in graph.tensors:
+        tensor.shape, tensor.type = [1], schema.TensorType.FLOAT32
+    op.inputs, op.outputs = [0], [1]
+    graph.inputs, graph.outputs, graph.operators = [0], [1], [op]
+    made.version, made.operatorCodes, made.subgraphs, made.buffers = 3, [code], [graph], [schema.BufferT()]
+    return _packed(made, 1024)
+
+
+def sources_of(model: bytes) -> dict[str, list[str]]:
+    """Return what each operation of a model reads from others, in their order; a name is that of the first output."""
+    graph = _parsed(model).subgraphs[0]
+    name = {int(out): _text(graph.tensors[int(op.outputs[0])].name) for op in graph.operators for out in op.outputs}
+    return {name[int(op.outputs[0])]: [name[int(n)] for n in op.inputs if int(n) in name] for op in graph.operators}
 
 
 class _Aligned:
