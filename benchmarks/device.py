@@ -23,6 +23,16 @@ from u2export.exporters.runtime import processors, versions
 X86 = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 AMX = ("amx_tile", "amx_int8", "amx_bf16")
 ARM = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
+# The fastest first; a processor that has one of them has those of its family below it too.
+INT8_INSTRUCTIONS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "i8mm": "I8MM",
+    "asimddp": "dot product",
+}
 PACKAGED = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -73,10 +83,20 @@ class Device:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
+    def int8_instructions(self) -> str:
+        """The best instructions for 8-bit networks among the features; "" where none is known.
+
+        They decide how much int8 gains. Processors of one name can differ in them, above all in virtual machines.
+        """
+        return next((name for feature, name in INT8_INSTRUCTIONS.items() if feature in self.features), "")
+
+    @property
     def label(self) -> str:
         """One line that describes the device to people."""
         name = ", ".join(dict.fromkeys(filter(None, (self.model, self.cpu))))
         cores = f"{self.cores} core" + "s" * (self.cores != 1)
+        if self.int8_instructions:
+            cores += f" with {self.int8_instructions}"
         parts = [name, cores, f"{self.memory:g} GiB" if self.memory else "", self.os, *self.accelerators.values()]
         return ", ".join(filter(None, parts)) + (", virtual machine" if self.virtual else "")
 

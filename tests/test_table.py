@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import MS, imported_report, measured_row, mixed_report, report
+from builders import BOARD, MS, imported_report, measured_row, mixed_report, report
 from conftest import ROOT, Cli, two_lines
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,12 +20,13 @@ from rich.console import Console
 
 from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring.judging import Judged
+from u2export.benchmarks.report import Settings
 from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
 from u2export.benchmarks.tables.fonts import drawable_text, fitting
 from u2export.benchmarks.tables.gather import gather
 from u2export.benchmarks.tables.legend import about
-from u2export.benchmarks.tables.markdown_page import BEGIN, inserted, overview
+from u2export.benchmarks.tables.markdown_page import BEGIN, device_names, inserted, overview
 from u2export.benchmarks.tables.render import FORMATS, render
 from u2export.benchmarks.tables.terminal import SHORT, STACKS, WIDTH, terminal
 from u2export.errors import UserError
@@ -293,6 +294,30 @@ def test_every_published_figure_names_its_source() -> None:
     rows = [row for r in reports for row in r.rows]
     assert len(rows) > 100 and all(row.source["url"].startswith("https://") for row in rows)
     assert not any(row.latency.ns or row.images for row in rows)
+
+
+def test_devices_of_one_name_show_what_sets_them_apart() -> None:
+    slow = replace(BOARD, model="", cpu="AMD EPYC", features=("avx", "avx2"))
+    fast = replace(slow, features=("avx2", "avx512_vnni", "avx512f"))
+    one = report(measured_row("a.onnx"), device=slow)
+    two = replace(one, device=fast, settings=Settings(threads=1))
+    assert device_names([one]) == ["AMD EPYC"]
+    assert device_names([one, replace(one, device=fast)]) == ["AMD EPYC, AVX2", "AMD EPYC, AVX-512 VNNI"]
+    assert device_names([one, two]) == ["AMD EPYC, AVX2, all cores", "AMD EPYC, AVX-512 VNNI, 1 thread"]
+    text = overview([one, two])
+    assert "| AMD EPYC, AVX-512 VNNI, 1 thread | a.onnx |" in text
+    # Each report keeps its own lines, also those that are equal.
+    assert text.count("reference of the masks") == 2 and "2 cores" not in text and "4 cores with AVX2" in text
+    assert "device AMD EPYC, AVX2, all cores: AMD EPYC" in text
+
+
+@pytest.mark.parametrize(
+    "features, name", [((), ""), (("avx2", "amx_int8", "avx512_vnni"), "AMX"), (("asimddp",), "dot product")]
+)
+def test_label_names_the_instructions_for_8_bit(features: tuple[str, ...], name: str) -> None:
+    device = replace(BOARD, features=features)
+    assert device.int8_instructions == name
+    assert (f"with {name}" in device.label) == bool(name)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])

@@ -35,10 +35,17 @@ def about(table: Table) -> list[str]:
     return [*facts(table.report), *codes([table]), LEGEND]
 
 
-def facts(report: Report) -> list[str]:
-    """Return the lines on one report: its device, how its rows were measured, and where the other rows come from."""
+def facts(report: Report, name: str = "") -> list[str]:
+    """Return the lines on one report: its device, how its rows were measured, and where the other rows come from.
+
+    Args:
+        report: the report.
+        name: of the device in a table of several devices; it stands in the line on the device if that does not begin
+            with it.
+    """
     ours = [row for row in report.rows if row.is_measured]
-    device = f"device: {label(report.device)} [{report.device.fingerprint}]"
+    whole = f"{label(report.device)} [{report.device.fingerprint}]"
+    device = f"device: {whole}" if whole.startswith(name) else f"device {name}: {whole}"
     interrupted = [] if report.complete else ["incomplete: the run was interrupted; continue it with --resume"]
     return [device, *(_measured(report, ours) if ours else []), *sources(report.rows), *interrupted]
 

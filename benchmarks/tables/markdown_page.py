@@ -42,8 +42,9 @@ def overview(reports: Sequence[Report]) -> str:
 
 def _measured(tables: Sequence[Table]) -> str:
     titles = [column.title for column in tables[0].columns]
-    notes = chain.from_iterable(facts(table.report) for table in tables)
-    return f"{_by_device(titles, tables)}\n\n{_list((*notes, LEGEND, *codes(tables)))}"
+    names = device_names([table.report for table in tables])
+    notes = [_list(facts(table.report, name)) for table, name in zip(tables, names, strict=True)]
+    return "\n".join((f"{_by_device(titles, tables)}\n", *notes, _list((LEGEND, *codes(tables)))))
 
 
 def _published(tables: Sequence[Table]) -> str:
@@ -55,8 +56,33 @@ def _published(tables: Sequence[Table]) -> str:
 
 def _by_device(titles: Sequence[str], tables: Sequence[Table]) -> str:
     """Return the tables of several devices as one table; its first column names the device."""
-    rows = [(table.report.device.model or table.report.device.cpu, *cells) for table in tables for cells in table.rows]
+    names = device_names([table.report for table in tables])
+    rows = [(name, *cells) for table, name in zip(tables, names, strict=True) for cells in table.rows]
     return markdown.table(("device", *titles), rows, "l" + _align(tables[0]))
+
+
+def device_names(reports: Sequence[Report]) -> list[str]:
+    """Return a name for the device of each report; measured reports of one name also name what sets them apart.
+
+    These are the instructions for 8-bit networks, and the number of threads.
+    """
+    short = [report.device.model or report.device.cpu for report in reports]
+    measured = [bool(report.device.cores) for report in reports]
+    made = []
+    for i, (name, report) in enumerate(zip(short, reports, strict=True)):
+        others = [r for k, r in enumerate(reports) if k != i and short[k] == name and measured[k]]
+        apart = []
+        if measured[i] and any(r.device.int8_instructions != report.device.int8_instructions for r in others):
+            apart.append(report.device.int8_instructions)
+        if measured[i] and any(_threads(r) != _threads(report) for r in others):
+            apart.append(_threads(report))
+        made.append(", ".join(filter(None, (name, *apart))))
+    return made
+
+
+def _threads(report: Report) -> str:
+    threads = report.settings.threads
+    return f"{threads} thread{'s' if threads > 1 else ''}" if threads else "all cores"
 
 
 def _align(table: Table) -> str:
