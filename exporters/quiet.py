@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -26,16 +27,21 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def quiet_library() -> Iterator[None]:
-    """Hide what libraries in C++ write to standard error; for calls that read no file of the user and so cannot fail.
+    """Hide what libraries in C++ write to standard error, unless an exception leaves the context: then all is written.
 
-    The error messages of such libraries go the same way, so nothing else belongs into this context.
+    A library that ends the process takes its last words with it; so only calls belong here that read no file of the
+    user.
     """
     sys.stderr.flush()
-    known, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(known, 2)
-        os.close(known)
-        os.close(nowhere)
+    with tempfile.TemporaryFile() as said:
+        known = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(known, said.read())
+            raise
+        finally:
+            os.dup2(known, 2)
+            os.close(known)

@@ -11,6 +11,7 @@ import pytest
 from conftest import Cli, two_lines
 from PIL import Image
 
+from u2export.commands.targets import PHONES
 from u2export.exporters.trt.installed import devices
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt", "scipy", "matplotlib", "cv2",
@@ -54,6 +55,21 @@ def test_targets(cli: Cli) -> None:
     if not devices():  # typed ONNX in ONNX Runtime, and a package in PyTorch, are simulations
         assert found["trt"]["run"]["why"] == "no CUDA device" and found["trt"]["simulate"] == found["trt"]["export"]
     assert found["coreml"]["run"]["possible"] <= (sys.platform == "darwin")
+
+
+def test_targets_names_the_measured_figures_of_phones() -> None:
+    file = Path(__file__).parents[1] / "benchmarks/results/phones/phones.json"
+    rows = {row["artifact"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
+    for (name, *told), suffix in zip(PHONES, (".tflite", ".pte", ".ort"), strict=True):
+        row = rows[f"u2netp-320-{name.split()[0]}-int8{suffix}"]
+        found = row["fidelity"]["all"]
+        figures = (
+            f"{found['mae']:.4f}",
+            f"{found['iou_worst']:.3f}",
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['ratio'][0]:.2f}",
+        )
+        assert told == [figure.removeprefix("0") for figure in figures]
 
 
 def test_targets_on_a_narrow_terminal(cli: Cli) -> None:

@@ -205,9 +205,10 @@ class _Lowering:
     def program(self, module: torch.nn.Module | None = None) -> bytes:
         """The program of the int8 module; without one, that of the network in fp32."""
         import torch
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
 
+        with quiet(), quiet_library():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
         with quiet(), torch.no_grad():
             exported = torch.export.export(module, self.example) if module else self.exported
             lowered = to_edge_transform_and_lower(

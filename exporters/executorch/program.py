@@ -13,12 +13,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from u2export.errors import UserError
 from u2export.exporters.model_file import ModelFile, Port, StoredConvolution
+from u2export.exporters.quiet import quiet, quiet_library
 from u2export.reference import stamp
 from u2export.reference.dtypes import stored_name
 from u2export.reference.stamp import PREFIX
@@ -81,12 +83,22 @@ def stamped_methods(texts: Mapping[str, str]) -> dict[str, str]:
     return {STAMPED + key: text for key, text in texts.items()}
 
 
+@cache
+def introduce() -> None:
+    """Import ExecuTorch where nobody reads what it says about itself and its parts."""
+    with quiet(), quiet_library():
+        import executorch.exir._serialize._program
+        import executorch.extension.pybindings.portable_lib
+        import executorch.runtime  # noqa: F401
+
+
 def read_contents(path: Path) -> Contents:
     """Return what a program holds.
 
     Raises:
         UserError: the file is no program, or damaged.
     """
+    introduce()
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:

@@ -14,7 +14,7 @@ from u2export.exporters.int8 import float_region
 from u2export.exporters.litert.bias_correction import Errors, corrected, errors_of
 from u2export.exporters.litert.runner import introduce
 from u2export.exporters.litert.tflite import convolutions, sources_of
-from u2export.exporters.quiet import quiet
+from u2export.exporters.quiet import quiet, quiet_library
 from u2export.reference.image import Contract
 from u2export.reference.onnx_export import INPUT
 
@@ -35,14 +35,16 @@ def converted(network: Deployed, contract: Contract, scratch: Path) -> bytes:
         contract: says the input size.
         scratch: a file name that may be used in between; the file is removed.
     """
-    import litert_torch
     import torch
+
+    with quiet(), quiet_library():
+        import litert_torch
 
     number, channels, height, width = contract.shape
     shape = (number, height, width, channels) if network.channels_last else contract.shape
     example = torch.zeros(shape, dtype=torch.uint8 if network.preprocessing else torch.float32)
     litert_torch.config.show_progress = False  # its console took hold of standard output when it was imported
-    with quiet():
+    with quiet(), quiet_library():
         made = litert_torch.convert(network, sample_kwargs={INPUT: example})
         made.export(str(scratch))
     model = scratch.read_bytes()
