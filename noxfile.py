@@ -22,7 +22,7 @@ TESTS = (
     "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "playwright",
     "pysodmetrics",
 )  # fmt: skip
-EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video", "web", "report")
+EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video", "web", "report", "cluster")
 # Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.
 APART = ("litert", "executorch")
 
@@ -149,7 +149,11 @@ PERMISSIVE = ("MIT", "BSD", "Apache", "ISC", "Python Software Foundation", "PSF"
 @nox.session
 def licenses(session: nox.Session) -> None:
     """The licences of all packages that the extras install; one that is not permissive is a failure."""
-    install(session, ("onnx", "openvino", "coreml", "charts", "imports", "video", "web", "report"), "pip-licenses")
+    install(
+        session,
+        ("onnx", "openvino", "coreml", "charts", "imports", "video", "web", "report", "cluster"),
+        "pip-licenses",
+    )
     session.run("pip-licenses", "--format=markdown", "--order=license")
     session.run("pip-licenses", "--partial-match", "--allow-only", ";".join(PERMISSIVE))
 
@@ -157,7 +161,9 @@ def licenses(session: nox.Session) -> None:
 @nox.session
 def audit(session: nox.Session) -> None:
     """Known vulnerabilities of the pinned versions. Without the database on the network it says so and passes."""
-    install(session, ("onnx", "openvino", "coreml", "charts", "imports", "video", "web", "report"), "pip-audit")
+    install(
+        session, ("onnx", "openvino", "coreml", "charts", "imports", "video", "web", "report", "cluster"), "pip-audit"
+    )
     found = Path(session.create_tmp(), "audit.json")
     found.unlink(missing_ok=True)
     words = ("--skip-editable", "--progress-spinner=off", "--format=json", "--output", str(found))

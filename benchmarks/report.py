@@ -190,7 +190,7 @@ class Row:
             values["arithmetic"] = values.pop("mode")
         values["arithmetic"] = arithmetic_name(values["arithmetic"])
         values["weights"] = checked(Identity(**values["weights"]))
-        values["images"] = {photo: _image(image) for photo, image in values["images"].items()}
+        values["images"] = {photo: image_from_json(image) for photo, image in values["images"].items()}
         rounds, spans = _turns(values.pop("latency_ns")), _ints(values.pop("spans_ns", []))
         values["latency"] = Latency(rounds, spans, int(values.get("batch", 1)))
         if (spans and len(spans) != len(rounds)) or values["latency"].batch < 1:
@@ -232,7 +232,12 @@ def _mappings(values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
     return tuple(dict(value) for value in values)
 
 
-def _image(data: Mapping[str, Any]) -> ImageFidelity:
+def image_from_json(data: Mapping[str, Any]) -> ImageFidelity:
+    """Return the fidelity in plain data that `image_json` made.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the data holds no fidelity.
+    """
     values: dict[str, Any] = {k: float("inf") if v is None else v for k, v in data.items()}
     values.update({k: _ints(v) for k, v in values.items() if k.startswith("class_")})
     return measured(ImageFidelity(**values))

@@ -44,6 +44,9 @@ class BenchRequest:
         arithmetics: "all" for a row in each arithmetic in which the machine can run an artifact, "default" for one row.
         device: "local", "ssh://user@host:port" for another machine, or "web" or "web:port" for a browser that opens
             the page of this bench.
+        cluster: the Dask scheduler whose workers judge the masks, such as "tcp://host:8786", or "local:4" for workers
+            that are started here; empty for none.
+        shared_files: whether the workers see the artifacts and photos under the same paths.
         usb: whether the page of "web" is served for a phone behind `adb reverse`.
         device_python: Python on the other machine, with numpy, Pillow and the runtime.
         ssh_config: configuration file of ssh in place of the user's own.
@@ -80,6 +83,8 @@ class BenchRequest:
     cooldown: float = 60.0
     arithmetics: str = "all"
     device: str = "local"
+    cluster: str = ""
+    shared_files: bool = False
     usb: bool = False
     device_python: str = "python3"
     ssh_config: Path | None = None
@@ -133,7 +138,11 @@ def bench(
     def use_maps(report: Report, photos: Mapping[str, Path], judged: Sequence[Judged]) -> None:
         _write_pictures(request, report, photos, judged)
 
-    return measure(plan, save, progress, earlier, use_maps)
+    if not request.cluster:
+        return measure(plan, save, progress, earlier, use_maps)
+    from u2export.benchmarks.cluster.bench import ClusterBench
+
+    return measure(plan, save, progress, earlier, kind=ClusterBench)
 
 
 def _plan(request: BenchRequest, announce: Callable[[str], None]) -> Plan:
@@ -148,7 +157,8 @@ def _plan(request: BenchRequest, announce: Callable[[str], None]) -> Plan:
         photos,
         masks=find_masks(request.masks, list(photos.values())) if request.masks else {},
         settings=settings(
-            request.tier, request.samples, request.seconds, request.rounds, request.threads, scenario=request.scenario,
+            request.tier, request.samples, request.seconds, request.rounds,
+            request.threads or int(bool(request.cluster)), scenario=request.scenario,
             batch=request.batch, streams=request.streams, sustained=request.sustained,
             cooldown=request.cooldown if request.sustained else 0,
         ),
@@ -175,7 +185,9 @@ def _trust(artifacts: Sequence[Artifact]) -> None:
 
 
 def _machine(request: BenchRequest, announce: Callable[[str], None]) -> Machine | None:
-    """The machine that `device` names; None for this machine."""
+    """The machine that `device` or `cluster` names; None for this machine."""
+    if request.cluster:
+        return _cluster(request)
     web = request.device.partition(":")[0] == "web"
     if request.usb and not web:
         raise WrongValue("only the page of a browser goes over USB", "add --device web", "usb")
@@ -188,6 +200,30 @@ def _machine(request: BenchRequest, announce: Callable[[str], None]) -> Machine 
     from u2export.benchmarks.measuring.ssh import SshMachine, address
 
     return SshMachine(address(request.device), request.device_python, request.ssh_config)
+
+
+def _cluster(request: BenchRequest) -> Machine:
+    """Return the cluster that `cluster` names.
+
+    Raises:
+        WrongValue: the request also asks for times, for another device, or for files that are made of maps.
+    """
+    if request.latency:
+        raise WrongValue("times are never measured on a cluster, which others share", "add --no-latency")
+    if request.device != "local":
+        raise WrongValue(f"the cluster cannot measure on {request.device}", "leave out --device")
+    of_maps = {"contact_sheet": request.contact_sheet, "save_masks": request.save_masks,
+               "save_reference": request.save_reference}  # fmt: skip
+    if given := next((name for name, path in of_maps.items() if path), None):
+        raise WrongValue(
+            "the maps stay on the workers of a cluster, so no file can be made of them", "leave it out", given
+        )
+    if Path(request.reference).suffix.lower() == ".npz":
+        raise WrongValue("a cluster cannot use a file of maps as its reference", "name an artifact", "reference")
+    from u2export.benchmarks.cluster.journal import Journal
+    from u2export.benchmarks.cluster.machine import ClusterMachine
+
+    return ClusterMachine(request.cluster, request.shared_files, Journal(request.json, request.resume), request.timeout)
 
 
 def _write_pictures(

@@ -70,12 +70,20 @@ class Bench:
             log.warning("%s", remark)
         report = _empty_report(plan, self._machine)
         channels = {artifact.contract.channels for artifact in plan.artifacts}
-        self.photos = readable(plan.photos, plan.strict, progress, channels.pop() if len(channels) == 1 else 0)
+        self.photos = self._readable(channels.pop() if len(channels) == 1 else 0)
         report = _with_photos(report, self.photos, plan)
         if earlier:
             _check_same_bench(earlier, report)
         self._results = Results(report, saved)
-        self._judging = Judging(plan, self.photos, self._results, self._workers, scratch, progress)
+        self._judging = self._new_judging(scratch)
+
+    def _readable(self, channels: int) -> Photos:
+        """Return the photos of the plan that can be read; `.npy` pictures must have `channels`, or any number if 0."""
+        return readable(self._plan.photos, self._plan.strict, self._progress, channels)
+
+    def _new_judging(self, scratch: Path) -> Judging:
+        """Return what compares the masks of the rows."""
+        return Judging(self._plan, self.photos, self._results, self._workers, scratch, self._progress)
 
     @property
     def judged(self) -> Sequence[Judged]:
@@ -204,6 +212,7 @@ def measure(
     progress: Progress = lambda stage, done, total: None,
     earlier: Report | None = None,
     look: Callable[[Report, Mapping[str, Path], Sequence[Judged]], None] | None = None,
+    kind: type[Bench] = Bench,
 ) -> Report:
     """Run a plan and return the complete report.
 
@@ -213,6 +222,7 @@ def measure(
         progress: receives the stage, the steps done and the steps in all.
         earlier: the report of an interrupted run of the same plan, to continue.
         look: receives the report, the photos by name, and the maps, before the maps are deleted.
+        kind: the kind of bench that the plan's machine needs.
 
     Raises:
         UserError: see `Bench` and `Bench.run`, and `u2export.benchmarks.measuring.ssh.SshMachine` for another machine.
@@ -226,7 +236,7 @@ def measure(
     if plan.machine:
         progress("connecting", 0, 1)
     with tempfile.TemporaryDirectory(prefix="u2export-bench-") as scratch, machine:
-        bench = Bench(plan, Path(scratch), saved, show, earlier)
+        bench = kind(plan, Path(scratch), saved, show, earlier)
         report = bench.run()
         if look:
             look(report, bench.photos.paths, bench.judged)

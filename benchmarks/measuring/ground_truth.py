@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,28 @@ from u2export.reference.photos import find_photos, read_photo
 BETA2 = 0.3
 
 
+@dataclass(frozen=True)
+class Measures:
+    """The measures of one mask.
+
+    Attributes:
+        precision, recall: at each of 256 thresholds, (256,) float64.
+        mae, s: mean absolute error and S-measure.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    mae: float
+    s: float
+
+
+def measures(d0: Floats, truth: NDArray[np.bool_]) -> Measures:
+    """Measure a fused map (h, w) against its ground truth (H, W); the mask is resized to the size of the latter."""
+    mask = stretched(mask_for(d0 if np.isfinite(d0).all() else np.zeros_like(d0), *truth.shape))
+    precision, recall = precision_and_recall(mask, truth)
+    return Measures(precision, recall, mean_absolute_error(mask, truth), s_measure(mask, truth))
+
+
 class Accuracy:
     """Accumulates the measures over photos."""
 
@@ -31,13 +54,15 @@ class Accuracy:
         self.images = 0
 
     def add(self, d0: Floats, truth: NDArray[np.bool_]) -> None:
-        """Add one fused map (h, w) and its ground truth (H, W); the mask is resized to the size of the ground truth."""
-        mask = stretched(mask_for(d0 if np.isfinite(d0).all() else np.zeros_like(d0), *truth.shape))
-        precision, recall = precision_and_recall(mask, truth)
-        self._precision += precision
-        self._recall += recall
-        self._mae += mean_absolute_error(mask, truth)
-        self._s += s_measure(mask, truth)
+        """Add a fused map and its ground truth; see `measures`."""
+        self.include(measures(d0, truth))
+
+    def include(self, one: Measures) -> None:
+        """Add the measures of one photo. The sums depend on the order of the photos in their last digits."""
+        self._precision += one.precision
+        self._recall += one.recall
+        self._mae += one.mae
+        self._s += one.s
         self.images += 1
 
     def result(self) -> dict[str, float]:

@@ -151,7 +151,8 @@ class Judging:
                 maps, answers = self._maps(planned, worker)
                 start = {"start": opened["memory"]} if "memory" in opened else {}
                 memory = {**start, **worker.ask("memory")["memory"]}
-            _check_maps(maps, reference)
+            if reference and len(maps):
+                refuse_other_maps(maps[0], reference.maps[0])
         except WorkerFailed as failure:
             return failed(row, failure, opening.get("artifact", "")), None
         measured = replace(
@@ -211,16 +212,14 @@ class Judging:
         return accuracy.result()
 
 
-def _check_maps(maps: Floats, reference: _Reference | None) -> None:
-    """Refuse a row that has another number of maps than its reference: its classes are others.
+def refuse_other_maps(maps: Floats, reference: Floats) -> None:
+    """Refuse a row whose maps (K, H, W) of a photo are others than those of its reference: its classes are others.
 
     Raises:
-        WorkerFailed: it has.
+        WorkerFailed: the number of maps or their size differs.
     """
-    if reference is None or not len(maps):
-        return
     try:
-        check_maps(maps[0], reference.maps[0])
+        check_maps(maps, reference)
     except UserError as error:
         raise WorkerFailed("refused", f"{error.problem} ({error.hint})") from None
 

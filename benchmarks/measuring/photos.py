@@ -50,6 +50,21 @@ def photos_in(path: Path, limit: int = 0, arrays: bool = False) -> dict[str, Pat
     return {str(p.relative_to(path)) if path.is_dir() else p.name: p for p in found}
 
 
+def digest_of(path: Path, channels: int = 0) -> str:
+    """Read a photo as a check, and return the sha256 of its file; arguments as of `readable`.
+
+    Raises:
+        UserError: the photo cannot be read.
+    """
+    read_array(path, channels) if path.suffix.lower() == ARRAY else read_photo(path)
+    return file_digest(path)
+
+
+def why_broken(error: UserError, path: Path) -> str:
+    """Return why a photo cannot be read, without its folder, which may tell about the user."""
+    return error.problem.replace(str(path), path.name)
+
+
 def readable(
     photos: Mapping[str, Path], strict: bool, progress: Callable[[str, int, int], None], channels: int = 0
 ) -> Photos:
@@ -68,15 +83,24 @@ def readable(
     for i, (name, path) in enumerate(photos.items()):
         progress("reading photos", i, len(photos))
         try:
-            read_array(path, channels) if path.suffix.lower() == ARRAY else read_photo(path)
+            digest = digest_of(path, channels)
         except UserError as error:
             if strict:
                 raise
-            broken[name] = error.problem.replace(str(path), path.name)
+            broken[name] = why_broken(error, path)
         else:
             paths[name] = path
-            digests.append(file_digest(path))
-    if not paths:
-        first = next(iter(broken.values()), "there are no photos")
-        raise UserError(f"none of {len(broken)} photos can be read: {first}", "give other photos")
-    return Photos(paths, tuple(digests), broken)
+            digests.append(digest)
+    return some_photos(Photos(paths, tuple(digests), broken))
+
+
+def some_photos(found: Photos) -> Photos:
+    """Return the photos.
+
+    Raises:
+        UserError: none of them can be read.
+    """
+    if not found.paths:
+        first = next(iter(found.broken.values()), "there are no photos")
+        raise UserError(f"none of {len(found.broken)} photos can be read: {first}", "give other photos")
+    return found

@@ -55,9 +55,14 @@ class Results:
 
 
 def failed(row: Row, failure: WorkerFailed, artifact: Path | str = "") -> Row:
-    """Return the row with the reason of a failure; folder names are removed, because they tell about the user."""
-    problem = failure.problem.replace(f"{Path(artifact).parent}/", "") if artifact else failure.problem
-    return replace(row, reason=failure.reason, problem=problem.replace(f"{Path.home()}/", "~/"))
+    """Return the row with the reason of a failure, without folder names."""
+    return replace(row, reason=failure.reason, problem=without_folders(failure.problem, artifact))
+
+
+def without_folders(problem: str, artifact: Path | str = "") -> str:
+    """Return a problem without the artifact's folder and the user's own folder, which tell about the user."""
+    short = problem.replace(f"{Path(artifact).parent}/", "") if artifact else problem
+    return short.replace(f"{Path.home()}/", "~/")
 
 
 def with_notes(row: Row, answer: Mapping[str, Any]) -> Row:

@@ -24,6 +24,7 @@ PACKAGES = {
     "imports": ("pyyaml",),
     "video": ("av",),
     "report": ("jinja2",),
+    "cluster": ("distributed",),
     "ort": ("onnxruntime",),
     "web": ("aiohttp", "cryptography", "onnxruntime", "qrcode"),
 }

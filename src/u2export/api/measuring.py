@@ -48,6 +48,8 @@ def bench(
     cooldown: float = 60,
     threads: int = 0,
     device: str = LOCAL,
+    cluster: str = "",
+    shared_files: bool = False,
     usb: bool = False,
     device_python: str = "python3",
     ssh_config: str | Path | None = None,
@@ -86,6 +88,10 @@ def bench(
         device: "local", or "ssh://USER@HOST[:PORT]" for another machine; `device_python` is a Python there that has
             numpy, Pillow and the runtime, `ssh_config` replaces ~/.ssh/config. "web" or "web:PORT" for a browser that
             opens the page of this bench, such as that of a phone; `usb` serves the page for `adb reverse`.
+        cluster: have the workers of a Dask cluster judge the masks: "local:N" starts N workers here, "tcp://HOST:8786"
+            or "tls://HOST:8786" is a scheduler that runs, FILE.json the file that it wrote. Needs `latency=False`. The
+            report is that of a run on one machine, with `threads` 1 by default.
+        shared_files: the workers see artifacts and photos under the same paths; else the files are sent to them.
         timeout: seconds to wait for one answer of a runtime.
         baseline_row: the row that speed-ups are relative to; the reference, or the first row, by default.
         reference: what masks are compared with: "auto" (PyTorch if it and the weights are there, else an fp32 ONNX),
@@ -130,6 +136,8 @@ def bench(
         cooldown=cooldown,
         arithmetics=arithmetics,
         device=device,
+        cluster=cluster,
+        shared_files=shared_files,
         usb=usb,
         device_python=device_python,
         ssh_config=_path(ssh_config),

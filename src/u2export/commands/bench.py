@@ -98,6 +98,17 @@ class Machine:
             help="Machine to measure on; web: a browser that opens the page.",
         ),
     ] = "local"
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="local:N|tcp://HOST:PORT|tls://HOST:PORT|FILE.json",
+            help="Judge the masks on the workers of a Dask scheduler, or on N workers started here; with --no-latency.",
+            show_default=False,
+        ),
+    ] = ""
+    shared_files: Annotated[
+        bool, typer.Option("--shared-files", help="The cluster's workers see the files under the same paths.")
+    ] = False
     usb: Annotated[
         bool, typer.Option("--usb", help="With --device web: serve the page for a phone behind adb reverse.")
     ] = False

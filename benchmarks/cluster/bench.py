@@ -1,0 +1,63 @@
+"""A bench on a cluster: masks only, because the times of a shared machine mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from u2export.benchmarks.cluster.judging import ClusterJudging
+from u2export.benchmarks.cluster.machine import ClusterMachine
+from u2export.benchmarks.cluster.on_worker import read_photos
+from u2export.benchmarks.measuring.bench import Bench
+from u2export.benchmarks.measuring.judging import Judging
+from u2export.benchmarks.measuring.photos import Photos, some_photos
+from u2export.benchmarks.report import Report
+from u2export.errors import UserError
+
+
+class ClusterBench(Bench):
+    """One run of a plan whose machine is a `ClusterMachine`. Arguments are those of `Bench`."""
+
+    def run(self) -> Report:
+        """Judge all rows and return the complete report; the journal is then removed. See `Bench.run`."""
+        report = super().run()
+        self._cluster.journal.remove()
+        return report
+
+    @property
+    def _cluster(self) -> ClusterMachine:
+        machine = self._workers.machine
+        assert isinstance(machine, ClusterMachine)
+        return machine
+
+    def _new_judging(self, scratch: Path) -> Judging:
+        return ClusterJudging(self._plan, self.photos, self._results, self._workers, scratch, self._progress)
+
+    def _readable(self, channels: int) -> Photos:
+        """Have the workers read every photo once, as `photos.readable` does."""
+        names, paths = list(self._plan.photos), list(self._plan.photos.values())
+        found: list[dict[str, str]] = [{}] * len(paths)
+        most, done = self._cluster.chunk(paths), 0
+
+        def tasks() -> Iterator[tuple[int, dict[str, Any]]]:
+            for start in range(0, len(paths), most):
+                files = [self._cluster.file(path) for path in paths[start : start + most]]
+                yield start, {**self._cluster.about(), "photos": files, "channels": channels}
+
+        for start, result in self._cluster.window.results(read_photos, tasks()):
+            told = result["photos"]
+            found[start : start + len(told)] = told
+            done += len(told)
+            self._progress("reading photos", done, len(paths))
+            broken = next((one["broken"] for one in told if "broken" in one), "")
+            if broken and self._plan.strict:
+                raise UserError(broken)
+        good = [i for i, one in enumerate(found) if "digest" in one]
+        return some_photos(
+            Photos(
+                {names[i]: paths[i] for i in good},
+                tuple(found[i]["digest"] for i in good),
+                {names[i]: one["broken"] for i, one in enumerate(found) if "broken" in one},
+            )
+        )

@@ -1,0 +1,88 @@
+"""The connection to a Dask scheduler: one that runs already, or one that is started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from u2export.errors import UserError, WrongValue
+from u2export.exporters.runtime import missing_modules
+
+LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
+REMOTE = re.compile(r"[a-z]+://\S+")
+# What Dask raises where no scheduler answers, or where its certificates do not fit. OSError includes both.
+UNREACHABLE = (OSError, TypeError, ValueError, RuntimeError)
+
+
+def check_address(address: str) -> None:
+    """Check the form of an address.
+
+    Raises:
+        WrongValue: it is none of `local:N`, `tcp://…`, `tls://…` (or another protocol of Dask), or a .json file.
+    """
+    if not (LOCAL.fullmatch(address) or REMOTE.fullmatch(address) or address.endswith(".json")):
+        hint = "give local:N, tcp://HOST:PORT, tls://HOST:PORT, or the scheduler's .json file"
+        raise WrongValue(f"cluster {address!r} is no address", hint, "cluster")
+
+
+@contextmanager
+def connected(address: str, patience: float) -> Iterator[Any]:
+    """The context of a Dask client.
+
+    Certificates and other security settings are those of Dask's own configuration.
+
+    Args:
+        address: `local:N` starts a scheduler and N workers here, with one thread each, which end with the context.
+            An address such as `tcp://HOST:8786`, or the file that a scheduler wrote, is of a cluster that runs already.
+        patience: seconds to wait for the first worker.
+
+    Raises:
+        Unavailable: Dask is not installed.
+        UserError: no scheduler answers, or it has no worker.
+    """
+    if problem := missing_modules("a cluster", ("distributed",), "cluster"):
+        raise problem
+    from distributed import Client
+
+    # Every killed worker is a warning of Dask; what matters is said by this package.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with ExitStack() as stack:
+        local = LOCAL.fullmatch(address)
+        try:
+            if local:
+                client = stack.enter_context(Client(stack.enter_context(_local(int(local[1]))), set_as_default=False))
+            elif address.endswith(".json"):
+                if not Path(address).is_file():
+                    raise UserError(f"no such file: {address}", "give the file of `dask scheduler --scheduler-file`")
+                client = stack.enter_context(Client(scheduler_file=address, set_as_default=False))
+            else:
+                client = stack.enter_context(Client(address, set_as_default=False))
+        except UNREACHABLE as error:
+            why = str(error).strip().splitlines()
+            told = f"no Dask scheduler answers at {address}: {why[0] if why else type(error).__name__}"
+            raise UserError(told, "start one with `dask scheduler`, and check the address", "cluster") from None
+        try:
+            client.wait_for_workers(int(local[1]) if local else 1, timeout=patience)
+        except TimeoutError:
+            hint = f"start one: dask worker {address}" if REMOTE.fullmatch(address) else "start one with `dask worker`"
+            raise UserError(f"the scheduler at {address} has no worker", hint) from None
+        yield client
+
+
+def _local(workers: int) -> Any:
+    """Return a cluster on this machine. The workers are programs of their own: nothing imports the caller's script."""
+    from distributed import Scheduler, SpecCluster
+    from distributed.deploy.subprocess import SubprocessWorker
+
+    here = {"host": "127.0.0.1", "dashboard": False}
+    options = {**here, "nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    worker = {"cls": SubprocessWorker, "options": {"worker_class": "distributed.Nanny", "worker_kwargs": options}}
+    scheduler = {"cls": Scheduler, "options": {**here, "port": 0}}
+    return SpecCluster(
+        workers=dict.fromkeys(range(workers), worker), scheduler=scheduler, name="u2export",
+        silence_logs=logging.CRITICAL,
+    )  # fmt: skip

@@ -1,0 +1,305 @@
+"""Masks judged on a real Dask cluster over loopback give the report that a run on one machine gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import noise_pictures, stub_artifact
+from conftest import Cli, two_lines
+
+pytest.importorskip("distributed")
+
+import dask
+from distributed import Client, LocalCluster, Security
+
+import u2export as u2
+from u2export.benchmarks.cluster import connection
+from u2export.benchmarks.cluster.bench import ClusterBench
+from u2export.benchmarks.cluster.gathered import Gathered
+from u2export.benchmarks.cluster.journal import Journal
+from u2export.benchmarks.cluster.machine import ClusterMachine
+from u2export.benchmarks.cluster.standing import difference, most_common, standing
+from u2export.benchmarks.measuring.bench import measure
+from u2export.benchmarks.measuring.photos import photos_in
+from u2export.benchmarks.measuring.plan import Plan, settings
+from u2export.benchmarks.report import Report
+from u2export.errors import Unavailable, UserError, WrongValue
+from u2export.exporters.artifact import Artifact
+from u2export.exporters.open import read_artifact
+from u2export.reference.image import Contract
+from u2export.reference.weights import Identity
+
+HOSTILE = (sys.executable, str(Path(__file__).with_name("hostile_worker.py")))
+TIMES = ("load_ns", "opening_ns", "preprocess_ns", "inference_ns", "postprocess_ns", "memory")
+Make = Callable[[str], Artifact]
+
+
+def comparable(report: Report) -> str:
+    """The report as JSON without times, memory, the states of the machine, and who took part."""
+    data = json.loads(json.dumps(report.to_json()))
+    data.pop("created")
+    for name in ("before", "after", "cluster"):
+        data["environment"].pop(name, None)
+    for row in data["rows"]:
+        for name in TIMES:
+            row.pop(name)
+    return json.dumps(data, indent=1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    """Two workers with one thread each."""
+    with connection.connected("local:2", 60) as client:
+        yield client
+
+
+@pytest.fixture
+def address(cluster: Client) -> str:
+    cluster.wait_for_workers(2, timeout=60)
+    return str(cluster.scheduler.address)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine photos with masks, and one that is broken."""
+    noise_pictures(tmp_path / "photos", (f"p{i}.png" for i in range(9)))
+    noise_pictures(tmp_path / "masks", (f"p{i}.png" for i in range(0, 9, 2)))
+    (tmp_path / "photos" / "p4a.jpg").write_bytes(b"\xff\xd8\xff")
+    return tmp_path
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Make:
+    """An artifact whose name says how its runtime behaves."""
+
+    def make(arithmetic: str) -> Artifact:
+        path = tmp_path / f"{arithmetic}.hostile"
+        stub_artifact(path, "hostile", Contract(height=24, width=32), Identity("toy", "a" * 64), "toy")
+        return read_artifact(path)
+
+    return make
+
+
+def plan(artifacts: list[Artifact], folder: Path, machine: ClusterMachine | None = None, **changes: Any) -> Plan:
+    made = Plan(
+        artifacts, photos_in(folder / "photos"), settings=settings("quick", threads=1), latency=False, worker=HOSTILE,
+        reference=str(artifacts[0].path), machine=machine, timeout=60,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def machine(address: str, journal: Path | None = None, resume: bool = False, shared: bool = False) -> ClusterMachine:
+    return ClusterMachine(address, shared, Journal(journal, resume), 60, HOSTILE)
+
+
+@pytest.mark.parametrize("how", ["sent", "shared"])
+def test_the_report_is_that_of_one_machine(
+    how: str, address: str, folder: Path, tiny: Callable[[str, float], Path]
+) -> None:
+    artifacts = [tiny("one.onnx", 1.0), tiny("two.onnx", 1.02)]
+    given: dict[str, Any] = {"masks": folder / "masks", "reference": str(artifacts[0]), "latency": False, "threads": 1}
+    here = u2.bench(artifacts, folder / "photos", **given)
+    there = u2.bench(artifacts, folder / "photos", **given, cluster=address, shared_files=how == "shared")
+    assert comparable(there) == comparable(here)
+    assert there.complete and list(there.broken) == ["p4a.jpg"] and len(there.rows[-1].images) == 9
+    assert there.rows[-1].accuracy["images"] == 5 and not there.rows[-1].inference_ns
+    (kind,) = there.environment["cluster"]["workers"]
+    assert kind["environment"]["onnxruntime"] and 1 <= kind["processes"] <= 2 and address not in json.dumps(kind)
+
+
+def test_rows_that_fail_say_the_same_as_on_one_machine(address: str, hostile: Make, folder: Path) -> None:
+    artifacts = [hostile(name) for name in ("good", "segfault", "nan", "missing")]
+    here = measure(plan(artifacts, folder))
+    there = measure(plan(artifacts, folder, machine(address)), kind=ClusterBench)
+    assert comparable(there) == comparable(here)
+    assert [row.reason for row in there.rows] == ["", "crashed", "", "unavailable"]
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_and_double_no_photo(cluster: Client, address: str, hostile: Make, folder: Path) -> None:
+    noise_pictures(folder / "photos" / "more", (f"q{i:02}.png" for i in range(40)))
+    artifacts = [hostile("good"), hostile("sleep")]
+    killed: list[int] = []
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage.startswith("judging") and done > 8 * len(killed) and len(killed) < 3:
+            pids = cluster.run(os.getpid)
+            victim = sorted(pids.values())[len(killed) % len(pids)] if pids else 0
+            if victim:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+    here = measure(plan(artifacts, folder))
+    there = measure(plan(artifacts, folder, machine(address)), progress=kill, kind=ClusterBench)
+    assert len(killed) == 3 and comparable(there) == comparable(here)
+
+
+def test_workers_with_other_runtimes_are_refused_by_name(
+    cluster: Client, address: str, hostile: Make, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = sorted(cluster.nthreads())
+    change = "from u2export.benchmarks.cluster.standing import standing; standing()['environment']['numpy'] = {!r}"
+    true = standing()["environment"]["numpy"]
+    cluster.run(exec, change.format("0.1"), workers=[first])
+    try:
+        with machine(address) as looked:  # of one worker each, the order decides which kind takes part
+            (refused,) = [record.message for record in caplog.records]
+            assert len(looked.window.allowed()) == 1 and "numpy" in refused
+            assert next(iter(looked.census.refused)) in refused and looked.kind["environment"]["numpy"] in ("0.1", true)
+        cluster.run(exec, change.format(true), workers=[first])
+
+        def become_another(stage: str, done: int, total: int) -> None:
+            if stage == "reading photos":
+                cluster.run(exec, change.format("0.2"), workers=[second])
+
+        caplog.clear()
+        artifacts = [hostile("good"), hostile("fine")]
+        there = measure(plan(artifacts, folder, machine(address)), progress=become_another, kind=ClusterBench)
+        assert [r.message for r in caplog.records] == [f"worker {second} takes no part: numpy 0.2 in place of {true}"]
+        assert there.environment["cluster"]["refused"] == {f"numpy 0.2 in place of {true}": 1}
+        assert comparable(there) == comparable(measure(plan(artifacts, folder)))
+    finally:
+        cluster.run(exec, change.format(true))
+
+
+def test_kinds_of_workers() -> None:
+    ours = standing()
+    other = {**ours, "environment": {**ours["environment"], "onnxruntime": "0.1"}}
+    amx = {**ours, "device": {**ours["device"], "features": ("amx_int8",)}}
+    bigger = {**ours, "device": {**ours["device"], "cores": 99, "memory": 1e3}}
+    assert "onnxruntime 0.1 in place of" in difference(other, ours)
+    assert difference(amx, ours).startswith("instruction sets amx_int8 in place of")
+    assert not difference(bigger, ours)
+    assert most_common({"a": other, "b": ours, "c": bigger}) in (ours, bigger)
+
+
+@pytest.mark.slow
+def test_a_lost_scheduler_leaves_a_report_that_resume_continues(
+    address: str, hostile: Make, folder: Path, tmp_path: Path
+) -> None:
+    noise_pictures(folder / "photos" / "more", (f"q{i:02}.png" for i in range(40)))
+    artifacts, results = [hostile("good"), hostile("sleep")], tmp_path / "results.json"
+    saved: list[Report] = []
+    file = tmp_path / "scheduler.json"
+    words = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    processes = [subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *words])]
+    while not file.exists():
+        time.sleep(0.05)
+    own = json.loads(file.read_text())["address"]
+    worker = ("-m", "distributed.cli.dask_worker", own, "--nthreads", "1", "--no-dashboard", "--no-nanny")
+    processes.append(subprocess.Popen([sys.executable, *worker, "--local-directory", str(tmp_path)]))
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage.startswith("judging") and done:
+            processes[0].kill()
+
+    try:
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
+            pytest.raises(UserError, match=r"does not answer any more, after \d+ of 49 photos") as lost,
+        ):
+            half = plan(artifacts, folder, machine(str(file), results))
+            measure(half, saved.append, kill, kind=ClusterBench)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    journal = tmp_path / "results.json.judged"
+    assert str(journal) in lost.value.hint and "--resume" in lost.value.hint and not saved[-1].complete
+    done = sum(json.loads(line)["count"] for line in journal.read_text().splitlines())
+    assert 0 < done < 49
+    with journal.open("a") as torn:
+        torn.write('{"group": "cut o')
+
+    judged: list[int] = []
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage.startswith("judging"):
+            judged.append(done)
+
+    # `earlier` is of another scheduler; what counts is the device, the versions, the photos and the settings.
+    full = measure(
+        plan(artifacts, folder, machine(address, results, resume=True)), earlier=saved[-1], progress=watch,
+        kind=ClusterBench,
+    )  # fmt: skip
+    assert judged[0] == done and judged[-1] == 49 and not journal.exists()
+    assert comparable(full) == comparable(measure(plan(artifacts, folder)))
+
+
+def test_gathered_photos_are_whole_whatever_the_order() -> None:
+    gathered = Gathered(1, 10, False)
+    assert list(gathered.chunks(4)) == [(0, 4), (4, 4), (8, 2)]
+    told = {"runtime": {}, "notes": [], "maps": 1, "seen": True, "images": [], "accuracy": []}
+    gathered.add(4, 3, [0], [told])
+    assert list(gathered.chunks(4)) == [(0, 4), (7, 3)] and gathered.has(3, 2) and not gathered.has(0, 4)
+    for start, problem in ((7, "late"), (0, "early")):
+        gathered.add(start, 3, [0], [{"reason": "failed", "problem": problem}])
+    assert gathered.rows[0].failure == (0, "failed", "early") and gathered.wanted(3) == []
+    crash = [{"reason": "crashed", "problem": ""}]
+    assert gathered.verdict(3, [0], crash) is not None and gathered.verdict(3, [0], crash) is None
+
+
+def test_certificates_are_those_of_dasks_own_configuration(hostile: Make, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    given = Security.temporary()
+    files = {}
+    for name in ("tls_ca_file", "tls_client_key", "tls_client_cert"):
+        (tmp_path / name).write_text(getattr(given, name))
+        files[name] = str(tmp_path / name)
+    tls = {"distributed.comm.tls.ca-file": files["tls_ca_file"],
+           "distributed.comm.tls.client.key": files["tls_client_key"],
+           "distributed.comm.tls.client.cert": files["tls_client_cert"]}  # fmt: skip
+    artifacts = [hostile("good"), hostile("fine")]
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with LocalCluster(security=given, protocol="tls://", **options) as secured:
+        own = secured.scheduler_address
+        with pytest.raises(UserError, match="no Dask scheduler answers"), machine(own):
+            pass
+        with dask.config.set(tls):
+            report = measure(plan(artifacts, folder, machine(own)), kind=ClusterBench)
+    assert own.startswith("tls://") and comparable(report) == comparable(measure(plan(artifacts, folder)))
+
+
+def test_what_a_cluster_cannot_do_is_a_usage_error(cli: Cli, hostile: Make, folder: Path) -> None:
+    bench = ("bench", hostile("good").path, "--images", folder / "photos", "--cluster")
+    two_lines(cli(*bench, "local:2"), "times are never measured on a cluster", 2)
+    two_lines(cli(*bench, "local:2", "--no-latency", "--save-masks", "m.npz"), "maps stay on the workers", 2)
+    for address in ("local:0", "somewhere", "local:"):
+        with pytest.raises(WrongValue, match="is no address"):
+            machine(address)
+    with pytest.raises(WrongValue, match="cannot measure on web"):
+        u2.bench([hostile("good")], folder / "photos", latency=False, cluster="local:1", device="web")
+    with pytest.raises(WrongValue, match="file of maps"):
+        u2.bench([hostile("good")], folder / "photos", latency=False, cluster="local:1", reference="maps.npz")
+
+
+def test_no_scheduler_and_no_package(hostile: Make, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge() -> None:
+        u2.bench([hostile("good")], folder / "photos", latency=False, cluster="tcp://127.0.0.1:9")
+
+    soon = dask.config.set({"distributed.comm.timeouts.connect": "300ms"})
+    with soon, pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9") as error:
+        judge()
+    assert "dask scheduler" in error.value.hint
+    monkeypatch.setattr("u2export.exporters.runtime.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="distributed not installed") as missing:
+        judge()
+    assert "distributed" in missing.value.hint or "cluster" in missing.value.hint
+
+
+def test_workers_of_the_cluster_are_left_as_they_were(
+    cluster: Client, address: str, hostile: Make, folder: Path
+) -> None:
+    measure(plan([hostile("good"), hostile("fine")], folder, machine(address)), kind=ClusterBench)
+    homes = [Path(state.local_directory) for state in cluster.cluster.scheduler.workers.values()]
+    assert len(homes) == 2 and not [path for home in homes for path in home.glob("u2export*")]
