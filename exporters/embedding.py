@@ -26,7 +26,12 @@ MARK = "-uint8"
 
 
 def of_pixels(source: Source) -> Source:
-    """Return the source whose reference reads pictures of 8 bit, as it judges files that take uint8."""
+    """Return the source whose reference reads pictures of 8 bit, as it judges files that take uint8.
+
+    A source that does so already is returned as it is, with the maps that it has computed.
+    """
+    if source.contract.rounded:
+        return source
     return replace(source, contract=replace(source.contract, rounded=True))
 
 

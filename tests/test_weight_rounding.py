@@ -44,6 +44,13 @@ def test_outputs_change_less_than_by_nearest_rounding(channels: int, pair_safe: 
         assert pair_peak(best.astype(np.float32)).max() <= 128
 
 
+@pytest.mark.parametrize("size", [1, 64, 65, 200])
+def test_the_factor_is_that_of_the_inverse(size: int) -> None:
+    moments = correlated(size)[1].astype(np.float64) + np.eye(size)
+    expected = np.linalg.cholesky(np.linalg.inv(moments)).T
+    np.testing.assert_allclose(weight_rounding._factor(moments), expected, atol=1e-9 * np.abs(expected).max())
+
+
 def test_pairs_keep_their_bound_where_every_weight_is_at_it() -> None:
     for channels in (1, 2, 3, 5):
         weight = np.full((2, channels, 3, 3), 1.0, np.float32) * np.array([1, -1], np.float32).reshape(-1, 1, 1, 1)

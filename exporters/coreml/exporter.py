@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ from u2export.exporters.coreml.conversion import (
 from u2export.exporters.coreml.mac_runner import UNITS, open_on_mac
 from u2export.exporters.coreml.ports import INPUT, OUTPUT
 from u2export.exporters.coreml.simulated_runner import SIMULATED, open_simulated
+from u2export.exporters.embedding import of_pixels
 from u2export.exporters.exporter import Exporter, Made, Request
 from u2export.exporters.runtime import Assumed, Runner, missing_modules, versions
 from u2export.reference import stamp
@@ -148,7 +149,7 @@ class CoreML(Exporter):
             Unavailable: as `Exporter.export`.
         """
         self._check_source(source)
-        return super().export(replace(source, contract=replace(source.contract, rounded=True)), folder, request)
+        return super().export(of_pixels(source), folder, request)
 
     def check(self, request: Request, calibrated: bool) -> None:
         """As `Exporter.check`; also refuse precisions that the target's system or the other options do not allow.
