@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processors
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+from u2export.reference.source import Source
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +35,8 @@ if not all(find_spec(module) for module in ("onnx", "onnxsim", "onnxruntime")):
 
 # A shell ignores Ctrl-C for what it starts in the background, and programs inherit that: tests interrupt some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+processors.divide()
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -75,6 +80,32 @@ def u2netp() -> Path:
         return weights.pull("u2netp")
     except Unavailable as problem:
         pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="session")
+def published(u2netp: Path) -> Source:
+    """The published U²-Net-small at 320x320, opened once: its maps of the verification photos are computed once."""
+    pytest.importorskip("torch")
+    return Source.open("u2netp")
+
+
+@pytest.fixture
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure what calibration photos say about a graph once in a test, whatever the budget and the target.
+
+    Several exports of one network to 8 bit take most of their time for the same ranges and errors.
+    """
+    from u2export.calibration import float_fallback
+
+    measure, known = float_fallback._measured, {}
+
+    def measured(model: Any, photos: Any, spec: Any, progress: Any) -> Any:
+        key = (model.graph.SerializeToString(deterministic=True), photos.digest, spec)
+        if key not in known:
+            known[key] = measure(model, photos, spec, progress)
+        return known[key]
+
+    monkeypatch.setattr(float_fallback, "_measured", measured)
 
 
 @pytest.fixture(scope="session")

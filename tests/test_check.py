@@ -32,6 +32,7 @@ from u2export.benchmarks.statistics import Interval, mean_interval, student, tim
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity, compare
 from u2export.reference.image import Contract
+from u2export.reference.source import Source
 from u2export.reference.weights import Identity
 
 PHOTOS = tuple(f"p{i}.png" for i in range(8))
@@ -628,7 +629,7 @@ def part_of_the_committed_baseline(name: str, report: Report, folder: Path) -> B
 
 @pytest.mark.slow
 def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
-    u2netp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The committed baseline, the real exporter, and one of 119 convolutions without its bias."""
     pytest.importorskip("torch")
@@ -639,13 +640,10 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
     from u2export.exporters import onnx as room
     from u2export.exporters.exporter import Request
     from u2export.reference.onnx_export import to_onnx
-    from u2export.reference.source import Source
     from u2export.reference.verification import verification_photos
 
-    source = Source.open("u2netp")
-
     def judged(folder: Path) -> Verdicts:
-        artifact = room.Onnx().export(source, folder, Request("fp32", budget={"mae": 1, "mae_worst": 1}))
+        artifact = room.Onnx().export(published, folder, Request("fp32", budget={"mae": 1, "mae_worst": 1}))
         photos = {p.name: p for p in verification_photos()}
         made = Settings("custom", 1, 0.0, threads=1)
         report = measure(Plan([artifact], photos, settings=made, arithmetics="default", latency=False))

@@ -101,9 +101,11 @@ def test_int8_with_the_contract_inside_equals_int8_without(small: Source, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exporter", TARGETS, ids=lambda e: e.name)
-def test_real_weights_hold_the_budget_and_photos_need_no_resize(tmp_path: Path, exporter: Exporter) -> None:
+def test_real_weights_hold_the_budget_and_photos_need_no_resize(
+    published: Source, tmp_path: Path, exporter: Exporter
+) -> None:
     available(exporter)
-    source = Source.open("u2netp")
+    source = published
     artifact = exporter.export(source, tmp_path, Request("fp32"))
     assert artifact.fidelity["mae"] < 1e-5
     photo = np.asarray(open_photo(verification_photos()[0]).pixels, np.uint8)

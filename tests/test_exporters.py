@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import SMALL, random_source
+from processors import all_processors
 
 from u2export.errors import Unavailable, UserError
 from u2export.exporters import EXPORTERS
@@ -161,6 +162,7 @@ def test_export_record_load(small: Source, tmp_path: Path, exporter: Exporter) -
         exporter.load(artifact, "f64")
 
 
+@all_processors()
 def test_openvino_says_what_ran(small: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if OpenVINO().missing():
         pytest.skip(str(OpenVINO().missing()))
@@ -208,6 +210,16 @@ def test_requests_that_are_refused(small: Source, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         Onnx().export(small, tmp_path / "file", Request("fp32"))
+
+
+def test_candidates_of_one_export_share_the_maps_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, runs = random_source(Contract(32, 32)), []
+    one, other = (np.full(source.contract.shape, value, np.float32) for value in (0.0, 1.0))
+    predict = Source.predict
+    monkeypatch.setattr(Source, "predict", lambda self, x: (runs.append(x), predict(self, x))[1])
+    for further in ([one, other], [other.copy(), one]):
+        assert source.compare(lambda x: predict(source, x), further).mae == 0
+    assert len(runs) == len(source.verification) + 2
 
 
 def test_damaged_artifacts(small: Source, tmp_path: Path) -> None:
@@ -267,12 +279,11 @@ def test_table_of_targets() -> None:
 
 
 @pytest.mark.slow
-def test_real_weights_within_the_promise(u2netp: Path, tmp_path: Path) -> None:
-    source = Source.open("u2netp")
+def test_real_weights_within_the_promise(published: Source, tmp_path: Path) -> None:
     for exporter, precision in ((Onnx(), "fp32"), (OpenVINO(), "fp32"), (OpenVINO(), "fp16"), (Onnx(), "fp16")):
         if exporter.missing():
             pytest.skip(str(exporter.missing()))
-        fidelity = exporter.export(source, tmp_path, Request(precision)).fidelity
+        fidelity = exporter.export(published, tmp_path, Request(precision)).fidelity
         assert fidelity["mae"] <= (1e-5 if precision == "fp32" else 4e-4), (exporter.name, precision)
         assert fidelity["iou_worst"] >= 0.995
 

@@ -10,6 +10,7 @@ from PIL import Image
 from u2export.reference import golden
 from u2export.reference.image import Contract, digest, saliency
 from u2export.reference.photos import read_photo
+from u2export.reference.source import Source
 
 # Committed on purpose: when one of these changes, masks of every port out there change with it.
 PICTURE = "45bbff653604e510231e4a444e9ef2daa96ec38e2624d2e863a9519cadfba0bd"
@@ -36,11 +37,8 @@ def test_a_wrong_port_is_beyond_the_tolerance(fault: str, contract: Contract) ->
     assert np.abs(swapped - right).max() > golden.TOLERANCE["input"]
 
 
-def test_files_agree_with_each_other_and_with_the_network(tmp_path: Path, u2netp: Path) -> None:
-    pytest.importorskip("torch")
-    from u2export.reference.source import Source
-
-    source = Source.open("u2netp")
+def test_files_agree_with_each_other_and_with_the_network(tmp_path: Path, published: Source) -> None:
+    source = published
     d0 = source.predict(source.contract.tensor(golden.picture()))[0, 0]
     folder = golden.write(source.contract, d0, source.stamp("fp32", {}), tmp_path / "g")
     record = json.loads((folder / "golden.json").read_text())

@@ -24,6 +24,7 @@ from u2export.reference.onnx_export import Graph, to_onnx
 from u2export.reference.onnx_graph import conv_nodes
 from u2export.reference.onnx_session import open_graph
 from u2export.reference.source import Source
+from u2export.reference.verification import verification_inputs
 
 
 @cache
@@ -61,7 +62,7 @@ def test_the_maps_are_the_same(height: int, width: int, channels: int, maps: int
 
 def test_the_published_weights_keep_their_maps(u2netp: Path) -> None:
     source = Source.open("u2netp")
-    photos = [x for x, _ in source.verification]
+    photos = list(verification_inputs(source.contract))
     for contract, more in ((source.contract, photos), (Contract(100, 138), [])):
         model = to_onnx(source.model, contract, Graph(), {})
         made = with_fast_head(model)

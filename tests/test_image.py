@@ -12,6 +12,7 @@ from PIL import Image
 from u2export.errors import UserError
 from u2export.reference.image import Contract, bilinear, digest, mask_for, saliency
 from u2export.reference.photos import eight_bit, find_photos, read_input, read_photo
+from u2export.reference.source import Source
 
 small = st.integers(1, 24)
 pictures = hnp.arrays(np.uint8, st.tuples(small, small, st.just(3)))
@@ -154,12 +155,9 @@ def test_digest_sees_values_shape_and_type() -> None:
 
 
 @pytest.mark.slow
-def test_masks_are_the_authors(shared: Path, u2netp: Path) -> None:
+def test_masks_are_the_authors(shared: Path, published: Source) -> None:
     """The author's saved u2netp maps of his 18 photos, from pixels to 8-bit mask."""
-    pytest.importorskip("torch")
-    from u2export.reference.source import Source
-
-    source = Source.open("u2netp")
+    source = published
     folder = shared / "u2net_official"
     references = {p.stem: p for p in (folder / "ref_u2netp_author").iterdir()}
     differences = []

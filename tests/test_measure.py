@@ -18,6 +18,7 @@ import pytest
 from builders import noise_pictures, stub_artifact
 from conftest import Cli, two_lines
 from PIL import Image
+from processors import all_processors
 
 from u2export.benchmarks.measuring import timing
 from u2export.benchmarks.measuring.bench import measure
@@ -404,7 +405,7 @@ def test_an_interrupted_bench_leaves_a_file_that_resumes(
 ) -> None:
     model, out = tiny("first.onnx", 1.0), photos["p0.png"].parent.parent / "r.json"
     words = ["bench", str(model), "--images", str(photos["p0.png"]), "--json", str(out), "--samples", "1",
-             "--seconds", "15", "--rounds", "30", "--reference", str(model)]  # fmt: skip
+             "--seconds", "6", "--rounds", "30", "--reference", str(model)]  # fmt: skip
     command = [sys.executable, "-m", "u2export", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
@@ -435,6 +436,7 @@ def test_bench_errors(cli: Cli, tiny: Callable[[str, float], Path], photos: dict
     two_lines(cli("bench", model, "--images", folder, "--json", tmp_path / "file" / "r.json"), "cannot write")
 
 
+@all_processors()
 def test_streams_of_openvino_share_one_model(tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
     """Two requests at the same time, each with its own result; and the runtime tells reading from compiling."""
     openvino = pytest.importorskip("openvino")
@@ -471,7 +473,7 @@ def test_published_weights_against_pytorch(u2netp: Path) -> None:
 
     photos = {p.name: p for p in verification_photos()[:2]}
     plan = Plan(
-        [read_artifact(u2netp)], photos, settings=Settings("custom", 5, 0.0, 5, threads=1), arithmetics="default"
+        [read_artifact(u2netp)], photos, settings=Settings("custom", 2, 0.0, 2, threads=1), arithmetics="default"
     )
     report = measure(plan)
     torch, ort = report.rows

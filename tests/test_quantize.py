@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from u2export.calibration.activation_ranges import METHODS, ActivationRange, observe
 from u2export.calibration.bias_correction import bias_errors
+from u2export.calibration.dataset import Calibration
 from u2export.calibration.quant_plan import (
     ONNX_RUNTIME,
     PAIR,
@@ -30,6 +32,7 @@ from u2export.reference.image import Floats
 from u2export.reference.onnx_graph import activations, conv_nodes, head_nodes
 from u2export.reference.onnx_session import open_graph
 from u2export.reference.photos import read_input
+from u2export.reference.source import Source
 
 SIDE = 24
 
@@ -425,25 +428,20 @@ def test_a_random_u2netp_in_both_schemes() -> None:
 
 
 @pytest.mark.slow
-def test_published_weights_conditioned_and_corrected(shared: object, u2netp: object) -> None:
+def test_published_weights_conditioned_and_corrected(shared: Path, published: Source) -> None:
     """The recipe of `u2export ort --int8` holds its promise on photos it never saw."""
-    from pathlib import Path
-
-    from u2export.calibration.condition import condition
+    from u2export.calibration.prepare import conditioned
+    from u2export.exporters.embedding import of_pixels
     from u2export.exporters.head_rewrite import with_fast_head
     from u2export.exporters.ort import int8_spec
     from u2export.reference.fidelity import Fidelity, compare
     from u2export.reference.onnx_export import Graph, to_onnx
     from u2export.reference.photos import find_photos
-    from u2export.reference.source import Source
 
-    def read(name: str, count: int) -> list[Floats]:
-        found = find_photos([Path(str(shared)) / name / "images"])
-        return [read_input(source.contract, p) for p in found[:: max(1, len(found) // count)][:count]]
-
-    source = Source.open("u2netp")
-    calibration, held_back = read("bsds500", 12), read("u2net_official", 6)
-    module, _ = condition(source.model, calibration)
+    source = of_pixels(published)  # the photos and the contract of test_coreml.py: conditioned once for both
+    calibration = Calibration.open(shared / "bsds500" / "images", source.contract, limit=12)
+    held_back = [read_input(source.contract, p) for p in find_photos([shared / "u2net_official" / "images"])[::3]]
+    module, _ = conditioned(source.model, calibration)
     graph = with_fast_head(to_onnx(module, source.contract, Graph(), {}))
     made = calibrated(graph, calibration, int8_spec())
     opened = open_graph(made)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from builders import ANY_MASKS, noise_pictures, random_source
+from processors import all_processors
 
 from u2export.benchmarks.imports.kit import artifact_of, judge, write
 from u2export.benchmarks.imports.rows import Claim, reports
@@ -57,7 +58,7 @@ def chromium() -> Iterator[Any]:
         runtime_files()
     except Unavailable as problem:
         pytest.skip(str(problem))
-    with api.sync_playwright() as playwright:
+    with all_processors(), api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
