@@ -14,8 +14,8 @@ import u2export
 
 PAGE = Path(__file__).with_name("api.md")
 MODULES = (
-    "exporting", "running", "video", "measuring", "fitting", "gating", "tables", "pages", "lower_precision",
-    "tensorrt", "inspecting", "rembg",
+    "exporting", "running", "video", "measuring", "profiling", "fitting", "gating", "tables", "pages",
+    "lower_precision", "tensorrt", "inspecting", "rembg",
 )  # fmt: skip
 INTRODUCTION = """# Python API
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from u2export.api.fitting import Fitted, fit
     from u2export.api.gating import Baseline, Policy, Verdicts, check, update_baseline
     from u2export.api.measuring import Report, Row, bench
+    from u2export.api.profiling import Profile, profile
     from u2export.api.running import OpenArtifact, Written, open_artifact, predict, read_artifact, write_masks
 
 # ONNX Runtime reads this when it is imported. Without it, it writes an identifier into the user's cache folder.
@@ -33,14 +34,15 @@ _WHERE = {
     "fitting": ("Fitted", "fit"),
     "gating": ("Baseline", "Policy", "Verdicts", "check", "update_baseline"),
     "measuring": ("Report", "Row", "bench"),
+    "profiling": ("Profile", "profile"),
     "running": ("OpenArtifact", "Written", "open_artifact", "predict", "read_artifact", "write_masks"),
 }
 _MODULES = {name: f"u2export.api.{module}" for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "Artifact", "Baseline", "Contract", "Fidelity", "Fitted", "OpenArtifact", "Policy", "Report", "Row", "Unavailable",
-    "UserError", "Verdicts", "Written", "WrongValue", "__version__", "bench", "check", "export", "fit", "open_artifact",
-    "predict", "read_artifact", "update_baseline", "write_masks",
+    "Artifact", "Baseline", "Contract", "Fidelity", "Fitted", "OpenArtifact", "Policy", "Profile", "Report", "Row",
+    "Unavailable", "UserError", "Verdicts", "Written", "WrongValue", "__version__", "bench", "check", "export", "fit",
+    "open_artifact", "predict", "profile", "read_artifact", "update_baseline", "write_masks",
 ]  # fmt: skip
 
 

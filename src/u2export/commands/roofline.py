@@ -1,4 +1,4 @@
-"""`u2export roofline`: the least time that a network can take on a device. An estimate, marked as such."""
+"""`u2export roofline`, the least time that a network can take on a device, and `profile`, what its layers take here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from u2export.api import tables
-from u2export.commands.console import echo, waiting, wide
-from u2export.commands.options import choice, print_json
+from u2export.api import profiling, tables
+from u2export.commands.console import echo, print_whole, remark, waiting, wide
+from u2export.commands.options import AsJson, choice, print_json
 from u2export.commands.parsing import STDOUT
-from u2export.files import write_json
+from u2export.files import write_json, write_text
 
 
 def roofline(
@@ -40,3 +40,43 @@ def roofline(
     if json:
         write_json(made.to_json(), Path(json))
         echo(json)
+
+
+def profile(
+    artifact: Annotated[
+        Path, typer.Argument(help="An artifact of onnx, ort or openvino; or the file of trtexec --exportProfile.")
+    ],
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count, after three that warm up.")] = 20,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 for all processors.")] = 0,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Adds the roofline's bound: a device of benchmarks/devices.json, or here.", show_default=False
+        ),
+    ] = "",
+    layers: Annotated[int, typer.Option(min=1, help="How many layers to show and draw, the slowest first.")] = 15,
+    layer_info: Annotated[
+        Path | None, typer.Option(help="The file of trtexec --exportLayerInfo.", show_default=False)
+    ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="The ONNX file of the engine; with --layer-info it gives bounds.", show_default=False),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all layers as CSV.", show_default=False)] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw a .png or .svg.", show_default=False)] = None,
+    as_json: AsJson = "",
+) -> None:
+    """Measure the time of each layer with the runtime's profiler, beside the roofline's bound."""
+    with waiting("measuring layers"):
+        made = profiling.profile(
+            artifact, runs=runs, threads=threads, device=device, layer_info=layer_info, graph=graph
+        )
+    if csv is not None:
+        write_text(made.to_csv(), csv)
+    if chart is not None:
+        profiling.profile_chart(made, chart, layers)
+    if print_json(made.to_json(), as_json):
+        return
+    print_whole(profiling.profile_table(made, layers))
+    echo("", *profiling.profile_summary(made))
+    remark(*(f"written: {path}" for path in (csv, chart) if path is not None))
