@@ -47,7 +47,7 @@ class BenchRequest:
         cluster: the Dask scheduler whose workers judge the masks, such as "tcp://host:8786", or "local:4" for workers
             that are started here; empty for none.
         shared_files: whether the workers see the artifacts and photos under the same paths.
-        usb: whether the page of "web" is served for a phone behind `adb reverse`.
+        usb: whether the page of "web" is brought to a phone on a cable, by `adb reverse`.
         device_python: Python on the other machine, with numpy, Pillow and the runtime.
         ssh_config: configuration file of ssh in place of the user's own.
         timeout: seconds to wait for one answer of a runtime.

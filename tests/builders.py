@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,13 @@ ANY_MASKS = {"mae": 1.0, "mae_worst": 1.0, "class_iou_worst": 0.0}
 # bottom of a U.
 PLANTED = ("stage2d.rebnconv2d", "stage5.rebnconv2", "stage3.rebnconv5")
 LEVEL = 200.0  # what a planted channel holds
+
+
+def free_port() -> int:
+    """A port of this machine that nothing uses now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 # Rows and reports

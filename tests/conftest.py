@@ -8,11 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import processors
 import pytest
@@ -168,6 +169,19 @@ def two_lines(result: subprocess.CompletedProcess[str], problem: str, code: int 
     assert len(lines) == 2, result.stderr
     assert lines[0].startswith("u2export: ") and problem in lines[0], lines[0]
     assert lines[1].startswith("  ") and lines[1].strip()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright."""
+    yield from browser.launched()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., browser.Page]]:
+    """A function that opens an address as a phone does."""
+    with browser.visits(chromium) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from builders import noise_pictures, random_source
+from builders import free_port, noise_pictures, random_source
 from conftest import Cli, two_lines
 from test_layers import imports
 
@@ -88,12 +88,6 @@ def light_python(folder: Path) -> Path:
     for info in [*there.glob("onnxruntime-*.dist-info"), *there.glob("numpy-*.dist-info")]:
         (packages / info.name).symlink_to(info)
     return folder / "bin" / "python"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import http.client
 import http.server
 import json
-import shutil
-import ssl
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, Page, ask
 from builders import ANY_MASKS, noise_pictures, random_source
-from processors import all_processors
 
 from u2export.benchmarks.imports.kit import artifact_of, judge, write
 from u2export.benchmarks.imports.rows import Claim, reports
@@ -37,31 +33,11 @@ from u2export.benchmarks.web.browser_worker import BrowserWorker
 from u2export.benchmarks.web.channel import Channel
 from u2export.benchmarks.web.identity import identity
 from u2export.benchmarks.web.machine import PORT, WebMachine, port_of
-from u2export.benchmarks.web.runtime_files import runtime_files
-from u2export.errors import Unavailable, UserError
+from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 
-CHROMIUM = shutil.which("chromium")
 QUICK = Settings("custom", 3, 0.05, 2)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium, driven by Playwright."""
-    api = pytest.importorskip("playwright.sync_api")
-    for module in ("aiohttp", "cryptography", "onnxruntime", "qrcode"):
-        pytest.importorskip(module)
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine")
-    try:
-        runtime_files()
-    except Unavailable as problem:
-        pytest.skip(str(problem))
-    with all_processors(), api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -123,39 +99,6 @@ def start(artifacts: list[Artifact], photos: dict[str, Path], **changes: Any) ->
     return run
 
 
-@dataclass
-class Page:
-    """A page of the bench in the browser, and what went wrong there."""
-
-    page: Any
-    errors: list[str] = field(default_factory=list)
-
-    def begin(self, name: str = "Test phone") -> None:
-        self.page.fill("#model", name)
-        self.page.click("#go")
-
-    @property
-    def stage(self) -> str:
-        return str(self.page.inner_text("#stage"))
-
-
-@pytest.fixture
-def visit(chromium: Any) -> Iterator[Callable[[str], Page]]:
-    contexts: list[Any] = []
-
-    def opened(address: str) -> Page:
-        contexts.append(chromium.new_context(ignore_https_errors=True, viewport={"width": 390, "height": 844}))
-        page = Page(contexts[-1].new_page())
-        page.page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
-        page.page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.page.goto(address)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-
-
 def photos_of(folder: Path, count: int = 2) -> dict[str, Path]:
     return photos_in(noise_pictures(folder / "photos", (f"p{i}.png" for i in range(count))))
 
@@ -169,26 +112,7 @@ def finish(run: Run, page: Page, seconds: float = 60) -> Report:
     return run.result.result(timeout=0)
 
 
-def wait_for(page: Page, condition: Callable[[], bool], seconds: float = 60) -> None:
-    for _ in range(int(seconds * 20)):
-        if condition():
-            return
-        page.page.wait_for_timeout(50)
-    raise AssertionError("it did not happen")
-
-
-def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
-    parts = urlsplit(address)
-    context = ssl._create_unverified_context() if parts.scheme == "https" else None
-    kind: Any = http.client.HTTPSConnection if context else http.client.HTTPConnection
-    line = kind("127.0.0.1", parts.port, timeout=20, **({"context": context} if context else {}))
-    with closing(line):
-        line.request(method, path, body or None, {k.replace("_", "-"): v for k, v in headers.items()})
-        response = line.getresponse()
-        return response.status, response.read()
-
-
-def test_a_whole_bench_in_a_browser(visit: Callable[[str], Page], net: Artifact, tmp_path: Path) -> None:
+def test_a_whole_bench_in_a_browser(visit: Callable[..., Page], net: Artifact, tmp_path: Path) -> None:
     photos = photos_of(tmp_path)
     run = start([net], photos, save_reference=tmp_path / "reference.npz")
     page = visit(run.secure)
@@ -210,13 +134,11 @@ def test_a_whole_bench_in_a_browser(visit: Callable[[str], Page], net: Artifact,
     assert report.environment["onnxruntime-web"] and report.environment["isolated"] is True
     text = render([report], "md")
     assert "measured, browser" in text and "| B |" in text
-    wait_for(page, lambda: page.stage.startswith("Finished"))
+    page.wait_for(lambda: page.stage.startswith("Finished"))
     assert page.errors == []
 
 
-def test_strangers_get_nothing(
-    visit: Callable[[str], Page], tiny: Callable[[str, float], Path], tmp_path: Path
-) -> None:
+def test_strangers_get_nothing(visit: Callable[..., Page], tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
     artifact = read_artifact(tiny("guarded.onnx", 0.25))
     run = start([artifact], photos_of(tmp_path), latency=False)
     token = urlsplit(run.plain).path.strip("/")
@@ -236,7 +158,7 @@ def test_strangers_get_nothing(
     second = visit(run.plain)
     page.begin()
     page.page.wait_for_selector("#bench")
-    wait_for(page, lambda: page.stage not in ("", "Starting …"))
+    page.wait_for(lambda: page.stage not in ("", "Starting …"))
     second.begin("Another phone")
     second.page.wait_for_selector("#problem:not([hidden])")
     assert "another browser" in second.page.inner_text("#problem")
@@ -275,10 +197,16 @@ def test_what_a_browser_tells_is_bounded() -> None:
     })  # fmt: skip
     assert phone.device.os == "iOS 18.2" and phone.environment["browser"] == "Safari 18.2"
     assert phone.device.label == "iPhone 15, 6 cores, iOS 18.2, Safari 18"
+    for graphics, name in (
+        ("ANGLE (Qualcomm, Adreno (TM) 740, OpenGL ES 3.2)", "Adreno (TM) 740"),
+        ("Apple GPU", "Apple GPU"),
+        ("ANGLE (Google, Vulkan 1.3.0 (SwiftShader Device (Subzero)), SwiftShader driver)", "SwiftShader (no GPU)"),
+    ):
+        assert identity({"graphics": graphics}).device.accelerators["gpu"] == name
 
 
 def test_a_closed_page_ends_the_bench_and_resume_goes_on(
-    visit: Callable[[str], Page], tiny: Callable[[str, float], Path], tmp_path: Path
+    visit: Callable[..., Page], tiny: Callable[[str, float], Path], tmp_path: Path
 ) -> None:
     artifacts = [read_artifact(tiny(name, weight)) for name, weight in (("one.onnx", 0.5), ("two.onnx", 0.25))]
     photos = photos_of(tmp_path)
@@ -286,7 +214,7 @@ def test_a_closed_page_ends_the_bench_and_resume_goes_on(
     run = start(artifacts, photos, **same)
     page = visit(run.secure)
     page.begin()
-    wait_for(page, lambda: bool(run.reports and run.reports[-1].states))
+    page.wait_for(lambda: bool(run.reports and run.reports[-1].states))
     page.page.goto("about:blank")
     with pytest.raises(UserError, match="closed or loaded again") as lost:
         run.result.result(timeout=30)
@@ -312,7 +240,7 @@ def test_a_closed_page_ends_the_bench_and_resume_goes_on(
 
 
 def test_turns_of_a_hidden_page_are_timed_again(
-    visit: Callable[[str], Page], tiny: Callable[[str, float], Path], tmp_path: Path
+    visit: Callable[..., Page], tiny: Callable[[str, float], Path], tmp_path: Path
 ) -> None:
     artifact = read_artifact(tiny("hidden.onnx", 0.75))
     run = start([artifact], photos_of(tmp_path, 1), settings=Settings("custom", 1, 1.5, 1), arithmetics="default")
@@ -323,7 +251,7 @@ def test_turns_of_a_hidden_page_are_timed_again(
         window.change = (state) => { window.shown = state; document.dispatchEvent(new Event("visibilitychange")); };
     }""")
     page.begin()
-    wait_for(page, lambda: page.stage == "Timing")
+    page.wait_for(lambda: page.stage == "Timing")
     page.page.wait_for_timeout(300)
     page.page.evaluate("change('hidden')")
     page.page.wait_for_timeout(1800)
@@ -423,7 +351,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def test_a_kit_runs_on_any_host_and_its_result_is_judged(
-    visit: Callable[[str], Page], net: Artifact, host: tuple[Path, str], photo: Path
+    visit: Callable[..., Page], net: Artifact, host: tuple[Path, str], photo: Path
 ) -> None:
     folder, address = host
     kit = write(net, random_source(), "web", folder)
@@ -438,7 +366,7 @@ def test_a_kit_runs_on_any_host_and_its_result_is_judged(
     assert titles[0] == "WebAssembly, 1 thread"
     assert threads == 1 or "threads" in titles[1], "the service worker isolates the page"
     page.page.set_input_files("#photo", str(photo))
-    wait_for(page, lambda: page.stage.startswith("Mask made in"))
+    page.wait_for(lambda: page.stage.startswith("Mask made in"))
     page.page.select_option("#unit", titles[-1])
     page.begin()
     page.page.wait_for_selector("#save:not([hidden])", timeout=60_000)

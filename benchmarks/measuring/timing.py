@@ -89,7 +89,7 @@ class Timing:
         sleep(PAUSE)
         self._results.save(
             replace(
-                row,
+                with_notes(with_notes(row, opened), warm),
                 load_ns=(*row.load_ns, opened["load_ns"]),
                 opening_ns={k: (*row.opening_ns.get(k, ()), ns) for k, ns in opened["opening_ns"].items()},
                 memory={"start": opened["memory"]} if "memory" in opened else {},

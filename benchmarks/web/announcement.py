@@ -6,22 +6,29 @@ import io
 from urllib.parse import urlsplit
 
 
+def usb_announcement(plain: str, serial: str) -> list[str]:
+    """Return the lines for a phone on a cable.
+
+    Args:
+        plain: address by http, as the phone sees it.
+        serial: serial number of the phone.
+    """
+    port = urlsplit(plain).port
+    return [
+        f"adb reverse brings port {port} to the phone {serial}, until the bench ends",
+        "open this address in the browser of the phone, and press Start:",
+        f"  {plain}",
+    ]
+
+
 def announcement(secure: str, plain: str, fingerprint: str) -> list[str]:
     """Return the lines with the addresses and a QR code.
 
     Args:
-        secure: address by https; empty where the page is served for `adb reverse`.
+        secure: address by https.
         plain: address by http.
         fingerprint: SHA-256 of the certificate.
     """
-    if not secure:
-        port = urlsplit(plain).port
-        return [
-            "run this once, with USB debugging allowed on the phone:",
-            f"  adb reverse tcp:{port} tcp:{port}",
-            "then open this address in the browser of the phone, and press Start:",
-            f"  {plain}",
-        ]
     return [
         *code(secure),
         "open this address in a browser in the same network, and press Start:",

@@ -23,13 +23,11 @@ from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.reference.image import Floats
 from u2export.reference.photos import open_picture
+from u2export.text import one_line
 
 SUFFIXES = (".onnx", ".ort")
 # Most threads without a wish of the user: phones have few fast cores.
 MOST_THREADS = 4
-# A turn during which the page was hidden is timed again, at most so often.
-TRIES = 3
-HIDDEN = "timed again: the page was hidden"
 SOFTWARE = "simulated: WebGPU ran on a software adapter"
 DTYPES = ("float32", "float16", "float64", "uint8")
 
@@ -74,9 +72,9 @@ class BrowserWorker(WorkerHandle):
                 yield self._predicted(i, Path(photo))
         elif do == "warm":
             request = {**self._input(Path(fields["photo"])), "limit": fields["limit"]}
-            yield self._visible("warm", wait, request, ("first_ns", "warmup_ns"))
+            yield self._timed("warm", wait, request, ("first_ns", "warmup_ns"))
         elif do == "time":
-            yield self._visible("time", wait, fields, ("ns",))
+            yield self._timed("time", wait, fields, ("ns",))
         elif do == "memory":
             yield {"memory": {}}
         else:
@@ -139,7 +137,7 @@ class BrowserWorker(WorkerHandle):
             "arithmetic": mode,
             **({"threads": str(got)} if provider == "wasm" else {}),
         }
-        notes = [str(note)[:200] for note in answer.get("notes", []) if isinstance(note, str)][:5]
+        notes = _notes(answer)
         if provider == "webgpu" and self._page.software:
             notes.append(SOFTWARE)
         return {
@@ -189,16 +187,11 @@ class BrowserWorker(WorkerHandle):
             raise WorkerFailed("refused", f"d0 has shape {d0.shape}, expected {expected}")
         return d0
 
-    def _visible(self, do: str, wait: float, fields: dict[str, Any], times: tuple[str, ...]) -> dict[str, Any]:
-        """Ask for times, again where the page was hidden meanwhile; a browser slows hidden pages down."""
-        notes: list[str] = []
-        for _ in range(TRIES):
-            answer = self._ask(do, wait, fields)
-            if not answer.get("hidden"):
-                found = {name: _ns(answer, name) for name in times}
-                return {**found, "steady": answer.get("steady") is True, "notes": notes}
-            notes = [HIDDEN]
-        raise WorkerFailed("refused", f"the page was hidden during {TRIES} turns; keep it in front")
+    def _timed(self, do: str, wait: float, fields: dict[str, Any], times: tuple[str, ...]) -> dict[str, Any]:
+        """Ask for times. The page itself repeats a turn that it was hidden or frozen in, and its notes say so."""
+        answer = self._ask(do, wait, fields)
+        found = {name: _ns(answer, name) for name in times}
+        return {**found, "steady": answer.get("steady") is True, "notes": _notes(answer)}
 
     def _ask(self, do: str, wait: float, fields: Mapping[str, Any]) -> dict[str, Any]:
         seq = self._channel.send({"worker": self._number, "row": self._row, "do": do, **fields})
@@ -232,6 +225,12 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     kind = told.get("kind")
     problem = str(told.get("problem") or "an error in the browser")[:300]
     return {"error": {"kind": kind if kind in REASONS else "failed", "problem": problem, "hint": ""}}
+
+
+def _notes(answer: Mapping[str, Any]) -> list[str]:
+    """Return the remarks in an answer, of a bounded number and length."""
+    notes = answer.get("notes")
+    return [one_line(note[:200]) for note in notes[:5] if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def _ns(answer: Mapping[str, Any], name: str) -> Any:

@@ -52,7 +52,8 @@ def identity(told: Mapping[str, Any]) -> Identity:
     browser, version = _browser(agent, data)
     cores = _number(told.get("cores"), 1, 4096)
     isolated = told.get("isolated") is True
-    graphics = _text(told.get("graphics")) or " ".join(filter(None, (_text(gpu.get(k)) for k in ("vendor", "device"))))
+    graphics = _graphics(_text(told.get("graphics")))
+    graphics = graphics or " ".join(filter(None, (_text(gpu.get(k)) for k in ("vendor", "device"))))
     device = Device(
         model=_text(told.get("model")),
         cpu="",
@@ -88,6 +89,13 @@ def _texts(value: Any) -> list[str]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _graphics(name: str) -> str:
+    """Return the name of the GPU without its vendor and driver, between which Chromium puts it."""
+    inside = re.fullmatch(r"ANGLE \((.*)\)", name)
+    parts = inside[1].split(", ") if inside else [name]
+    return "SwiftShader (no GPU)" if "SwiftShader" in name else parts[1] if len(parts) > 1 else parts[0]
 
 
 def _number(value: Any, least: float, most: float) -> float:

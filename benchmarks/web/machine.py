@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from u2export.benchmarks.device import Device
 from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.worker_process import WorkerHandle
 from u2export.benchmarks.report import IN_BROWSER
-from u2export.benchmarks.web.announcement import announcement
+from u2export.benchmarks.web.announcement import announcement, usb_announcement
 from u2export.benchmarks.web.browser_worker import BrowserWorker
 from u2export.benchmarks.web.certificate import Certificate, make_certificate, own_address
 from u2export.benchmarks.web.channel import Channel
 from u2export.benchmarks.web.identity import Identity, identity
 from u2export.benchmarks.web.page_files import page_files
 from u2export.benchmarks.web.server import SMALL, PageServer
+from u2export.benchmarks.web.usb import Cable
 from u2export.errors import UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.runtime import missing_modules
@@ -52,13 +53,13 @@ class WebMachine(Machine):
     Args:
         announce: receives the lines that tell the user which address to open.
         port: port of https, and one below that of http; 0 for free ports.
-        usb: whether the page is served to this machine only, by http, for a phone behind `adb reverse`.
+        usb: whether the page is served to this machine only, by http, and brought to a phone by `adb reverse`.
         threads: threads of WebAssembly; 0 for as many as the processor has, at most 4.
         patience: seconds to wait for a browser.
 
     Raises, on entering the context:
         Unavailable: a package is missing, or the files of onnxruntime-web cannot be fetched.
-        UserError: the port is taken, or no browser comes.
+        UserError: the port is taken, no browser comes, or adb does not reach one phone.
     """
 
     here = False
@@ -75,37 +76,40 @@ class WebMachine(Machine):
         self._artifacts: dict[str, Artifact] = {}
         self._workers = 0
         self._server: PageServer
+        self._stack = ExitStack()
 
     def __enter__(self) -> WebMachine:
         if problem := missing_modules("the browser as a device", ("aiohttp", "cryptography", "qrcode"), "web"):
             raise problem
         self._server = PageServer(self._channel, page_files(), int(SMALL + MOST_MAPS * BYTES * 1024 * 1024))
-        self._listen()
-        try:
+        with ExitStack() as stack:
+            for line in self._reached_by_cable(stack) if self._usb else self._reached_by_network(stack):
+                self._announce(line)
             self._identity = identity(self._channel.identity(self._patience))
-        except BaseException:
-            self._server.stop()
-            raise
+            self._stack = stack.pop_all()
         self._announce(f"measuring on {self._identity.device.label}")
         return self
 
-    def _listen(self) -> None:
-        """Start the server and announce its addresses."""
-        if self._usb:
-            (port,) = self._server.start([("127.0.0.1", self._port, None)])
-            plain = f"http://localhost:{port}/{self._server.token}/"
-            certificate, secure = None, ""
-        else:
-            host = own_address()
-            certificate = self._certificate(host)
-            listeners = [("0.0.0.0", self._port, certificate.context), ("0.0.0.0", self._port and self._port + 1, None)]
-            ports = self._server.start(listeners)
-            secure, plain = (
-                f"{scheme}://{host}:{port}/{self._server.token}/"
-                for scheme, port in zip(("https", "http"), ports, strict=True)
-            )
-        for line in announcement(secure, plain, certificate.fingerprint if certificate else ""):
-            self._announce(line)
+    def _reached_by_cable(self, stack: ExitStack) -> list[str]:
+        """Serve the page to this machine and to the phone that adb reaches, and return what to announce."""
+        cable = Cable()
+        (port,) = self._server.start([("127.0.0.1", self._port, None)])
+        stack.callback(self._server.stop)
+        stack.enter_context(cable.open(port))
+        return usb_announcement(f"http://localhost:{port}/{self._server.token}/", cable.serial)
+
+    def _reached_by_network(self, stack: ExitStack) -> list[str]:
+        """Serve the page to the network, and return what to announce."""
+        host = own_address()
+        certificate = self._certificate(host)
+        listeners = [("0.0.0.0", self._port, certificate.context), ("0.0.0.0", self._port and self._port + 1, None)]
+        ports = self._server.start(listeners)
+        stack.callback(self._server.stop)
+        secure, plain = (
+            f"{scheme}://{host}:{port}/{self._server.token}/"
+            for scheme, port in zip(("https", "http"), ports, strict=True)
+        )
+        return announcement(secure, plain, certificate.fingerprint)
 
     def _certificate(self, host: str) -> Certificate:
         with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
@@ -116,7 +120,7 @@ class WebMachine(Machine):
         end = self._channel.send({"worker": 0, "do": "end", "how": ended})
         with suppress(UserError):  # of a lost page
             self._channel.answer(end, 2.0)
-        self._server.stop()
+        self._stack.close()
 
     @property
     def _page(self) -> Identity:

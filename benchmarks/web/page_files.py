@@ -7,9 +7,9 @@ from pathlib import Path
 
 from u2export.benchmarks.web.runtime_files import runtime_files
 
-PAGE = ("index.html", "icon.svg", "style.css", "page.js", "device.js", "view.js", "worker.js")
+PAGE = ("index.html", "icon.svg", "style.css", "page.js", "clock.js", "device.js", "turns.js", "view.js", "worker.js")
 # The page of a kit, which has no bench behind it.
-KIT = ("icon.svg", "style.css", "kit.js", "device.js", "view.js", "worker.js", "sw.js")
+KIT = ("icon.svg", "style.css", "kit.js", "clock.js", "device.js", "turns.js", "view.js", "worker.js", "sw.js")
 
 
 def page_files() -> dict[str, Path]:

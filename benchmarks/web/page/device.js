@@ -1,28 +1,57 @@
 // What the browser tells about its device, and whether the page stays in front.
 
+// Milliseconds. A page whose timers stand still for so long was frozen, or the device slept.
+const FROZEN = 5000;
+const BEAT = 500;
 let hidden = 0;
-
-export const hiddenTimes = () => hidden;
+let frozen = 0;
 
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState !== "visible") hidden += 1;
 });
+document.addEventListener("freeze", () => {
+  frozen += 1;
+});
+
+// Watch a turn; the returned function ends this, and tells what disturbed the turn: "hidden", "frozen", or "".
+export function disturbances() {
+  const before = { hidden, frozen };
+  let longest = 0;
+  let last = Date.now();
+  const beat = () => {
+    longest = Math.max(longest, Date.now() - last);
+    last = Date.now();
+  };
+  const timer = setInterval(beat, BEAT);
+  return () => {
+    clearInterval(timer);
+    beat();
+    if (hidden !== before.hidden) return "hidden";
+    return frozen !== before.frozen || longest > FROZEN ? "frozen" : "";
+  };
+}
 
 export async function keepAwake() {
   if (document.visibilityState === "visible") await navigator.wakeLock?.request("screen").catch(() => null);
 }
 
-export function clockStep() {
-  let least = Infinity;
-  for (let i = 0, last = performance.now(); i < 20 && least > 0; ) {
-    const time = performance.now();
-    if (time > last) {
-      least = Math.min(least, time - last);
+export async function battery() {
+  const { charging, level } = (await navigator.getBattery?.().catch(() => null)) ?? {};
+  return { charging, level };
+}
+
+// The least time between two pictures; 0 where the browser draws none.
+export async function frameStep() {
+  const drawn = (async () => {
+    let least = Infinity;
+    for (let i = 0, last = 0; i < 20; i += 1) {
+      const time = await new Promise((done) => requestAnimationFrame(done));
+      if (last) least = Math.min(least, time - last);
       last = time;
-      i += 1;
     }
-  }
-  return least * 1000;
+    return least;
+  })();
+  return Promise.race([drawn, new Promise((done) => setTimeout(() => done(0), 3000))]);
 }
 
 export function graphics() {

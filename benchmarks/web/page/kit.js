@@ -1,6 +1,7 @@
 // The page of a kit: runs one artifact without a bench behind it, and saves the result as a file.
 
-import { agentData, clockStep, graphics, hiddenTimes, keepAwake } from "./device.js";
+import { agentData, graphics, keepAwake } from "./device.js";
+import { remarks, undisturbed } from "./turns.js";
 import * as view from "./view.js";
 
 const find = (id) => document.getElementById(id);
@@ -78,25 +79,21 @@ async function measure(unit, model) {
     if (found.map) view.showMask(found.map, kit.shape[1], kit.shape[0]);
     maps[name] = found.reply.d0;
   }
+  const turn = async (message) => (await undisturbed(() => ask(worker, message), view.say)).reply;
   view.say("Warming up");
-  const warm = (await ask(worker, { do: "warm", limit: Math.max(2, kit.seconds), ...input(await bytes(`inputs/${kit.pictures[0]}.bin`)) })).reply;
+  const first = input(await bytes(`inputs/${kit.pictures[0]}.bin`));
+  const warm = await turn({ do: "warm", limit: Math.max(2, kit.seconds), ...first });
+  const notes = new Set([...reply.notes, ...warm.notes, ...(await remarks(reply.clock_ms, warm.warmup_ns))]);
   const rounds = [];
-  let repeated = 0;
   while (rounds.length < kit.rounds) {
     view.progress({ stage: "timing", done: rounds.length, total: kit.rounds });
-    const before = hiddenTimes();
-    const { ns } = (await ask(worker, { do: "time", samples: Math.ceil(kit.samples / kit.rounds), seconds: kit.seconds / kit.rounds })).reply;
-    if (hiddenTimes() !== before) {
-      repeated += 1;
-      if (repeated > 20) throw new Error("the page was hidden again and again; keep it in front");
-      continue;
-    }
-    rounds.push(ns);
-    view.addTimes(unit.title, ns);
+    const timed = await turn({ do: "time", samples: Math.ceil(kit.samples / kit.rounds), seconds: kit.seconds / kit.rounds });
+    rounds.push(timed.ns);
+    for (const note of timed.notes) notes.add(note);
+    view.addTimes(unit.title, timed.ns);
   }
   const data = await agentData();
-  const notes = [...reply.notes, ...(repeated ? [`${repeated} turns timed again: the page was hidden`] : [])];
-  if (unit.title.includes("simulated")) notes.push("simulated: WebGPU ran on a software adapter");
+  if (unit.title.includes("simulated")) notes.add("simulated: WebGPU ran on a software adapter");
   const ms = (ns) => ns / 1e6;
   return {
     format: kit.format, tool: "u2export kit web", name: kit.artifact, artifact_sha256: kit.artifact_sha256,
@@ -105,9 +102,9 @@ async function measure(unit, model) {
       model: model || data?.model || "unknown device", arch: data?.architecture ?? "", cores: navigator.hardwareConcurrency,
       os: [data?.platform, data?.platformVersion].filter(Boolean).join(" "),
     },
-    browser: navigator.userAgent, gpu: graphics(), isolated: self.crossOriginIsolated, clock_step_us: clockStep(),
+    browser: navigator.userAgent, gpu: graphics(), isolated: self.crossOriginIsolated, clock_step_us: 1000 * reply.clock_ms,
     predict_ms: rounds.flat().map(ms), load_ms: [ms(reply.load_ns)], first_ms: ms(warm.first_ns), steady: warm.steady,
-    timed: "from the input of the network to d0, in a browser", maps, notes,
+    timed: "from the input of the network to d0, in a browser", maps, notes: [...notes],
   };
 }
 

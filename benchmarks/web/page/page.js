@@ -1,6 +1,8 @@
 // The page of a bench: tells what it is, asks for work, and hands the work to one Web Worker for each row.
 
-import { adapter, agentData, clockStep, graphics, hiddenTimes, keepAwake } from "./device.js";
+import { clockStep } from "./clock.js";
+import { adapter, agentData, battery, graphics, keepAwake } from "./device.js";
+import { Refused, remarks, undisturbed } from "./turns.js";
 import * as view from "./view.js";
 
 const workers = new Map();
@@ -19,14 +21,13 @@ async function identity() {
   return {
     agent: navigator.userAgent, data, gpu, graphics: graphics(), cores: navigator.hardwareConcurrency,
     memory: navigator.deviceMemory ?? 0, isolated: self.crossOriginIsolated, secure: self.isSecureContext,
-    clock_us: clockStep(),
+    clock_us: 1000 * clockStep(),
   };
 }
 
 async function state() {
-  const battery = await navigator.getBattery?.().catch(() => null);
-  const charge = battery ? { battery: battery.level, charging: battery.charging } : {};
-  return { visible: document.visibilityState === "visible", ...charge };
+  const { charging, level } = await battery();
+  return { visible: document.visibilityState === "visible", charging, battery: level };
 }
 
 // The line to the bench
@@ -85,13 +86,6 @@ function newWorker(number) {
   return workers.get(number);
 }
 
-async function visible() {
-  while (document.visibilityState !== "visible") {
-    view.say("Waiting: bring this page to the front.");
-    await pause(250);
-  }
-}
-
 async function work(message) {
   const { worker, ...request } = message;
   if (request.do === "open") {
@@ -99,15 +93,17 @@ async function work(message) {
     const model = await bytes(request.model);
     const more = await Promise.all(request.more.map(async ({ path, file }) => ({ path, data: new Uint8Array(await bytes(file)) })));
     const prepared = { ...rest, ...(await runtime(request.provider)), model, more };
-    return newWorker(worker).ask(prepared, [model]);
+    const made = newWorker(worker);
+    const found = await made.ask(prepared, [model]);
+    made.clock = found.reply.clock_ms;
+    return found;
   }
   if (request.input) request.bytes = await bytes(request.input);
+  const row = workers.get(worker);
   if (request.do === "predict" && request.picture) view.showPicture(await bytes(request.picture));
-  if (request.do === "predict") return workers.get(worker).ask(request, [request.bytes]);
-  await visible();
-  const before = hiddenTimes();
-  const found = await workers.get(worker).ask(request, request.bytes ? [request.bytes] : []);
-  if (hiddenTimes() !== before) found.reply.hidden = true;
+  if (request.do === "predict") return row.ask(request, [request.bytes]);
+  const found = await undisturbed(() => row.ask(request), view.say);
+  if (found.reply.warmup_ns) found.reply.notes.push(...(await remarks(row.clock, found.reply.warmup_ns)));
   return found;
 }
 
@@ -137,7 +133,8 @@ async function handle(message) {
   try {
     found = await work(message);
   } catch (error) {
-    found = { reply: { error: { kind: "failed", problem: String(error?.message ?? error), hint: "" } } };
+    const kind = error instanceof Refused ? "refused" : "failed";
+    found = { reply: { error: { kind, problem: String(error?.message ?? error), hint: "" } } };
   }
   show(message, found); // before the answer: the next turn must not share the processor with drawing
   await answer(message.seq, found.reply);

@@ -110,7 +110,7 @@ function line(name, { count, rounds }, most, colour) {
   const plot = svg("svg", { viewBox: "0 0 300 40", preserveAspectRatio: "none", "aria-hidden": "true" });
   plot.classList.add(`colour${colour}`);
   const width = 300 / Math.max(rounds.length, 10);
-  const y = (ms) => 40 - (38 * ms) / most;
+  const y = (ms) => 40 - (38 * ms) / Math.max(most, 1e-6);
   rounds.forEach(({ low, middle, high }, i) => {
     plot.append(svg("rect", { x: (i + 0.1) * width, y: y(middle), width: width * 0.8, height: 40 - y(middle) }));
     plot.append(svg("rect", { class: "range", x: (i + 0.45) * width, y: y(high), width: width * 0.1, height: y(low) - y(high) }));

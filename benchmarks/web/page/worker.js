@@ -1,5 +1,7 @@
 // One row: opens one artifact in onnxruntime-web and answers the requests of the bench, one after the other.
 
+import { clockStep } from "./clock.js";
+
 const WINDOW = 5;
 const STEADY = 0.05;
 const MOST_WARMUPS = 100;
@@ -69,7 +71,7 @@ const actions = {
     });
     const end = now();
     const opening_ns = { import: ns(imported - start), compile: ns(end - imported) };
-    return { load_ns: ns(end - start), opening_ns, threads: ort.env.wasm.numThreads, notes: [...new Set(remarks)] };
+    return { load_ns: ns(end - start), opening_ns, threads: ort.env.wasm.numThreads, clock_ms: clockStep(), notes: [...new Set(remarks)] };
   },
 
   async predict(request) {

@@ -87,7 +87,8 @@ def bench(
         threads: threads of each runtime; 0 for all processors.
         device: "local", or "ssh://USER@HOST[:PORT]" for another machine; `device_python` is a Python there that has
             numpy, Pillow and the runtime, `ssh_config` replaces ~/.ssh/config. "web" or "web:PORT" for a browser that
-            opens the page of this bench, such as that of a phone; `usb` serves the page for `adb reverse`.
+            opens the page of this bench, such as that of a phone; `usb` brings the page to a phone on a cable, by
+            `adb reverse`.
         cluster: have the workers of a Dask cluster judge the masks: "local:N" starts N workers here, "tcp://HOST:8786"
             or "tls://HOST:8786" is a scheduler that runs, FILE.json the file that it wrote. Needs `latency=False`. The
             report is that of a run on one machine, with `threads` 1 by default.

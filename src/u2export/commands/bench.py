@@ -110,7 +110,7 @@ class Machine:
         bool, typer.Option("--shared-files", help="The cluster's workers see the files under the same paths.")
     ] = False
     usb: Annotated[
-        bool, typer.Option("--usb", help="With --device web: serve the page for a phone behind adb reverse.")
+        bool, typer.Option("--usb", help="With --device web: bring the page to a phone on a cable, by adb reverse.")
     ] = False
     device_python: Annotated[
         str, typer.Option(help="Python on that machine that has numpy, Pillow and the runtime.")
