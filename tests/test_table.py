@@ -278,7 +278,7 @@ def test_table_in_a_file(cli: Cli, tmp_path: Path) -> None:
     two_lines(cli("table", file, "--check"), "needs the file to check", code=2)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/ai-hub.md"])
 def test_generated_tables_are_fresh(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     if BEGIN not in text:

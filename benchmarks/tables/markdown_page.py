@@ -34,7 +34,7 @@ def overview(reports: Sequence[Report]) -> str:
     """Return one table of all devices, and below it, apart, one table of what others published."""
     ours = [table_of(report, OVERVIEW) for report in reports if not is_published(report)]
     theirs = [table_of(report, OVERVIEW_PUBLISHED) for report in reports if is_published(report)]
-    parts = [_measured(ours) if ours else "Nothing has been measured yet."]
+    parts = [_measured(ours)] if ours else [] if theirs else ["Nothing has been measured yet."]
     if theirs:
         parts += ["Published by others, not measured by this project:", _published(theirs)]
     return "\n\n".join(parts) + "\n"
