@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -152,6 +153,37 @@ def test_it_follows_light_dark_phone_and_paper(shown: Any) -> None:
         shown.set_viewport_size({"width": width, "height": 800})
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
     shown.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_nothing_lies_beside_the_screen_of_a_phone(shown: Any) -> None:
+    """Wide tables and charts scroll in frames of their own, and the page itself does not scroll sideways."""
+    shown.set_viewport_size({"width": 375, "height": 800})
+    shown.evaluate("document.querySelector('#device').add(new Option('a long name of a device '.repeat(9)))")
+    beside = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide, .scroll'))
+        .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 99))"""
+    assert shown.evaluate(beside) == []
+    shown.evaluate("document.querySelector('#device').lastChild.remove()")
+    shown.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_it_prints_whole_words_and_colours(shown: Any, tmp_path: Path) -> None:
+    """The page as PDF: wide paper, and no cell of the table is broken inside a word."""
+    made = shown.pdf(prefer_css_page_size=True, path=tmp_path / "page.pdf")
+    assert made.startswith(b"%PDF") and len(made) < LARGEST
+    shown.emulate_media(media="print")
+    shown.set_viewport_size({"width": 1040, "height": 720})  # landscape A4 less its margins
+    broken = """() => [...document.querySelectorAll('#results .n, #results thead button')].filter(e => {
+        const words = e.textContent.trim().split(/[ \u2013-]+/), range = document.createRange();
+        range.selectNodeContents(e);
+        return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > words.length }).length"""
+    assert shown.evaluate(broken) == 0
+    assert shown.evaluate("document.querySelector('#results').scrollWidth") <= 1040
+    assert shown.evaluate("getComputedStyle(document.querySelector('.key')).printColorAdjust") == "exact"
+    shown.emulate_media(media="screen")
+    shown.set_viewport_size({"width": 1200, "height": 900})
+    if shutil.which("pdftotext"):
+        told = subprocess.run(["pdftotext", "-layout", tmp_path / "page.pdf", "-"], capture_output=True, text=True)
+        assert "u2netp-320-openvino-fp16.xml" in told.stdout and "Fidelity against latency" in told.stdout
 
 
 def test_the_raw_results_can_be_downloaded(shown: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from u2export.benchmarks.report import Report, Row, compact
 from u2export.benchmarks.tables.columns import COLUMNS, NONE, note, table_of
 from u2export.benchmarks.tables.gather import is_published, ordered
 from u2export.benchmarks.tables.legend import BLANKS, LEGEND, codes, facts, label
+from u2export.benchmarks.tables.markdown_page import device_names
 from u2export.errors import Unavailable
 from u2export.install import how_to_install
 from u2export.text import one_line
@@ -110,9 +111,9 @@ def _table(reports: Sequence[Report]) -> tuple[list[str], list[TableRow]]:
     present = {column.title for table in tables for column in table.columns}
     columns = [column for column in COLUMNS if column.title in present and column.title != "note"]
     rows = []
+    names = device_names(reports)
     for section, table in enumerate(tables, 1):
-        cells, device = table.by_title(), table.report.device
-        name = device.model or device.cpu or label(device)
+        cells, name = table.by_title(), names[section - 1] or label(table.report.device)
         for i, row in enumerate(table.report.rows):
             texts = [cells[c.title][i] if c.title in cells else NONE for c in columns]
             made = tuple(_cell(text, column.right) for text, column in zip(texts, columns, strict=True))
