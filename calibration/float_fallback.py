@@ -20,9 +20,10 @@ from u2export.calibration.float_search import Sample, Search, load_of, stage_of,
 from u2export.calibration.layer_work import layer_macs
 from u2export.calibration.quant_plan import QuantSpec, float_nodes
 from u2export.calibration.quantize import PHOTOS, calibration_method, quantize
+from u2export.calibration.rounding_cache import known_weights
 from u2export.calibration.sensitivity import Unit
 from u2export.calibration.weight_rounding import PHOTOS as ROUNDED_ON
-from u2export.calibration.weight_rounding import Rounded, rounded_weights
+from u2export.calibration.weight_rounding import Rounded
 from u2export.reference.fidelity import Fidelity
 from u2export.reference.onnx_graph import conv_nodes
 from u2export.reference.onnx_session import run
@@ -173,7 +174,7 @@ def _measured(model: onnx.ModelProto, photos: Calibration, spec: QuantSpec, prog
     used = photos.subset(PHOTOS)
     progress("measuring ranges")
     ranges = observe(model, used, method=calibration_method(spec), signed=spec.signed)
-    rounded = rounded_weights(model, used.subset(ROUNDED_ON), spec, progress)
+    rounded = known_weights(model, used.subset(ROUNDED_ON), spec, progress)
     return Measured(model, used, ranges, bias_errors(model, ranges, spec, used, rounded), rounded)
 
 

@@ -25,8 +25,9 @@ from u2export.calibration.layer_work import layer_macs, saved_time
 from u2export.calibration.prepare import prepared
 from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT, QuantSpec
 from u2export.calibration.quantize import quantize
+from u2export.calibration.rounding_cache import known_weights
 from u2export.calibration.sensitivity import Point, Sensitivity, Unit
-from u2export.calibration.weight_rounding import Rounded, rounded_weights
+from u2export.calibration.weight_rounding import Rounded
 from u2export.errors import UserError, WrongValue
 from u2export.reference.fidelity import UPPER, Fidelity, compare
 from u2export.reference.image import Contract, Floats
@@ -290,7 +291,7 @@ def search_float_layers(
     module, _ = prepared(source, "int8", calibration, condition)
     model = to_onnx(module, source.contract, Graph(), {})
     ranges = observe(model, calibration)
-    rounded = rounded_weights(model, calibration, spec, progress)
+    rounded = known_weights(model, calibration, spec, progress)
     errors = bias_errors(model, ranges, spec, calibration, rounded)
     work = saved_time(model, quantize(model, ranges, spec), samples[0][0]) if measured else None
     judged = [sample for i, sample in enumerate(samples) if i % 3 != 2]

@@ -65,7 +65,7 @@ class QuantSpec:
 
 # The schemes that measured best on real photos; the accuracy table lies in benchmarks/.
 TENSORRT = QuantSpec(signed=True, placement="producer", fit_weights=True)
-ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True, pair_safe=True)
+ONNX_RUNTIME = QuantSpec(signed=False, placement="everywhere", heads=True, bias=True, pair_safe=True, fit_weights=True)
 
 
 def float_nodes(model: onnx.ModelProto, spec: QuantSpec) -> set[str]:

@@ -23,8 +23,8 @@ from u2export.reference.onnx_session import run
 if TYPE_CHECKING:
     import onnx
 
-PHOTOS = 16
-POSITIONS = 600  # of each photo and layer, drawn at random; their number only has to exceed that of the weights
+PHOTOS = 32
+POSITIONS = 1200  # of each photo and layer, drawn at random; half as many, of 16 photos, left a larger error
 DAMPING = 0.01  # of the mean of the diagonal, added to it: inputs that hardly vary must not take large corrections
 AT_ONCE = 1 << 26  # entries of the matrices of a pass over the photos: 256 MB
 MOST = 128.0  # the sum of two neighbours of one sign, in steps, see `u2export.calibration.quant_plan.PAIR`
@@ -46,7 +46,7 @@ def rounded_weights(
 
     Args:
         model: the fp32 graph.
-        photos: network inputs (1, C, H, W); 16 are enough.
+        photos: network inputs (1, C, H, W); `PHOTOS` of them are enough.
         spec: the scheme.
         progress: is told what happens now, in a few words.
     """

@@ -117,7 +117,7 @@ def float_layers(
     def judged(spec: QuantSpec) -> Fidelity:
         return judge(found) if (found := names(spec)) else pure
 
-    spec = replace(ONNX_RUNTIME, pair_safe=False)
+    spec = replace(ONNX_RUNTIME, pair_safe=False, fit_weights=False)  # these targets round to the nearest step
     chosen = float_layers_within(model, request.calibration, spec, judged, budget, request.max_float, request.progress)
     return FloatLayers(names(chosen.spec), chosen.added, chosen.note)
 

@@ -1,4 +1,4 @@
-"""The kept conditioning reports: used where nothing changed, and nowhere else."""
+"""What exports keep for the next one, conditioning reports and rounded weights: used where nothing changed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from u2export.calibration.condition import condition  # noqa: E402
 from u2export.calibration.condition_report import Criteria  # noqa: E402
 from u2export.calibration.dataset import Calibration  # noqa: E402
 from u2export.calibration.prepare import conditioned  # noqa: E402
+from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT  # noqa: E402
+from u2export.calibration.rounding_cache import known_weights  # noqa: E402
+from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
 from u2export.reference.image import Floats  # noqa: E402
 
 CONSTANT = "stage2d.rebnconv2d.conv_s1"
@@ -90,3 +93,23 @@ def test_a_damaged_or_unwritable_cache_is_none(model: Any, photos: Calibration, 
     home.rmdir()
     home.write_text("in the way")
     assert conditioned(model, photos)[1] == report
+
+
+def test_rounded_weights_are_kept_for_the_same_graph_photos_and_scheme(
+    model: Any, photos: Calibration, home: Path
+) -> None:
+    pytest.importorskip("onnx")
+    graph = to_onnx(model, SMALL, Graph(), {})
+    first = known_weights(graph, photos, ONNX_RUNTIME)
+    again = known_weights(graph, unread(photos), ONNX_RUNTIME)
+    assert first and again.keys() == first.keys()
+    assert all((again[name] == first[name]).all() for name in first)
+    (file,) = (home.parent / "rounding").iterdir()
+    other = to_onnx(conditioned(model, photos)[0], SMALL, Graph(), {})
+    for known in ((graph, photos.subset(2), ONNX_RUNTIME), (graph, photos, TENSORRT), (other, photos, ONNX_RUNTIME)):
+        with pytest.raises(AssertionError, match="run again"):
+            known_weights(known[0], unread(known[1]), known[2])
+    assert known_weights(graph, unread(photos), replace(ONNX_RUNTIME, fit_weights=False)) == {}
+    for damage in (b"", b"PK\x03\x04", file.read_bytes()[:-40]):
+        file.write_bytes(damage)
+        assert known_weights(graph, photos, ONNX_RUNTIME).keys() == first.keys()

@@ -49,7 +49,8 @@ class Cell:
     Attributes:
         backend: "onnx fp16", "ort", "ort mixed", "openvino qdq", "openvino nncf" (without bias correction),
             "openvino nncf slow", "trt" (the typed ONNX in ONNX Runtime), or "pytorch noisy": fp32 on photos with noise
-            of one grey level. The last one shows how much the masks of two JPEG files of one scene differ.
+            of one grey level, the mean over `DRAWS` draws. The last one shows how much the masks of two JPEG files of
+            one scene differ.
         method: the calibrator; "nncf" is the own one of NNCF.
         photos: the number of calibration photos; 0 without calibration.
         condition: True if the network is conditioned first.
@@ -67,7 +68,8 @@ SHIPPED = (
     *(Cell(name, "minmax", PHOTOS) for name in ("ort", "openvino qdq", "trt", "ort mixed")),
     Cell("pytorch noisy", condition=False),
 )
-UNSURE = 0.9  # IoU of fp32 with itself under noise of one grey level, below which a photo's mask is not reproducible
+DRAWS = 4  # of the noise: a photo whose mask is not reproducible may stand one draw and not the next
+UNSURE = 0.9  # IoU of fp32 with itself under such noise, below which a photo's mask is not reproducible
 CELLS = (
     *SHIPPED,
     Cell("onnx fp16"),
@@ -150,12 +152,21 @@ class Networks:
 
 def row_of(networks: Networks, cell: Cell, sets: Sets) -> dict[str, Any]:
     """Return the row of a cell: statistics, and the MAE and IoU of each photo, by set."""
+    draws = DRAWS if cell.backend == "pytorch noisy" else 1
     with networks.opened(cell) as predict:
-        images = {name: judged(predict, pairs) for name, pairs in sets.items()}
+        images = {name: _mean([judged(predict, pairs) for _ in range(draws)]) for name, pairs in sets.items()}
     return {
         **asdict(cell),
         "sets": {name: {**summarise(found), "images": _each(found)} for name, found in images.items()},
     }
+
+
+def _mean(draws: Sequence[Sequence[ImageFidelity]]) -> list[ImageFidelity]:
+    """The photos with the mean of their MAE and IoU over the draws; the other figures are those of the first draw."""
+    return [
+        replace(each[0], mae=float(np.mean([i.mae for i in each])), iou=float(np.mean([i.iou for i in each])))
+        for each in zip(*draws, strict=True)
+    ]
 
 
 def _each(images: Sequence[ImageFidelity]) -> dict[str, list[float]]:
@@ -169,7 +180,7 @@ calibrated on. MAE and IoU at 0.5 of masks stretched to 0..1, mean and worst pho
 pair-safe 8-bit weights per channel and the faster head; ort mixed: with layers in float and the published head;
 openvino qdq: the graph of ort in OpenVINO; openvino nncf: NNCF's MIXED preset, without bias correction or with its slow
 one; trt: the typed ONNX for TensorRT, computed by ONNX Runtime; pytorch noisy: the reference itself, in fp32, on the
-same photos with noise of one grey level. {device}. {tools}.
+same photos with noise of one grey level{draws}. {device}. {tools}.
 
 Made by `{command}`
 
@@ -193,8 +204,9 @@ def page(data: Mapping[str, Any], command: str) -> str:
             cells[-1].append(f"{found['mae']:.5f} ({found['mae_worst']:.4f})")
             cells[-1].append(f"{found['iou']:.4f} ({found['iou_worst']:.3f})")
     shown = ", ".join(f"{found['photos']} {name}" for name, found in rows[0]["sets"].items())
+    draws = f", mean of {data['draws']} draws" if "draws" in data else ""
     return HEAD.format(
-        photos=shown, device=data["device"]["label"], tools=listed(data["tools"]), command=command,
+        photos=shown, draws=draws, device=data["device"]["label"], tools=listed(data["tools"]), command=command,
         table=table(titles, cells, "lll" + "rr" * len(names)), unsure=_unsure(data),
     )  # fmt: skip
 
@@ -231,7 +243,7 @@ def run(given: Namespace, pages: Pages) -> int:
     """Measure every cell that the results do not have yet; write the data after each cell."""
     source = Source.open(given.weights, Contract(given.size, given.size))
     calibration, photos = opened(given, source)
-    inputs = {"schema": SCHEMA, **head(source, calibration, photos)}
+    inputs = {"schema": SCHEMA, "draws": DRAWS, **head(source, calibration, photos)}
     data = pages.resumed(inputs) or {**inputs, "tools": _tools(), "device": machine(), "rows": []}
     cells = SHIPPED if given.shipped else CELLS
     left = [cell for cell in cells if not any(asdict(cell).items() <= row.items() for row in data["rows"])]

@@ -323,7 +323,7 @@ def watch(scratch: Path) -> None:
         for place in places:
             if isinstance(place, int):
                 continue
-            real = os.path.realpath(os.fsdecode(place))  # noqa: PTH - a hook must be quick
+            real = os.path.realpath(os.fsdecode(place))
             if real != os.devnull and not real.startswith(inside):
                 WRITTEN.append(f"{name} {real}")
 
