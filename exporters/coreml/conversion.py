@@ -1,23 +1,21 @@
-"""From a PyTorch network to a Core ML model: tracing, conversion, and compression of weights and activations."""
+"""From a PyTorch network to a Core ML model: tracing, conversion, and compression of weights."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from u2export.errors import UserError
-from u2export.exporters.coreml.ports import FLAT, INPUT, OUTPUT, picture
+from u2export.exporters.coreml.ports import FLAT, INPUT, OUTPUT
 from u2export.reference.image import Contract
 
 if TYPE_CHECKING:
     import torch
 
-    from u2export.calibration.dataset import Calibration
 
 # Bits of an index into a palette, by precision.
 PALETTES = {"palette8": 8, "palette6": 6, "palette4": 4}
@@ -113,37 +111,6 @@ def _upsample_static(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def with_int8_activations(model: Any, calibration: Calibration, scratch: Path) -> Any:
-    """Return a model with 8-bit activations. Their ranges come from the float package, run on the calibration photos.
-
-    The calibration of coremltools needs `predict`, which runs on a Mac only. Version 9.0 keeps the range of the last
-    sample only.
-
-    Args:
-        model: the float model.
-        calibration: the photos.
-        scratch: where the float package may lie, a path that ends in .mlpackage.
-    """
-    import coremltools.optimize.coreml as cto
-    from coremltools.optimize.coreml import _post_training_quantization as passes
-
-    from u2export.exporters.coreml.evaluate import Program, ranges
-    from u2export.exporters.coreml.package import Package
-
-    model.save(str(scratch))
-    program = Program(Package(scratch))
-    photos = replace(calibration, contract=replace(calibration.contract, rounded=True))
-    found = ranges(program, ({INPUT: picture(x, photos.contract)} for x in photos))
-    statistics = {name: {"rmin": low, "rmax": high} for name, (low, high) in found.items()}
-    op = cto.OpLinearQuantizerConfig(mode="linear")
-    own = passes._get_activation_calibration_stats
-    passes._get_activation_calibration_stats = lambda *_: statistics
-    try:
-        return cto.linear_quantize_activations(model, cto.OptimizationConfig(global_config=op), [])
-    finally:
-        passes._get_activation_calibration_stats = own
-
-
 def compressed(model: Any, precision: str, group: int) -> Any:
     """Return a model with weights in int8 or in palettes; a model in fp32 or fp16 is returned as it is.
 
@@ -154,10 +121,8 @@ def compressed(model: Any, precision: str, group: int) -> Any:
     """
     import coremltools.optimize.coreml as cto
 
-    if precision in ("int8", "w8a8"):
-        # The integer path of the Neural Engine takes symmetric weights only, beside 8-bit activations.
-        mode = "linear" if precision == "int8" else "linear_symmetric"
-        op = cto.OpLinearQuantizerConfig(mode=mode, granularity="per_channel", weight_threshold=SMALL)
+    if precision == "int8":
+        op = cto.OpLinearQuantizerConfig(mode="linear", granularity="per_channel", weight_threshold=SMALL)
         with np.errstate(invalid="ignore", divide="ignore"):  # scales of weights near zero underflow in fp16
             return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=op))
     if precision in PALETTES:

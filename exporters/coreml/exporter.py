@@ -5,8 +5,9 @@ A machine without Core ML runs the packages in PyTorch, see `evaluate`; results 
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,20 @@ from u2export.exporters.coreml.conversion import (
     compressed,
     compression_notes,
     converted,
-    with_int8_activations,
 )
 from u2export.exporters.coreml.mac_runner import UNITS, open_on_mac
 from u2export.exporters.coreml.ports import INPUT, OUTPUT
 from u2export.exporters.coreml.simulated_runner import SIMULATED, open_simulated
 from u2export.exporters.embedding import of_pixels
 from u2export.exporters.exporter import Exporter, Made, Request
-from u2export.exporters.runtime import Assumed, Runner, missing_modules, versions
+from u2export.exporters.int8 import ORDERING, FloatLayers, float_layers
+from u2export.exporters.runtime import Assumed, Runner, missing_modules, processors, versions
 from u2export.reference import stamp
 from u2export.reference.image import Contract
 from u2export.reference.weights import WEIGHTS
 
 if TYPE_CHECKING:
+    from u2export.reference.fidelity import Fidelity
     from u2export.reference.source import Source
 
 TARGETS = {"ios16": 16, "ios17": 17, "ios18": 18, "ios26": 26}
@@ -160,6 +162,10 @@ class CoreML(Exporter):
         super().check(request, calibrated)
         if request.precision == "w8a8" and self._ios < 17:
             raise WrongValue(f"8-bit activations need iOS 17, the target is {self.target}", "choose ios17", "target")
+        if request.precision == "w8a8" and (
+            problem := missing_modules("the choice of float layers", ORDERING, "coreml")
+        ):
+            raise problem
         if self.group and request.precision not in PALETTES:
             raise WrongValue(
                 f"{request.precision} has no palettes to group", "leave it out, or choose a palette", "group"
@@ -189,13 +195,48 @@ class CoreML(Exporter):
         module, report = prepared(source, request.precision, request.calibration, request.condition)
         with quiet():
             model = converted(module, source.contract, request.precision, self._ios, self.output, self.sizes)
-            if request.precision == "w8a8":
-                assert request.calibration is not None  # `check` refuses the request otherwise
-                model = with_int8_activations(model, request.calibration, path.with_name("float" + path.suffix))
-            model = compressed(model, request.precision, self.group)
-            self._describe(model, source, request.precision, tools)
+        floats = FloatLayers()
+        if request.precision == "w8a8":
+            floats = self._write_w8a8(model, module, source, path, request, tools)
+        else:
+            with quiet():
+                model = compressed(model, request.precision, self.group)
+            self._write(model, path, source, request.precision, tools)
+        notes = (*compression_notes(path, request.precision), *filter(None, [floats.note]))
+        return Made(tools=tools, condition=report, notes=notes, added_float=floats.added)
+
+    def _write_w8a8(
+        self, model: Any, network: Any, source: Source, path: Path, request: Request, tools: Mapping[str, str]
+    ) -> FloatLayers:
+        """Write the package in 8 bit, and return the float layers that it needs to keep the budget."""
+        from u2export.exporters.coreml.package import quiet
+        from u2export.exporters.coreml.w8a8 import W8A8
+
+        assert request.calibration is not None  # `check` refuses the request otherwise
+        with quiet():
+            lowering = W8A8(model, request.calibration, path.with_name("float" + path.suffix))
+
+        def write(floats: Collection[str]) -> None:
+            with quiet():
+                made = lowering.quantised(floats)
+            self._write(made, path, source, request.precision, tools)
+
+        def judge(floats: Collection[str]) -> Fidelity:
+            write(floats)
+            with open_simulated(path, source.contract, SIMULATED["simulated fp16"], processors()) as runner:
+                return source.compare(runner, request.held_back or ())
+
+        found = float_layers(self, network, source, request, judge)
+        write(found.names)  # the last package that was judged need not be the choice
+        return found
+
+    def _write(self, model: Any, path: Path, source: Source, precision: str, tools: Mapping[str, str]) -> None:
+        from u2export.exporters.coreml.package import quiet
+
+        with quiet():
+            self._describe(model, source, precision, tools)
+            shutil.rmtree(path, ignore_errors=True)
             model.save(str(path))
-        return Made(tools=tools, condition=report, notes=tuple(compression_notes(path, request.precision)))
 
     def _describe(self, model: Any, source: Source, precision: str, tools: Mapping[str, str]) -> None:
         """Write what Xcode shows, and the stamp that an adopted package is opened by."""
@@ -218,5 +259,5 @@ class CoreML(Exporter):
         if arithmetic in UNITS:
             yield open_on_mac(artifact, arithmetic)
         else:
-            with open_simulated(artifact, SIMULATED[arithmetic], threads) as runner:
+            with open_simulated(artifact.path, artifact.contract, SIMULATED[arithmetic], threads) as runner:
                 yield runner

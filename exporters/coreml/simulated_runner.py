@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
-from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.ports import INPUT, OUTPUT, picture, unstretched
 from u2export.exporters.runtime import Runner
-from u2export.reference.image import Floats
+from u2export.reference.image import Contract, Floats
 
 # What a table calls an arithmetic, and what `evaluate` calls it.
 SIMULATED = {
@@ -21,11 +21,12 @@ SIMULATED = {
 
 
 @contextmanager
-def open_simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterator[Runner]:
+def open_simulated(path: Path, contract: Contract, arithmetic: str, threads: int) -> Iterator[Runner]:
     """Open a package as a runner that executes it with PyTorch.
 
     Args:
-        artifact: the package.
+        path: the package.
+        contract: its pre- and postprocessing.
         arithmetic: one of `evaluate.ARITHMETICS`.
         threads: PyTorch's threads while the runner is open.
 
@@ -37,7 +38,7 @@ def open_simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterato
     from u2export.exporters.coreml.evaluate import Program
     from u2export.exporters.coreml.package import Package
 
-    package = Package(artifact.path)
+    package = Package(path)
     output = package.stamped("output")
     program = Program(package, arithmetic)
     d0 = next(op.name for op in reversed(package.operations) if op.kind == "sigmoid")
@@ -58,7 +59,7 @@ def open_simulated(artifact: Artifact, arithmetic: str, threads: int) -> Iterato
                 "threads": str(threads),
                 "simulated": "fidelity only: not run on hardware, the times are those of this CPU",
             },
-            lambda x: picture(x, artifact.contract),
+            lambda x: picture(x, contract),
         )
     finally:
         torch.set_num_threads(before)
