@@ -18,9 +18,9 @@ from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.float_search import Sample, Search, load_of, stage_of, surest
 from u2export.calibration.layer_work import layer_macs
+from u2export.calibration.prepare import known_weights
 from u2export.calibration.quant_plan import QuantSpec, float_nodes
 from u2export.calibration.quantize import PHOTOS, calibration_method, quantize
-from u2export.calibration.rounding_cache import known_weights
 from u2export.calibration.sensitivity import Unit
 from u2export.calibration.weight_rounding import PHOTOS as ROUNDED_ON
 from u2export.calibration.weight_rounding import Rounded

@@ -22,10 +22,9 @@ from u2export.calibration.activation_ranges import Ranges, observe
 from u2export.calibration.bias_correction import bias_errors
 from u2export.calibration.dataset import Calibration
 from u2export.calibration.layer_work import layer_macs, saved_time
-from u2export.calibration.prepare import prepared
+from u2export.calibration.prepare import known_weights, prepared
 from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT, QuantSpec
 from u2export.calibration.quantize import quantize
-from u2export.calibration.rounding_cache import known_weights
 from u2export.calibration.sensitivity import Point, Sensitivity, Unit
 from u2export.calibration.weight_rounding import Rounded
 from u2export.errors import UserError, WrongValue

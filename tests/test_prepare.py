@@ -16,9 +16,8 @@ torch = pytest.importorskip("torch")
 from u2export.calibration.condition import condition  # noqa: E402
 from u2export.calibration.condition_report import Criteria  # noqa: E402
 from u2export.calibration.dataset import Calibration  # noqa: E402
-from u2export.calibration.prepare import conditioned  # noqa: E402
+from u2export.calibration.prepare import conditioned, known_weights  # noqa: E402
 from u2export.calibration.quant_plan import ONNX_RUNTIME, TENSORRT  # noqa: E402
-from u2export.calibration.rounding_cache import known_weights  # noqa: E402
 from u2export.reference.image import Floats  # noqa: E402
 from u2export.reference.onnx_export import Graph, to_onnx  # noqa: E402
 
