@@ -293,7 +293,8 @@ def test_litert_benchmark(tmp_path: Path) -> None:
         one(mixed, "litert-benchmark")
 
 
-# The lines that benchmark_model.cc and benchmark_tflite_model.cc log; newer sources add p5, median and p95.
+# The lines that benchmark_model.cc and benchmark_tflite_model.cc log. Older sources begin them without "INFO: "; newer
+# sources add p5, median and p95.
 PRINTED_BY_LITERT = """\
 INFO: STARTING!
 INFO: Num threads: [4]
@@ -314,6 +315,9 @@ def test_litert_benchmark_of_a_phone(tmp_path: Path) -> None:
     assert row.name == "m.tflite" and row.stated == {"mean": 249.684, "min": 247.067, "max": 254.474}
     assert row.load_ns == (16_242_000,) and row.first_ns == 360_262_000 and "50 runs" in row.source["timed"]
     assert row.runtime == {"runtime": "LiteRT", "device": "CPU", "threads": "4"}
+    file.write_text(PRINTED_BY_LITERT.replace("INFO: ", ""))
+    (older,) = one(file, "litert-benchmark").rows
+    assert (older.stated, older.load_ns, older.runtime) == (row.stated, row.load_ns, row.runtime)
     newer = PRINTED_BY_LITERT.replace("std=2352", "std=2352 p5=247100 median=249500 p95=253000")
     gpu = "Explicitly applied GPU delegate, and the model graph will be partially executed by the delegate w/ 2"
     file.write_text(newer + gpu)
@@ -353,6 +357,14 @@ def test_executorch_runner(tmp_path: Path) -> None:
         file.write_text(f"Model executed successfully {wrong}")
         with pytest.raises(UserError, match="not a file that executorch writes"):
             one(file, "executorch")
+
+
+def test_executorch_runner_of_this_machine() -> None:
+    """What executor_runner printed when the commands of a kit ran it: the libraries are those of the wheel 1.5.1."""
+    (row,) = one(DATA / "executor_runner.txt", "executorch").rows
+    assert row.name == "u2netp-320-executorch-fp32.pte" and len(row.latency.ns) == 19 and not row.stated
+    assert row.runtime == {"runtime": "ExecuTorch", "threads": "4"} and row.load_ns == (75_568_069,)
+    assert row.first_ns > max(row.latency.ns) > 0 and row.source["timed"] == "each execution after the first"
 
 
 GOOD = {

@@ -82,7 +82,7 @@ LITERT = Program(
 EXECUTORCH = Program(
     "executorch",
     "u2export executorch",
-    "the commands were written from the sources of executor_runner and were not run",
+    "the commands were run on Linux x86-64 with executor_runner and ExecuTorch 1.5.1, not on a phone",
 )
 PAGE_STATE = "the page was run in Chromium on Linux, not on a phone"
 WEB = tuple(Program(name, f"u2export {name}", PAGE_STATE, page=True) for name in ("onnx", "ort"))
