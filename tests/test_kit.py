@@ -223,7 +223,21 @@ def test_the_study_of_phones_judges_and_times_its_artifacts(artifact: Artifact, 
     assert phones.STUDY.main([*words, "--weights", "random-u2netp", "--out", str(tmp_path)]) == 0
     (row,) = json.loads((tmp_path / "phones.json").read_text())["rows"]
     assert row["fidelity"]["all"]["mae"] < 1e-5 and row["ratio"] == [1, 1, 1] and min(row["ns"]) > 1e5
-    assert f"| {artifact.name} | ONNX Runtime" in (tmp_path / "phones.md").read_text()
+    page = (tmp_path / "phones.md").read_text()
+    assert f"| {artifact.name} | ONNX Runtime" in page and "## Limits" not in page
+
+
+def test_the_study_of_phones_compares_int8_with_its_limits() -> None:
+    masks = {"mae": 0.0025, "iou": 0.9931, "iou_worst": 0.9522}
+    row = {"artifact": "m.tflite", "exporter": "litert", "precision": "int8", "fidelity": {"all": masks},
+           "ratio": [0.31, 0.3, 0.32]}  # fmt: skip
+    told = phones.limits([row, {**row, "precision": "fp16"}, {**row, "artifact": "m.pte", "exporter": "executorch"}])
+    assert [line.strip("| ").split(" | ")[1:] for line in told.splitlines() if line.startswith("| m.")] == [
+        ["MAE", "at most 0.0024", "0.0025", "no"], ["CPU time", "at most 0.32", "0.31", "yes"],
+        ["IoU", "at least 0.992", "0.9931", "yes"], ["IoU worst", "at least 0.96", "0.9522", "no"],
+        ["MAE", "at most 0.003", "0.0025", "yes"], ["IoU", "at least 0.99", "0.9931", "yes"],
+        ["IoU worst", "at least 0.95", "0.9522", "yes"],
+    ]  # fmt: skip
 
 
 def test_a_folder_that_is_no_kit(cli: Cli, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,11 @@ from u2export.exporters.runtime import Runner
 from u2export.reference.source import Source
 
 PACKAGES = ("onnxruntime", "ai-edge-litert", "executorch", "torch")
+# What int8 of the published u2netp shall keep on 24 horses and the 18 photos of the U²-Net repository, by exporter:
+# measures that shall be no more, or no less. "time" is the CPU time relative to ONNX Runtime's fp32.
+MOST = {"litert": {"mae": 0.0024, "time": 0.32}, "executorch": {"mae": 0.003}}
+LEAST = {"litert": {"iou": 0.992, "iou_worst": 0.96}, "executorch": {"iou": 0.99, "iou_worst": 0.95}}
+NAMED = {"mae": "MAE", "iou": "IoU", "iou_worst": "IoU worst", "time": "CPU time"}
 
 
 def options(parser: ArgumentParser) -> None:
@@ -72,7 +77,8 @@ def _row(artifact: Artifact, runner: Runner, sets: Sets) -> dict[str, Any]:
     images = {name: judged(runner, pairs) for name, pairs in sets.items()}
     progress(artifact.name)
     return {
-        "artifact": artifact.name, "precision": artifact.precision, "bytes": artifact.size, "runs": dict(runner.info),
+        "artifact": artifact.name, "exporter": artifact.exporter, "precision": artifact.precision,
+        "bytes": artifact.size, "runs": dict(runner.info),
         "calibration": artifact.calibration,
         "fidelity": {"all": summarise([i for each in images.values() for i in each]),
                      **{name: summarise(each) for name, each in images.items()}},
@@ -104,14 +110,39 @@ def page(data: Mapping[str, Any]) -> str:
 Weights: {data["weights"]["name"]}. Masks against PyTorch on all photos together: {sets}. CPU ms: processor time of one
 thread, median of {len(data["rows"][0]["ns"])} rounds; every round runs all rows once, in random order, in one process.
 relative: to the first row, by the estimator of speed-ups over the rounds, with its 95 % interval.
-{data["machine"]["label"]}; {listed(data["environment"])}. **This is an x86 processor and no phone:** ratios on Arm
-differ.
-
+{data["machine"]["label"]} ({", ".join(data["machine"]["features"])}); {listed(data["environment"])}.
+**This is an x86 processor and no phone:** ratios on Arm differ.
+{limits(data["rows"])}
 Again:
 ```sh
 {data["command"]}
 ```
 """
+
+
+def limits(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the section that compares int8 with its limits; empty where no row has limits."""
+    found = [cells for row in rows if row["precision"] == "int8" for cells in _compared(row)]
+    if not found:
+        return ""
+    titles = ("artifact", "measure", "limit", "measured", "kept")
+    return f"""
+## Limits of int8
+
+{table(titles, found, "lllrl")}
+"""
+
+
+def _compared(row: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """Yield a line for each limit of a row's exporter."""
+    value = row["ratio"][0] if row["ratio"] else float("nan")
+    seen = {**row["fidelity"]["all"], "time": value}
+    for name, limit in MOST.get(row["exporter"], {}).items():
+        kept = "yes" if seen[name] <= limit else "no"
+        yield row["artifact"], NAMED[name], f"at most {limit:g}", f"{seen[name]:.2g}", kept
+    for name, limit in LEAST.get(row["exporter"], {}).items():
+        kept = "yes" if seen[name] >= limit else "no"
+        yield row["artifact"], NAMED[name], f"at least {limit:g}", f"{seen[name]:.4f}", kept
 
 
 def _cells(row: Mapping[str, Any]) -> Sequence[str]:
