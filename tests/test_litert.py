@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import ANY_MASKS, SMALL, random_source
+from conftest import Cli
 from test_importers import PRINTED_BY_LITERT
+from test_ssh import Server, light_python, server  # noqa: F401
 
 from u2export.api import exporting
+from u2export.benchmarks.report import Report
 from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.exporter import Request
@@ -305,6 +308,39 @@ def test_many_damaged_files_are_read_or_refused() -> None:
     assert not found["findings"] and found["kinds"]["tflite"]["read"] > 10 < found["kinds"]["tflite"]["refused"]
 
 
+# What LiteRT's package needs on a device.
+ON_A_DEVICE = (
+    "numpy", "numpy.libs", "PIL", "pillow.libs", "ai_edge_litert", "flatbuffers", "google", "ml_dtypes", "tqdm",
+    "backports", "typing_extensions.py",
+)  # fmt: skip
+
+
+def test_a_device_needs_litert_alone(
+    exported: dict[str, Artifact],
+    cli: Cli,
+    server: Server,  # noqa: F811 - the fixture of this name
+    tmp_path: Path,
+) -> None:
+    """Over ssh, with a Python that has neither PyTorch nor ONNX Runtime: the same masks as on this machine."""
+    from PIL import Image
+
+    python = light_python(tmp_path / "device", "ai_edge_litert", ON_A_DEVICE)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "photos" / "golden.png")
+    words = ("bench", exported["int8"].record, exported["dynamic-int8"].record, "--images", tmp_path / "photos",
+             "--reference", exported["fp32"].record, "--samples", 5, "--seconds", 0, "--rounds", 5)  # fmt: skip
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    for file, device in ((here, []), (there, replace(server, python=python).words)):
+        result = cli(*words, "--json", file, *device)
+        assert result.returncode == 0, result.stderr
+    one, two = Report.load(here), Report.load(there)
+    assert {"ai-edge-litert"} <= set(two.environment) and not {"torch", "onnxruntime"} & set(two.environment)
+    assert [r.name for r in two.rows] == [r.name for r in one.rows] and not any(r.reason for r in two.rows)
+    for a, b in zip(one.rows, two.rows, strict=True):
+        assert b.images == a.images and b.runtime == a.runtime and len(b.latency.ns) == 5
+    assert two.rows[-1].runtime["provider"] == "XNNPACK" and server.left == []
+
+
 def test_masks_of_a_kit_come_back(exported: dict[str, Artifact], small: Source, tmp_path: Path) -> None:
     """What `benchmark_model` does with the files of a kit: bytes in, bytes out, by LiteRT's interpreter."""
     from ai_edge_litert.interpreter import Interpreter
@@ -346,25 +382,57 @@ class Tiny(torch.nn.Module):
         return [y, *(torch.nn.functional.avg_pool2d(y, 2**n) for n in range(1, 6))]
 
 
-def test_channels_last(tmp_path: Path) -> None:
-    """The same maps behind ports with channels last, in fp32 and in int8."""
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    torch.manual_seed(0)
+    return Tiny().eval()
+
+
+PORTS = {
+    "nhwc": (True, False, ("1", "64", "64", "3"), "float32"),
+    "uint8": (False, True, ("1", "64", "64", "3"), "uint8"),
+}
+
+
+@pytest.mark.parametrize("ports", PORTS)
+def test_channels_last(tiny: Any, tmp_path: Path, ports: str) -> None:
+    """The same maps behind ports with channels last, in every precision, as from the file with channels first."""
     if problem := LiteRT().missing():
         pytest.skip(str(problem))
-    from u2export.exporters.litert.conversion import calibrated, converted, with_int8
+    from u2export.exporters.litert.conversion import (
+        calibrated,
+        converted,
+        with_fp16_weights,
+        with_int8,
+        with_int8_weights,
+    )  # fmt: skip
     from u2export.exporters.litert.deployed import Deployed
     from u2export.exporters.litert.runner import predictor_of
 
-    torch.manual_seed(0)
-    tiny, x = Tiny().eval(), SMALL.tensor(picture())
-    with torch.no_grad():
-        want = Deployed(tiny, SMALL, False, False).eval()(torch.from_numpy(x))["mask"].numpy()
-    network, path = Deployed(tiny, SMALL, True, False).eval(), tmp_path / "tiny.tflite"
-    fp32 = converted(network, SMALL, path)
-    for model, most in ((fp32, 1e-5), (with_int8(calibrated(fp32, network, [LiteRT(nhwc=True).fed(x, SMALL)])), 0.02)):
+    nhwc, pixels, shape, kind = PORTS[ports]
+    contract = replace(SMALL, rounded=pixels)
+    x = contract.tensor(picture())
+    path = tmp_path / "tiny.tflite"
+
+    def of(model: bytes) -> Any:
         path.write_bytes(model)
+        return predictor_of(path, contract, 1)(x)
+
+    first = of(converted(Deployed(tiny, contract, False, False).eval(), contract, path))
+    want = (first - first.min()) / (first.max() - first.min()) if pixels else first
+    network = Deployed(tiny, contract, nhwc, pixels).eval()
+    fp32 = converted(network, contract, path)
+    fed = LiteRT(nhwc, pixels).fed(x, contract)
+    made = {
+        "fp32": (fp32, 1e-5), "fp16": (with_fp16_weights(fp32), 5e-3), "dynamic-int8": (with_int8_weights(fp32), 0.05),
+        "int8": (with_int8(calibrated(fp32, network, [fed])), 0.05),
+    }  # fmt: skip
+    for precision, (model, most) in made.items():
+        np.testing.assert_allclose(of(model), want, atol=most, err_msg=precision)
         found = inspect(path)
-        assert [p.shape for p in (*found.inputs, *found.outputs)] == [("1", "64", "64", "3"), ("1", "64", "64", "1")]
-        np.testing.assert_allclose(predictor_of(path, SMALL, 1)(x), want, atol=most)
+        assert [(p.kind, p.shape) for p in (*found.inputs, *found.outputs)] == [
+            (kind, shape), ("float32", ("1", "64", "64", "1"))
+        ]  # fmt: skip
 
 
 @pytest.mark.slow

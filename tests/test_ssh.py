@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,16 +76,15 @@ def keygen(path: Path) -> str:
     return " ".join(path.with_name(f"{path.name}.pub").read_text().split()[:2])
 
 
-def light_python(folder: Path) -> Path:
-    """A virtual environment that holds numpy, Pillow and ONNX Runtime, and no u2export."""
+def light_python(folder: Path, runtime: str = "onnxruntime", needed: Sequence[str] = NEEDED) -> Path:
+    """A virtual environment that holds numpy, Pillow and one runtime with what it needs, and no u2export."""
     venv.create(folder, with_pip=False, symlinks=True)
     packages = next(folder.glob("lib/python*/site-packages"))
-    onnxruntime = pytest.importorskip("onnxruntime")
-    there = Path(onnxruntime.__file__).parent.parent
-    for name in NEEDED:
+    there = Path(pytest.importorskip(runtime).__file__).parent.parent
+    for name in needed:
         if (there / name).exists():
             (packages / name).symlink_to(there / name)
-    for info in [*there.glob("onnxruntime-*.dist-info"), *there.glob("numpy-*.dist-info")]:
+    for info in [*there.glob(f"{runtime}-*.dist-info"), *there.glob("numpy-*.dist-info")]:
         (packages / info.name).symlink_to(info)
     return folder / "bin" / "python"
 
