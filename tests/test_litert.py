@@ -436,6 +436,21 @@ def test_channels_last(tiny: Any, tmp_path: Path, ports: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("dynamic-int8", 0.006)])
+def test_the_published_weights_with_channels_last(
+    published: Source, tmp_path: Path, precision: str, most: float
+) -> None:
+    """The export itself judges the masks on the verification photos, through the file's own ports."""
+    if problem := LiteRT().missing():
+        pytest.skip(str(problem))
+    artifact = LiteRT(nhwc=True).export(published, tmp_path, Request(precision))
+    assert artifact.fidelity["mae"] < most and artifact.fidelity["iou"] > 0.98
+    found = inspect(artifact.path)
+    assert [p.shape for p in (*found.inputs, *found.outputs)] == [("1", "320", "320", "3"), ("1", "320", "320", "1")]
+    assert "TRANSPOSE" not in found.operations  # nothing is turned around inside
+
+
+@pytest.mark.slow
 def test_embedded_preprocessing_is_the_contracts(small: Source, tmp_path: Path) -> None:
     if problem := LiteRT().missing():
         pytest.skip(str(problem))
