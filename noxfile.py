@@ -120,7 +120,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "gate_false_alarms": ("onnx", "openvino"),
     "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),
     "coreml_fidelity": ("onnx", "coreml"), "trt_fidelity": ("onnx", "trt-rtx"),
-    "phones": ("onnx", "litert-runtime", "executorch"),
+    "phones": ("onnx", "litert-runtime", "executorch"), "browser": ("onnx", "web"),
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
 def study(session: nox.Session) -> None:
     """One study of the toolkit itself: `nox -s study -- NAME …`. Without a name it lists the studies."""
     name = session.posargs[0] if session.posargs else "gate_coverage"
-    install(session, STUDIES.get(name, EXTRAS))
+    install(session, STUDIES.get(name, EXTRAS), *(["playwright"] if name == "browser" else []))
     session.run("python", "-m", "u2export.benchmarks.studies", *session.posargs)
 
 

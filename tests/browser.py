@@ -19,10 +19,11 @@ CHROMIUM = shutil.which("chromium")
 
 @dataclass
 class Page:
-    """A page in the browser, and what went wrong there."""
+    """A page in the browser, what went wrong there, and the hosts that it asked."""
 
     page: Any
     errors: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
 
     def begin(self, name: str = "Test phone") -> None:
         self.page.fill("#model", name)
@@ -56,7 +57,8 @@ def launched() -> Iterator[Any]:
     except Unavailable as problem:
         pytest.skip(str(problem))
     with all_processors(), api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        camera = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # a moving test picture
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield browser
         browser.close()
 
@@ -71,6 +73,7 @@ def visits(chromium: Any) -> Iterator[Callable[..., Page]]:
         page = Page(contexts[-1].new_page())
         page.page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
         page.page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.page.on("request", lambda request: page.hosts.add(urlsplit(request.url).netloc))
         if script:
             page.page.add_init_script(script)
         page.page.goto(address)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from u2export.benchmarks.latency import Latency, Sustained
 from u2export.benchmarks.measuring.judging import Judged
-from u2export.benchmarks.report import Settings
+from u2export.benchmarks.report import IN_BROWSER, Settings
 from u2export.benchmarks.tables.columns import small, table_of
 from u2export.benchmarks.tables.contact_sheet import LESS, MORE, draw, worst
 from u2export.benchmarks.tables.fonts import drawable_text, fitting
@@ -223,6 +223,18 @@ def test_published_figures_stay_apart(tmp_path: Path) -> None:
     assert "147¹" in theirs and "250–500" in theirs and "https://example.org/p" in theirs
     assert render(reports, "md").index("AMD EPYC") < render(reports, "md").index("LiteRT")
     assert all(row.provenance == "published" and not row.images for row in reports[0].rows)
+
+
+def test_rows_of_a_browser_stay_apart() -> None:
+    native = report(measured_row("a.onnx"))
+    browser = report(
+        measured_row("b.onnx", provenance=IN_BROWSER, runtime={"device": "browser, WASM, 4 threads"}),
+        device=replace(BOARD, model="Phone"),
+    )
+    ours, theirs = overview([native, browser]).split("Measured in a browser")
+    assert "a.onnx" in ours and "Phone" not in ours and "| B |" not in ours
+    assert "a.onnx" not in theirs and "| browser, WASM, 4 threads | B |" in theirs
+    assert overview([browser]).startswith("Measured in a browser")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import shutil
 import threading
 import time
 from base64 import b64encode
@@ -29,11 +30,13 @@ from u2export.benchmarks.measuring.plan import Plan
 from u2export.benchmarks.measuring.worker_process import WorkerFailed
 from u2export.benchmarks.report import Report, Settings
 from u2export.benchmarks.tables.render import render
+from u2export.benchmarks.web.announcement import code
 from u2export.benchmarks.web.browser_worker import BrowserWorker
 from u2export.benchmarks.web.channel import Channel
 from u2export.benchmarks.web.identity import identity
 from u2export.benchmarks.web.machine import PORT, WebMachine, port_of
-from u2export.errors import UserError
+from u2export.benchmarks.web.runtime_files import FILES, runtime_files
+from u2export.errors import Unavailable, UserError
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 
@@ -121,7 +124,7 @@ def test_a_whole_bench_in_a_browser(visit: Callable[..., Page], net: Artifact, t
     one, two = report.rows[0], report.rows[1] if len(report.rows) > 1 else None
     assert report.complete and not one.reason, one.problem
     assert report.device.model == "Test phone" and report.device.accelerators["browser"].startswith("Chromium ")
-    assert one.provenance == "measured, browser" and one.runtime["device"] == "browser"
+    assert one.provenance == "measured, browser" and one.runtime["device"] == "browser, WASM, 1 thread"
     assert one.runtime["arithmetic"] == "fp32 wasm" and one.runtime["threads"] == "1"
     if report.device.cores > 1:
         assert two and two.name == f"{net.name} fp32 wasm {two.runtime['threads']} threads"
@@ -135,7 +138,7 @@ def test_a_whole_bench_in_a_browser(visit: Callable[..., Page], net: Artifact, t
     text = render([report], "md")
     assert "measured, browser" in text and "| B |" in text
     page.wait_for(lambda: page.stage.startswith("Finished"))
-    assert page.errors == []
+    assert page.errors == [] and page.hosts - {""} == {urlsplit(run.secure).netloc}
 
 
 def test_strangers_get_nothing(visit: Callable[..., Page], tiny: Callable[[str, float], Path], tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_strangers_get_nothing(visit: Callable[..., Page], tiny: Callable[[str, 
     page.wait_for(lambda: page.stage not in ("", "Starting …"))
     second.begin("Another phone")
     second.page.wait_for_selector("#problem:not([hidden])")
-    assert "another browser" in second.page.inner_text("#problem")
+    assert "Another browser" in second.page.inner_text("#problem")
     report = finish(run, page)
     assert report.device.model == "Test phone"
     with pytest.raises(OSError):
@@ -174,6 +177,37 @@ def test_strangers_are_slowed_down(chromium: Any, tiny: Callable[[str, float], P
     assert statuses[0] == 404 and statuses[-1] == 429
     with pytest.raises(UserError, match="no browser started the bench"):
         run.result.result(timeout=20)
+
+
+def test_onnxruntime_web_is_fetched_once_and_checked(
+    chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("pooch.retrieve", offline)
+    found = runtime_files()  # as the fixture fetched them, or an earlier run
+    assert set(found) == set(FILES)
+    monkeypatch.setenv("U2EXPORT_HOME", str(tmp_path))
+    with pytest.raises(Unavailable, match="cannot fetch onnxruntime-web"):
+        runtime_files()
+    folder = tmp_path / found["ort.wasm.min.mjs"].parent.name
+    shutil.copytree(found["ort.wasm.min.mjs"].parent, folder)
+    assert runtime_files()["ort.wasm.min.mjs"].parent == folder
+    (folder / "ort.wasm.min.mjs").write_bytes(b"other")
+    with pytest.raises(Unavailable, match="no network"):
+        runtime_files()
+
+
+def test_the_code_in_the_terminal_is_the_address() -> None:
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("qrcode")
+    address = "https://192.168.178.20:8622/MwDpVv3-abcDEF_0123456/"
+    halves = {"█": (1, 1), "▀": (1, 0), "▄": (0, 1), " ": (0, 0), "\xa0": (0, 0)}
+    lines = [[halves[letter] for letter in line] for line in code(address)]
+    pixels = np.array([[half[part] for half in line] for line in lines for part in (0, 1)], np.uint8)
+    picture = np.kron(np.pad(pixels, 4, constant_values=1) * 255, np.ones((8, 8), np.uint8))
+    assert cv2.QRCodeDetector().detectAndDecode(picture)[0] == address
 
 
 @pytest.mark.parametrize("device", ["web:", "web:x", "web:65535", "web:-1"])
@@ -366,7 +400,13 @@ def test_a_kit_runs_on_any_host_and_its_result_is_judged(
     assert titles[0] == "WebAssembly, 1 thread"
     assert threads == 1 or "threads" in titles[1], "the service worker isolates the page"
     page.page.set_input_files("#photo", str(photo))
-    page.wait_for(lambda: page.stage.startswith("Mask made in"))
+    told = functools.partial(page.page.inner_text, "#told")
+    page.wait_for(lambda: told() == "The mask is ready.")
+    assert "made here in" in page.page.inner_text("#made")
+    page.page.click("#camera")
+    page.wait_for(lambda: told().startswith("Live"))
+    page.page.click("#camera")
+    page.wait_for(lambda: told() == "The camera is off.")
     page.page.select_option("#unit", titles[-1])
     page.begin()
     page.page.wait_for_selector("#save:not([hidden])", timeout=60_000)
@@ -374,11 +414,13 @@ def test_a_kit_runs_on_any_host_and_its_result_is_judged(
         page.page.click("#save")
     result = folder / "result.json"
     saved.value.save_as(result)
-    assert page.errors == []
+    assert page.errors == [] and page.hosts - {""} == {urlsplit(address).netloc}
 
     (report,) = reports(result, "kit", Claim(artifact=artifact_of(kit)), None, judge(kit, result))
     (row,) = report.rows
-    assert report.device.model == "Test phone" and row.runtime["device"] == f"browser, {titles[-1]}"
+    assert report.device.model == "Test phone" and row.runtime["device"] == f"browser, {titles[-1]}".replace(
+        "WebAssembly", "WASM"
+    )
     assert list(row.images) == manifest["pictures"] and row.fidelity
     assert max(image.max_abs for image in row.images.values()) < 1e-4 and row.fidelity.raw_mae < 1e-5
     assert len(row.latency.ns) >= 4 and row.first_ns > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -184,11 +185,28 @@ def test_only_the_first_browser_with_the_address_takes_part(
     first.wait_for(lambda: first.stage not in ("", "Starting …"))
     second.begin("Second phone")
     second.page.wait_for_selector("#problem:not([hidden])")
-    assert "another browser" in second.page.inner_text("#problem")
+    assert "Another browser" in second.page.inner_text("#problem")
     assert command.finish(first) == 0, command.lines
     assert Report.load(out).device.model == "First phone" and first.errors == []
     with pytest.raises(OSError):
         ask(command.address("http"), "GET", "/")
+
+
+def test_over_http_one_thread_remains(
+    visit: Callable[..., Page], bench: Start, tiny: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    """A browser that refuses the certificate; it has threads only where the address is this machine's loopback."""
+    out = tmp_path / "web.json"
+    command = bench(tiny("plain.onnx", 0.5), "--no-latency", images=photos_of(tmp_path), out=out)
+    address = command.address("http")
+    page = visit(address)
+    page.begin()
+    assert command.finish(page) == 0, command.lines
+    report = Report.load(out)
+    loopback = (urlsplit(address).hostname or "").startswith("127.")
+    assert report.environment["secure"] is report.environment["isolated"] is loopback
+    assert page.errors == [] and all(row.images or row.name == report.rows[0].name for row in report.rows)
+    assert loopback or [row.runtime["threads"] for row in report.rows] == ["1"]
 
 
 def test_an_interrupted_bench_goes_on_with_resume(
@@ -275,6 +293,28 @@ def test_times_by_a_coarse_clock_are_void(
     assert command.finish(page) == 0, command.lines
     (row,) = Report.load(out).rows
     assert page.errors == [] and row.reason == "refused" and "clock has steps of 100 ms" in row.problem, row.problem
+
+
+def test_the_study_of_the_page_times_both_sides_in_turns(
+    chromium: Any, tiny: Callable[[str, float], Path], tmp_path: Path
+) -> None:
+    """In a process of its own: it drives a browser itself. What the ratio is, only a quiet machine tells."""
+    words = (tiny("study.onnx", 0.5), "--images", photos_of(tmp_path, 1), "--rounds", "6", "--pairs", "2")
+    command = [sys.executable, "-m", "u2export.benchmarks.studies", "browser", *map(str, words), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    data = json.loads((tmp_path / "browser.json").read_text())
+    (pair,) = data["pairs"]
+    assert [len(times) for times in (*pair["page_ms"], *pair["bare_ms"])] == [2] * 12 and pair["low"] <= pair[
+        "ratio"
+    ] <= pair["high"]
+    assert data["environment"]["isolated"] is True and "| study.onnx |" in (tmp_path / "browser.md").read_text()
+
+
+def test_the_page_adds_no_more_than_2_percent() -> None:
+    """What the committed study found."""
+    data = json.loads((ROOT / "benchmarks" / "results" / "browser" / "browser.json").read_text())
+    assert data["pairs"] and all(pair["ratio"] <= 1.02 for pair in data["pairs"])
 
 
 # A phone on a cable

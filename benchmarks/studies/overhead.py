@@ -126,7 +126,7 @@ def page(result: Mapping[str, Any]) -> str:
     cells = [
         (
             p["artifact"], p["other"], f"{median(p['harness_ns']) / 1e6:.2f}", f"{median(p['other_ns']) / 1e6:.2f}",
-            f"{p['ratio']:.4f}", f"{p['low']:.4f}–{p['high']:.4f}", _verdict(p),
+            f"{p['ratio']:.4f}", f"{p['low']:.4f}–{p['high']:.4f}", verdict(p),
         )
         for p in result["pairs"]
     ]  # fmt: skip
@@ -148,7 +148,8 @@ Again:
 """
 
 
-def _verdict(pair: dict[str, Any]) -> str:
+def verdict(pair: Mapping[str, Any]) -> str:
+    """Say in words whether a ratio and its interval, `low` to `high`, lie within the limit."""
     if pair["low"] >= 1 - LIMIT and pair["high"] <= 1 + LIMIT:
         return "yes"
     return "median yes, interval no" if abs(pair["ratio"] - 1) <= LIMIT else "no"

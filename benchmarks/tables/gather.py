@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from u2export.benchmarks.imports import published
-from u2export.benchmarks.report import Report
+from u2export.benchmarks.report import IN_BROWSER, Report
 from u2export.errors import UserError
 from u2export.files import is_hidden, read_json
 
@@ -55,3 +55,8 @@ def ordered(reports: Iterable[Report]) -> list[Report]:
 def is_published(report: Report) -> bool:
     """Return whether others published all rows of a report."""
     return bool(report.rows) and all(row.provenance == "published" for row in report.rows)
+
+
+def is_in_browser(report: Report) -> bool:
+    """Return whether the report is of a browser; its times are never compared with those of native runtimes."""
+    return bool(report.rows) and all(row.provenance == IN_BROWSER for row in report.rows)

@@ -8,7 +8,7 @@ from itertools import chain
 from u2export.benchmarks.report import Report
 from u2export.benchmarks.tables import markdown
 from u2export.benchmarks.tables.columns import Table, table_of
-from u2export.benchmarks.tables.gather import is_published, ordered
+from u2export.benchmarks.tables.gather import is_in_browser, is_published, ordered
 from u2export.benchmarks.tables.legend import LEGEND, about, codes, facts, sources
 from u2export.errors import UserError
 
@@ -31,10 +31,13 @@ def _section(table: Table) -> str:
 
 
 def overview(reports: Sequence[Report]) -> str:
-    """Return one table of all devices, and below it, apart, one table of what others published."""
-    ours = [table_of(report, OVERVIEW) for report in reports if not is_published(report)]
+    """Return one table of all devices, and below it, apart, one of browsers, and one of what others published."""
+    ours = [table_of(r, OVERVIEW) for r in reports if not is_published(r) and not is_in_browser(r)]
+    browsers = [table_of(report, OVERVIEW) for report in reports if is_in_browser(report)]
     theirs = [table_of(report, OVERVIEW_PUBLISHED) for report in reports if is_published(report)]
-    parts = [_measured(ours)] if ours else [] if theirs else ["Nothing has been measured yet."]
+    parts = [_measured(ours)] if ours else [] if browsers or theirs else ["Nothing has been measured yet."]
+    if browsers:
+        parts += ["Measured in a browser, which is slower than a native app on the same device:", _measured(browsers)]
     if theirs:
         parts += ["Published by others, not measured by this project:", _published(theirs)]
     return "\n\n".join(parts) + "\n"

@@ -132,7 +132,7 @@ class BrowserWorker(WorkerHandle):
         opening = opening if isinstance(opening, dict) else {}
         runtime = {
             "runtime": f"ONNX Runtime Web {VERSION}",
-            "device": "browser",
+            "device": _unit(provider, threads),
             "provider": {"wasm": "WebAssembly", "webgpu": "WebGPU"}[provider],
             "arithmetic": mode,
             **({"threads": str(got)} if provider == "wasm" else {}),
@@ -216,6 +216,11 @@ class BrowserWorker(WorkerHandle):
         self.kill()
 
 
+def _unit(provider: str, threads: int) -> str:
+    """Return what computed, as a table shows it."""
+    return "browser, WebGPU" if provider == "webgpu" else f"browser, WASM, {threads} thread{'s' * (threads > 1)}"
+
+
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer whose error, if it has one, has a known kind and texts of a bounded length."""
     error = answer.get("error")
@@ -263,8 +268,9 @@ def _values(answer: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _thumbnail(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:
-    """Return the picture as the network sees it, for the screen."""
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).resize((width, height))
+    """Return the picture for the screen, in its own shape."""
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    image.thumbnail((width, height))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=85)
     return out.getvalue()

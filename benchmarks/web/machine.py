@@ -18,6 +18,7 @@ from u2export.benchmarks.web.certificate import Certificate, make_certificate, o
 from u2export.benchmarks.web.channel import Channel
 from u2export.benchmarks.web.identity import Identity, identity
 from u2export.benchmarks.web.page_files import page_files
+from u2export.benchmarks.web.runtime_files import VERSION, cached
 from u2export.benchmarks.web.server import SMALL, PageServer
 from u2export.benchmarks.web.usb import Cable
 from u2export.errors import UserError, WrongValue
@@ -81,6 +82,8 @@ class WebMachine(Machine):
     def __enter__(self) -> WebMachine:
         if problem := missing_modules("the browser as a device", ("aiohttp", "cryptography", "qrcode"), "web"):
             raise problem
+        if not cached():
+            self._announce(f"fetching onnxruntime-web {VERSION} from the npm registry (33 MB); later runs have it …")
         self._server = PageServer(self._channel, page_files(), int(SMALL + MOST_MAPS * BYTES * 1024 * 1024))
         with ExitStack() as stack:
             for line in self._reached_by_cable(stack) if self._usb else self._reached_by_network(stack):

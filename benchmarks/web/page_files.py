@@ -9,7 +9,10 @@ from u2export.benchmarks.web.runtime_files import runtime_files
 
 PAGE = ("index.html", "icon.svg", "style.css", "page.js", "clock.js", "device.js", "turns.js", "view.js", "worker.js")
 # The page of a kit, which has no bench behind it.
-KIT = ("icon.svg", "style.css", "kit.js", "clock.js", "device.js", "turns.js", "view.js", "worker.js", "sw.js")
+KIT = (
+    "icon.svg", "style.css", "kit.js", "pictures.js", "clock.js", "device.js", "turns.js", "view.js", "worker.js",
+    "sw.js",
+)  # fmt: skip
 
 
 def page_files() -> dict[str, Path]:

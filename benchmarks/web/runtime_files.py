@@ -31,11 +31,18 @@ def runtime_files() -> dict[str, Path]:
     Raises:
         Unavailable: the files are not in the cache, and the registry cannot be reached or sends something else.
     """
-    folder = home() / f"onnxruntime-web-{VERSION}"
-    found = {name: folder / name for name in FILES}
-    if not all(path.is_file() and file_digest(path) == FILES[name] for name, path in found.items()):
-        _download(folder)
-    return found
+    if not cached():
+        _download(_folder())
+    return {name: _folder() / name for name in FILES}
+
+
+def cached() -> bool:
+    """Tell whether the files are in the cache, as they should be."""
+    return all((_folder() / name).is_file() and file_digest(_folder() / name) == FILES[name] for name in FILES)
+
+
+def _folder() -> Path:
+    return home() / f"onnxruntime-web-{VERSION}"
 
 
 def _download(folder: Path) -> None:
@@ -46,6 +53,7 @@ def _download(folder: Path) -> None:
     """
     import pooch
 
+    pooch.get_logger().setLevel("ERROR")
     hint = "connect this machine to the internet once; the files then stay in the cache"
     with staging(folder.parent) as scratch:
         try:

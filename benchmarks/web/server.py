@@ -152,6 +152,8 @@ class PageServer:
             except web.HTTPException as error:
                 response = web.Response(status=error.status, text=f"{error.reason}\n")
         response.headers.update(HEADERS)
+        if not _trusted(request):  # a browser ignores this header, and calls it an error
+            del response.headers["Cross-Origin-Opener-Policy"]
         return response
 
     async def _public(self, request: Any) -> Any:
@@ -174,7 +176,7 @@ class PageServer:
         identity = await _json(request, SMALL)
         session = self._channel.claim(identity)
         if not session:
-            return web.json_response({"problem": "another browser already runs this bench"}, status=409)
+            return web.json_response({"problem": "Another browser already runs this bench."}, status=409)
         return web.json_response({"session": session})
 
     async def _next(self, request: Any) -> Any:
@@ -236,6 +238,12 @@ async def _json(request: Any, most: int) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise web.HTTPBadRequest()
     return data
+
+
+def _trusted(request: Any) -> bool:
+    """Tell whether a browser takes the address as secure: https, or the loopback of its own machine."""
+    host = request.url.host or ""
+    return bool(request.secure) or host == "localhost" or host.startswith("127.")
 
 
 def _response(content: Content) -> Any:

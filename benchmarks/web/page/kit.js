@@ -1,6 +1,7 @@
 // The page of a kit: runs one artifact without a bench behind it, and saves the result as a file.
 
 import { agentData, graphics, keepAwake } from "./device.js";
+import { camera, hasCamera, tensor } from "./pictures.js";
 import { remarks, undisturbed } from "./turns.js";
 import * as view from "./view.js";
 
@@ -48,13 +49,13 @@ function ask(worker, message, transfer = []) {
   });
 }
 
-async function opened(unit) {
+async function opened(unit, say = view.say) {
   if (open?.unit === unit) return open;
   open?.worker.terminate();
   const [module, binary] = unit.provider === "webgpu"
     ? ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"]
     : ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.wasm"];
-  view.say("Loading …");
+  say("Loading …");
   const [wasm, model] = await Promise.all([bytes(`ort/${binary}`), bytes(kit.artifact)]);
   const worker = new Worker("worker.js", { type: "module" });
   const runtime = new URL(`ort/${module}`, location.href).href;
@@ -72,6 +73,8 @@ async function measure(unit, model) {
   const maps = {};
   view.clearTimes(unit.title);
   view.caption("expected mask");
+  made("mask, made here");
+  tell("");
   for (const [i, name] of kit.pictures.entries()) {
     view.progress({ stage: "masks", done: i, total: kit.pictures.length });
     const found = await ask(worker, { do: "predict", ...input(await bytes(`inputs/${name}.bin`)) });
@@ -97,7 +100,7 @@ async function measure(unit, model) {
   const ms = (ns) => ns / 1e6;
   return {
     format: kit.format, tool: "u2export kit web", name: kit.artifact, artifact_sha256: kit.artifact_sha256,
-    runtime: "ONNX Runtime Web", runtime_version: kit.runtime_version, compute_unit: `browser, ${unit.title}`,
+    runtime: "ONNX Runtime Web", runtime_version: kit.runtime_version, compute_unit: `browser, ${unit.title.replace("WebAssembly", "WASM")}`,
     threads: reply.threads, device: {
       model: model || data?.model || "unknown device", arch: data?.architecture ?? "", cores: navigator.hardwareConcurrency,
       os: [data?.platform, data?.platformVersion].filter(Boolean).join(" "),
@@ -115,54 +118,69 @@ function offer(result, unit) {
   link.hidden = false;
 }
 
-// A photo of the visitor
+// Masks of the visitor's own pictures
 
-function pixels(image) {
-  const [height, width] = kit.shape;
-  const canvas = find("picture");
-  [canvas.width, canvas.height] = [width, height];
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(image, 0, 0, width, height);
-  find("masks").hidden = false;
-  view.caption("photo");
-  return context.getImageData(0, 0, width, height).data;
+const tell = (text) => (find("told").textContent = text);
+const made = (text) => (find("made").textContent = text);
+
+async function segment(picture) {
+  const fed = tensor(picture, kit);
+  const { worker } = await opened(chosen(), tell);
+  const { map, reply } = await ask(worker, { do: "predict", ...input(fed) });
+  view.paint(picture);
+  view.showMask(map, kit.shape[1], kit.shape[0]);
+  made(`mask, made here in ${(reply.inference_ns / 1e6).toFixed(0)}\u00a0ms`);
 }
 
-function tensor(rgba) {
-  const [height, width] = kit.shape;
-  const area = height * width;
-  if (kit.input_type === "uint8") {
-    const made = new Uint8Array(3 * area);
-    for (let i = 0; i < area; i += 1) made.set(rgba.subarray(4 * i, 4 * i + 3), 3 * i);
-    return made.buffer;
-  }
-  let most = 1;
-  for (let i = 0; i < area; i += 1) most = Math.max(most, rgba[4 * i], rgba[4 * i + 1], rgba[4 * i + 2]);
-  const made = new Float32Array(3 * area);
-  for (let c = 0; c < 3; c += 1)
-    for (let i = 0; i < area; i += 1) made[c * area + i] = (rgba[4 * i + c] / most - kit.mean[c]) / kit.std[c];
-  return made.buffer;
-}
-
-async function segment(file) {
-  find("bench").hidden = false;
+async function photograph(file) {
   const image = await createImageBitmap(file, { imageOrientation: "from-image" });
-  const fed = tensor(pixels(image));
-  const { worker } = await opened(chosen());
-  view.say("Computing the mask");
-  const found = await ask(worker, { do: "predict", ...input(fed) });
-  view.showMask(found.map, kit.shape[1], kit.shape[0]);
-  view.say(`Mask made in ${(found.reply.inference_ns / 1e6).toFixed(0)} ms`);
+  view.paint(image);
+  view.caption("photo");
+  tell("Computing the mask …");
+  await segment(image);
+  tell("The mask is ready.");
+}
+
+let live = null; // the running camera
+
+async function film() {
+  tell("Starting the camera …");
+  live = await camera();
+  find("camera").textContent = "Stop the camera";
+  find("camera").disabled = false;
+  view.caption("camera");
+  try {
+    while (live) {
+      await segment(await createImageBitmap(live.picture));
+      tell("Live: each picture of the camera gets its mask.");
+    }
+  } finally {
+    stopFilming();
+    find("camera").textContent = "Use the camera, live";
+  }
+  tell("The camera is off.");
+}
+
+function stopFilming() {
+  live?.stop();
+  live = null;
 }
 
 let choices = [];
 const chosen = () => choices[find("unit").selectedIndex];
 let busy = false;
 
+function enable(free) {
+  const colour = kit.mean.length === 3;
+  for (const id of ["go", "unit"]) find(id).disabled = !free;
+  for (const id of ["photo", "camera"]) find(id).disabled = !free || !colour;
+}
+
+// One work at a time.
 async function alone(work) {
   if (busy) return;
   busy = true;
-  for (const id of ["go", "photo", "unit"]) find(id).disabled = true;
+  enable(false);
   try {
     await work();
   } catch (error) {
@@ -171,7 +189,7 @@ async function alone(work) {
     view.fail(String(error.message ?? error));
   }
   busy = false;
-  for (const id of ["go", "photo", "unit"]) find(id).disabled = false;
+  enable(true);
 }
 
 async function main() {
@@ -187,11 +205,13 @@ async function main() {
     offer(await measure(unit, model), unit);
     view.say("Finished. Save the result, and send it to whoever asked for it.");
     find("bar").value = find("bar").max;
-    find("count").textContent = "";
+    view.count("");
   }), true);
   const photo = find("photo");
-  photo.disabled = kit.mean.length !== 3;
-  photo.addEventListener("change", () => photo.files[0] && alone(() => segment(photo.files[0])));
+  photo.addEventListener("change", () => photo.files[0] && alone(() => photograph(photo.files[0])));
+  find("camera").hidden = !hasCamera();
+  find("camera").addEventListener("click", () => (live ? stopFilming() : alone(film)));
+  enable(true);
 }
 
 main().catch((error) => view.fail(String(error.message ?? error)));

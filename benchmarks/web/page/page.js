@@ -100,16 +100,19 @@ async function work(message) {
   }
   if (request.input) request.bytes = await bytes(request.input);
   const row = workers.get(worker);
-  if (request.do === "predict" && request.picture) view.showPicture(await bytes(request.picture));
-  if (request.do === "predict") return row.ask(request, [request.bytes]);
+  if (request.do === "predict") {
+    const picture = request.picture && (await bytes(request.picture));
+    return { ...(await row.ask(request, [request.bytes])), picture };
+  }
   const found = await undisturbed(() => row.ask(request), view.say);
   if (found.reply.warmup_ns) found.reply.notes.push(...(await remarks(row.clock, found.reply.warmup_ns)));
   return found;
 }
 
 // A picture that cannot be drawn must not end the bench.
-function show(message, { map, reply }) {
+async function show(message, { map, picture, reply }) {
   try {
+    if (picture) await view.showPicture(picture);
     if (map) view.showMask(map, message.width, message.height);
     if (reply.ns) view.addTimes(message.row, reply.ns);
   } catch (error) {
@@ -136,7 +139,7 @@ async function handle(message) {
     const kind = error instanceof Refused ? "refused" : "failed";
     found = { reply: { error: { kind, problem: String(error?.message ?? error), hint: "" } } };
   }
-  show(message, found); // before the answer: the next turn must not share the processor with drawing
+  await show(message, found); // before the answer: the next turn must not share the processor with drawing
   await answer(message.seq, found.reply);
 }
 

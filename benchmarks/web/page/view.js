@@ -2,6 +2,7 @@
 
 const find = (id) => document.getElementById(id);
 const COLOURS = 6;
+const LARGEST = 640;
 const rows = new Map();
 
 export function ready(model, begin, again = false) {
@@ -43,14 +44,25 @@ export function progress({ stage, done, total }) {
   const bar = find("bar");
   bar.max = Math.max(1, total);
   bar.value = done;
-  find("count").textContent = total > 1 ? `${done} of ${total}` : "";
+  count(total > 1 ? `${done} of ${total}` : "");
+}
+
+export function count(text) {
+  find("count").textContent = text;
 }
 
 export async function showPicture(bytes, type = "image/jpeg") {
-  const image = await createImageBitmap(new Blob([bytes], { type }));
+  paint(await createImageBitmap(new Blob([bytes], { type })));
+}
+
+// Draw a picture in its own shape; its mask gets the same shape, whatever that of the network is.
+export function paint(picture) {
+  const [width, height] = [picture.videoWidth || picture.width, picture.videoHeight || picture.height];
+  const scale = Math.min(1, LARGEST / Math.max(width, height));
   const canvas = find("picture");
-  [canvas.width, canvas.height] = [image.width, image.height];
-  canvas.getContext("2d").drawImage(image, 0, 0);
+  [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  for (const id of ["picture", "mask"]) find(id).style.aspectRatio = `${width} / ${height}`;
   find("masks").hidden = false;
 }
 
@@ -94,6 +106,8 @@ export function addTimes(name, ns) {
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 const shown = (ms) => (ms >= 100 ? ms.toFixed(0) : ms.toFixed(ms >= 10 ? 1 : 2));
 
+const several = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+
 function draw() {
   const most = [...rows.values()].flatMap(({ rounds }) => rounds).reduce((top, { high }) => Math.max(top, high), 0);
   find("rows").replaceChildren(...[...rows].map(([name, row], i) => line(name, row, most, i % COLOURS)));
@@ -105,8 +119,8 @@ function line(name, { count, rounds }, most, colour) {
   const item = document.createElement("li");
   const label = document.createElement("p");
   const value = document.createElement("strong");
-  value.textContent = `${shown(median(rounds.map(({ middle }) => middle)))} ms`;
-  label.append(`${name} `, value, ` (${rounds.length} rounds, ${count} samples)`);
+  value.textContent = `${shown(median(rounds.map(({ middle }) => middle)))}\u00a0ms`;
+  label.append(`${name} `, value, ` (${several(rounds.length, "round")}, ${several(count, "sample")})`);
   const plot = svg("svg", { viewBox: "0 0 300 40", preserveAspectRatio: "none", "aria-hidden": "true" });
   plot.classList.add(`colour${colour}`);
   const width = 300 / Math.max(rounds.length, 10);
@@ -127,13 +141,13 @@ function svg(name, attributes) {
 
 export function finish(how) {
   find("bar").value = find("bar").max;
-  find("count").textContent = "";
+  count("");
   say(how === "finished" ? "Finished. The report is on your computer; you may close this page." : "The bench was stopped on your computer.");
 }
 
 export function fail(text) {
   const alert = find("problem");
-  alert.textContent = text;
+  alert.textContent = text[0].toUpperCase() + text.slice(1);
   alert.hidden = false;
   find("bar").hidden = true;
   say("Stopped");
