@@ -113,6 +113,40 @@ def same_masks(session: nox.Session, name: str, exports: tuple[tuple[str, ...], 
         session.run("u2export", "check", results, "--baseline", baseline, "--policy", policy)
 
 
+@nox.session
+def ready(session: nox.Session) -> None:
+    """Make the artifact that the wheel ships (`u2export pull`) again: the published u2netp in int8, bundled photos."""
+    install(session, ("onnx",))
+    made, shipped = Path(session.create_tmp(), "made"), Path("exporters/shipped")
+    shutil.rmtree(made, ignore_errors=True)
+    session.run("u2export", "ort", "--int8", "--calib", "calibration/", "--out", str(made))
+    for path in sorted(made.glob("u2netp-320-ort-int8.onnx*")):
+        shutil.copy(path, shipped)
+        session.log("made %s", shipped / path.name)
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """The pictures of the README's first screen: masks, and a recording of `u2export bench`. `-- masks` for one."""
+    install(session, ("onnx",))
+    session.run("python", "docs/make_pictures.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def rembg(session: nox.Session) -> None:
+    """The real rembg from PyPI, with the published file and with three artifacts: masks, and speed in one run.
+
+    rembg asks for other versions than the pinned ones, so it has an environment of its own.
+    """
+    install(session, ("onnx",), "pytest", "hypothesis")
+    apart = Path(session.create_tmp(), "rembg")
+    session.run("python", "-m", "venv", str(apart))
+    python = str(apart / ("Scripts" if os.name == "nt" else "bin") / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", "rembg[cpu]==2.0.86", external=True)
+    env = {"U2EXPORT_REMBG_PYTHON": python, "U2EXPORT_REMBG_ROUNDS": "12", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-s", "tests/test_rembg.py", *session.posargs, env=env)
+
+
 # What a study needs; every extra if it is not listed here.
 STUDIES: dict[str, tuple[str, ...]] = {
     "fuzz": ("onnx", "imports"), "kills": ("openvino", "coreml", "charts", "report"),

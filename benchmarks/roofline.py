@@ -164,6 +164,9 @@ def _macs(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]], constants: M
     """Return the multiply-accumulates of a convolution or a matrix product."""
     kernel = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
     outputs, out = _known(node.output[0], sizes, path), sizes[node.output[0]]
+    if kernel not in constants and node.input[0] in constants:
+        # A constant matrix (rows, inner) times an activation: each output value takes the inner dimension.
+        return outputs * constants[node.input[0]] // out[-2]
     if kernel not in constants:
         # A product of two activations: each output value takes the inner dimension, which is the last of the input.
         inputs, shape = _known(node.input[0], sizes, path), sizes[node.input[0]]

@@ -14,7 +14,7 @@ import u2export
 
 PAGE = Path(__file__).with_name("api.md")
 MODULES = (
-    "exporting", "running", "video", "measuring", "profiling", "fitting", "gating", "tables", "pages",
+    "exporting", "ready", "running", "video", "measuring", "profiling", "fitting", "gating", "tables", "pages",
     "lower_precision", "tensorrt", "inspecting", "rembg",
 )  # fmt: skip
 INTRODUCTION = """# Python API

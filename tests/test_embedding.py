@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import SMALL, random_source
+from conftest import ROOT, Cli
+from PIL import Image
 
 from u2export.exporters import embedding
 from u2export.exporters.exporter import Exporter, Request
@@ -112,3 +116,37 @@ def test_real_weights_hold_the_budget_and_photos_need_no_resize(
     want = saliency(source.predict(source.contract.tensor(photo)))
     (mask,) = masks(artifact.path, photo)
     assert np.abs(mask - want).mean() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [("ort",), ("ort", "--mobile"), ("openvino",), ("openvino", "--quantizer", "nncf")],
+    ids=["ort", "ort mobile", "openvino", "openvino nncf"],
+)
+def test_int8_of_real_weights_takes_photos_in_every_command(
+    u2netp: Path, cli: Cli, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Export, inspect, predict and bench by command; the masks of photos are those of PyTorch within int8's budget."""
+    available({"ort": Ort(), "openvino": OpenVINO()}[words[0]])
+    options = ("--int8", "--embed-preprocess", "--calib", ROOT / "calibration", "--limit", 8, "--weights", u2netp)
+    done = cli(*words, *options, "--out", tmp_path / "a", timeout=900)
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    (entry,) = json.loads(cli("inspect", path, "--json").stdout)["inputs"]
+    assert (entry["name"], entry["kind"], entry["shape"][3]) == ("image", "uint8", "3")
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in verification_photos()[:2]:
+        shutil.copy(photo, photos)
+    assert cli("predict", photos, "--model", path, "--out", tmp_path / "masks").returncode == 0
+    for photo in photos.iterdir():
+        with Image.open(tmp_path / "masks" / f"{photo.stem}.png") as mask, Image.open(photo) as whole:
+            assert mask.size == whole.size
+
+    results = tmp_path / "results.json"
+    assert cli("bench", path, "--images", photos, "--no-latency", "--json", results, timeout=300).returncode == 0
+    row = next(r for r in json.loads(results.read_text())["rows"] if r["name"] == path.name)
+    assert not row["reason"] and row["arithmetic"] == "int8"
+    assert np.mean([image["iou"] for image in row["images"].values()]) > 0.95

@@ -113,6 +113,18 @@ def test_the_command_writes_what_it_shows(cli: Cli, tiny: Tiny, tmp_path: Path) 
     two_lines(cli("profile", path, "--device", "abacus"), "no device 'abacus'", code=2)
 
 
+def test_the_shipped_int8_file_has_times_and_bounds(cli: Cli) -> None:
+    """Real weights in int8 by command: most of the time is that of int8 convolutions, and each has a bound."""
+    from u2export.exporters.ready import ready
+
+    words = ("--runs", "2", "--threads", "1", "--device", "m1", "--json")
+    data = json.loads(cli("profile", ready("u2netp-int8").path, *words).stdout)
+    convolutions = [layer for layer in data["layers"] if layer["kind"] == "QLinearConv"]
+    assert data["runtime"]["arithmetic"] == "int8" and len(convolutions) > 100
+    assert all(layer["precision"] == "int8" and layer["bound_ms"] > 0 for layer in convolutions)
+    assert sum(layer["ms"] for layer in convolutions) > 0.5 * sum(layer["ms"] for layer in data["layers"])
+
+
 def test_the_chart_draws_any_name(made: Profile, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     odd = replace(made, name="$x$ <b>", layers=(*made.layers, LayerTime("a$_{\n", "Conv", "", (10**6,))))

@@ -152,3 +152,12 @@ def test_share_of_the_peak(tmp_path: Path) -> None:
     assert first.rate == pytest.approx(2e9 / 0.201, rel=1e-3) and first.share == pytest.approx(first.rate / 1e11)
     with pytest.raises(UserError, match="hold no times of"):
         of_network(made, replace(network, contract=Contract(64, 64)))
+
+
+def test_the_work_of_the_shipped_int8_file_is_known() -> None:
+    """Its head multiplies a constant matrix by an activation."""
+    from u2export.exporters.ready import ready
+
+    work = count(ready("u2netp-int8").path)
+    head = [layer for layer in work.layers if layer.kind == "MatMul"]
+    assert 19.5e9 < work.macs < 20.5e9 and len(head) == 6 and all(layer.macs > 0 for layer in head)

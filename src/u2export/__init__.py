@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from u2export.api.gating import Baseline, Policy, Verdicts, check, update_baseline
     from u2export.api.measuring import Report, Row, bench
     from u2export.api.profiling import Profile, profile
+    from u2export.api.ready import pull
     from u2export.api.running import OpenArtifact, Written, open_artifact, predict, read_artifact, write_masks
 
 # ONNX Runtime reads this when it is imported. Without it, it writes an identifier into the user's cache folder.
@@ -35,6 +36,7 @@ _WHERE = {
     "gating": ("Baseline", "Policy", "Verdicts", "check", "update_baseline"),
     "measuring": ("Report", "Row", "bench"),
     "profiling": ("Profile", "profile"),
+    "ready": ("pull",),
     "running": ("OpenArtifact", "Written", "open_artifact", "predict", "read_artifact", "write_masks"),
 }
 _MODULES = {name: f"u2export.api.{module}" for module, names in _WHERE.items() for name in names}
@@ -42,7 +44,7 @@ _MODULES = {name: f"u2export.api.{module}" for module, names in _WHERE.items() f
 __all__ = [
     "Artifact", "Baseline", "Contract", "Fidelity", "Fitted", "OpenArtifact", "Policy", "Profile", "Report", "Row",
     "Unavailable", "UserError", "Verdicts", "Written", "WrongValue", "__version__", "bench", "check", "export", "fit",
-    "open_artifact", "predict", "profile", "read_artifact", "update_baseline", "write_masks",
+    "open_artifact", "predict", "profile", "pull", "read_artifact", "update_baseline", "write_masks",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`u2export weights list|pull|info|convert`."""
+"""`u2export weights list|pull|info|convert`, and `u2export pull` for artifacts that are ready."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from u2export.api import inspecting
+from u2export.api import ready as api
 from u2export.commands.console import echo, stdout, waiting
-from u2export.commands.options import AsJson, print_json, written
+from u2export.commands.options import AsJson, print_json, show_artifact, written
 from u2export.commands.parsing import Command, Group
 from u2export.text import rich_text
 
@@ -31,13 +32,14 @@ def list_weights(as_json: AsJson = "") -> None:
         if print_json(rows, as_json):
             return
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table("name", "weights", "licence", "here", "sources", box=None, header_style="bold")
+    table = Table("name", "weights", "licence", "here", box=None, header_style="bold")
     for w in found:
-        cells = (w.name, w.about, w.licence, "yes" if w.cached else "no")
-        table.add_row(*map(rich_text, cells), Text("\n").join(map(rich_text, w.sources)))
+        table.add_row(*map(rich_text, (w.name, w.about, w.licence, "yes" if w.cached else "no")))
     stdout().print(table)
+    echo("", "Sources")  # whole: they are copied
+    for w in found:
+        echo(*(f"  {w.name}: {source}" for source in w.sources))
 
 
 @app.command(cls=Command)
@@ -67,3 +69,12 @@ def convert(
 ) -> None:
     """Write weights under the published parameter names, loadable with strict=True; prints the file's path."""
     written([inspecting.convert_weights(weights, to)], as_json)
+
+
+def pull_ready(
+    name: Annotated[str, typer.Argument(help=f"The artifact: {', '.join(api.READY)}.")],
+    out: Annotated[Path, typer.Option(help="Folder for the artifact and its record.")] = Path("artifacts"),
+    as_json: AsJson = "",
+) -> None:
+    """Write a verified artifact that this package ships, without PyTorch or a network; prints the file's path."""
+    show_artifact(api.pull(name, out), as_json)
