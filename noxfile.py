@@ -155,6 +155,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "overhead": ("onnx", "openvino"), "calibration_cost": ("onnx", "openvino"), "int8_fidelity": ("onnx", "openvino"),
     "coreml_fidelity": ("onnx", "coreml"), "trt_fidelity": ("onnx", "trt-rtx"),
     "phones": ("onnx", "litert-runtime", "executorch"), "browser": ("onnx", "web"),
+    "cluster": ("onnx", "cluster"),
 }  # fmt: skip
 
 

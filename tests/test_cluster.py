@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,3 +304,22 @@ def test_workers_of_the_cluster_are_left_as_they_were(
     measure(plan([hostile("good"), hostile("fine")], folder, machine(address)), kind=ClusterBench)
     homes = [Path(state.local_directory) for state in cluster.cluster.scheduler.workers.values()]
     assert len(homes) == 2 and not [path for home in homes for path in home.glob("u2export*")]
+
+
+def test_a_cluster_started_here_leaves_the_port_of_dashboards_alone(cluster: Client) -> None:
+    server = cluster.cluster.scheduler.http_server
+    assert server.address == "127.0.0.1" and server.port != 8787
+
+
+def test_the_lines_of_the_page_have_options_that_dask_knows() -> None:
+    from distributed.cli import dask_scheduler, dask_ssh, dask_worker
+
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    commands = {"scheduler": dask_scheduler.main, "ssh": dask_ssh.main, "worker": dask_worker.main}
+    found = re.findall(r"\bdask[ \",]+(scheduler|ssh|worker)\b([^`\n\]]*)", page)
+    assert {name for name, _ in found} == set(commands)
+    for name, line in found:
+        known = {
+            option for parameter in commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert set(re.findall(r"--[a-z-]+", line)) <= known, line

@@ -6,7 +6,9 @@ import json
 import os
 import random
 import re
+import socket
 from argparse import ArgumentParser
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import make_corpus
 import pytest
 from builders import mixed_report
 from conftest import ROOT
+from PIL import Image
 
 from u2export.benchmarks.studies import __main__ as entry
 from u2export.benchmarks.studies import fuzz, gate_coverage, kills
@@ -185,3 +188,58 @@ def test_the_page_of_wrong_masks_shows_the_figures_of_its_study() -> None:
     page = (ROOT / "docs" / "wrong-mask.md").read_text(encoding="utf-8")
     shown = {(float(mae), float(iou)) for mae, iou in re.findall(r"\| (\.\d{4}) \| (\.\d{3}) \|", page)}
     assert len(shown) >= 30 and shown <= measured
+
+
+def test_the_study_of_a_cluster_counts_what_kills_did(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("onnx")
+    from u2export.benchmarks.studies import cluster
+
+    calm = replace(mixed_report(), photos=("a.png", "b.png"))
+    row = calm.rows[1]
+    other = replace(row, images={"a.png": row.images["b.png"]})
+    assert cluster.lost_and_doubled(calm, calm, 2) == {"lost": 0, "doubled": 0, "other": 0}
+    hurt = replace(calm, rows=(calm.rows[0], other, *calm.rows[2:]))
+    assert cluster.lost_and_doubled(calm, hurt, 2) == {"lost": 1, "doubled": 1, "other": 1}
+
+
+def test_the_study_of_a_cluster_makes_different_photos_of_few(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("onnx")
+    from u2export.benchmarks.studies import cluster
+
+    sources = sorted((ROOT / "reference" / "photos").glob("*.jpg"))[:2]
+    size = cluster.make_photos(sources, 7, 160, tmp_path)
+    made = sorted(tmp_path.iterdir())
+    assert len({path.read_bytes() for path in made}) == 7 and size == sum(path.stat().st_size for path in made)
+    for path in made:
+        with Image.open(path) as picture:
+            assert max(picture.size) == 160
+
+
+def test_a_forecast_grows_with_the_work_and_is_full_where_the_client_is() -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("onnx")
+    from u2export.benchmarks.studies import cluster
+
+    runs = [{"tasks": 64, "scheduler_cpu_s": 1.0, "cpu_s": 2.0, "bytes": 1000},
+            {"tasks": 164, "scheduler_cpu_s": 1.1, "cpu_s": 2.2, "bytes": 3000}]  # fmt: skip
+    cost = cluster.constants(runs)
+    assert (round(cost.scheduler_s, 6), round(cost.client_s, 6), cost.moved) == (0.001, 0.002, 20)
+    found = cluster.forecast(1600, 10, 0.05, cost, chunk=16)
+    assert (found.tasks, found.work_s, found.moved) == (200, 8, 4000)
+    assert round(found.workers_at_most, 6) == 200  # a chunk takes 0.8 s, and its two tasks 4 ms of the client
+
+
+@pytest.mark.skipif(
+    not Path("/proc/net/dev").exists(), reason="only Linux counts the bytes of its loopback device here"
+)
+def test_bytes_over_loopback_are_counted() -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("onnx")
+    from u2export.benchmarks.studies import cluster
+
+    before = cluster.loopback_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        client.sendall(bytes(1000))
+    assert cluster.loopback_bytes() >= before + 1000

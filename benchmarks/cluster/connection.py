@@ -81,7 +81,8 @@ def _local(workers: int) -> Any:
     here = {"host": "127.0.0.1", "dashboard": False}
     options = {**here, "nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     worker = {"cls": SubprocessWorker, "options": {"worker_class": "distributed.Nanny", "worker_kwargs": options}}
-    scheduler = {"cls": Scheduler, "options": {**here, "port": 0}}
+    # Without a dashboard, Dask still serves its state over HTTP, on port 8787 unless it is told otherwise.
+    scheduler = {"cls": Scheduler, "options": {**here, "port": 0, "dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(
         workers=dict.fromkeys(range(workers), worker), scheduler=scheduler, name="u2export",
         silence_logs=logging.CRITICAL,

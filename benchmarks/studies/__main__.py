@@ -10,7 +10,7 @@ from u2export.benchmarks.studies.study import COMMAND, Study
 from u2export.errors import UserError
 
 NAMES = (
-    "browser", "calibration_cost", "calibration_scale", "coreml_fidelity", "fuzz", "gate_coverage",
+    "browser", "calibration_cost", "calibration_scale", "cluster", "coreml_fidelity", "fuzz", "gate_coverage",
     "gate_false_alarms", "gate_mutants", "gate_power", "int8_fidelity", "kills", "overhead", "phones", "trt_fidelity",
     "wrong_masks",
 )  # fmt: skip
