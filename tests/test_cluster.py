@@ -311,6 +311,96 @@ def test_a_cluster_started_here_leaves_the_port_of_dashboards_alone(cluster: Cli
     assert server.address == "127.0.0.1" and server.port != 8787
 
 
+def start(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", *words, "--no-dashboard"], stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler, and workers with the resource of boards: two of this machine, and one with two threads."""
+    folder = tmp_path_factory.mktemp("rack")
+    file = folder / "scheduler.json"
+    processes = [start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address",
+                       "127.0.0.1:0", "--scheduler-file", str(file))]  # fmt: skip
+    try:
+        while not file.exists():
+            assert processes[0].poll() is None
+            time.sleep(0.05)
+        address = str(json.loads(file.read_text())["address"])
+        for number, threads in enumerate((1, 1, 2)):
+            own = ("--name", f"w{number}", "--nthreads", str(threads), "--local-directory", str(folder / str(number)))
+            processes.append(start("distributed.cli.dask_worker", address, *own, "--resources", "u2export-bench=1"))
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(3, timeout=60)
+        yield address
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_machines_of_a_cluster_are_timed_one_task_each(
+    rack: str, folder: Path, tiny: Callable[[str, float], Path], cli: Cli, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifacts = [tiny("one.onnx", 1.0), tiny("two.onnx", 1.02)]
+    given: dict[str, Any] = {"masks": folder / "masks", "reference": str(artifacts[0]), "threads": 1, "rounds": 2,
+                             "seconds": 0.0, "samples": 4}  # fmt: skip
+    reports: list[Report] = []
+    first = u2.bench(
+        artifacts, folder / "photos", **given, device="cluster", cluster=rack, json=folder / "r.json",
+        saved=reports.append,
+    )  # fmt: skip
+    assert reports == [first] and first.complete and len(first.rows[-1].inference_ns) >= 4
+    refused = [record.message for record in caplog.records]
+    assert len(refused) == 2 and sum("another worker measures on this machine" in said for said in refused) == 1
+    assert sum("it has 2 threads, so other tasks could run" in said for said in refused) == 1
+    assert Report.load(folder / f"r.{first.device.fingerprint}.json") == first
+    here = u2.bench(artifacts, folder / "photos", **{**given, "latency": False})
+    for name in ("one.onnx", "two.onnx"):
+        there, alone = (next(r for r in report.rows if r.name == name) for report in (first, here))
+        assert (there.images, there.accuracy, there.digest) == (alone.images, alone.accuracy, alone.digest)
+    told = cli("bench", *artifacts, "--images", folder / "photos", "--device", "cluster", "--cluster", rack, "--rounds",
+               "2", "--seconds", "0", "--samples", "4", "--json", folder / "c.json")  # fmt: skip
+    assert told.returncode == 0 and str(folder / f"c.{first.device.fingerprint}.json") in told.stdout
+
+
+@pytest.mark.slow
+def test_two_kinds_of_machines_give_two_reports(
+    rack: str, folder: Path, tiny: Callable[[str, float], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second worker says that it is on another machine, of another kind."""
+    other = (
+        "import socket; from dataclasses import replace; from u2export.benchmarks import device, run;"
+        "from u2export.benchmarks.cluster import on_rack; from u2export.benchmarks.measuring import machine;"
+        "board = replace(device.this_device(), model='Board');"
+        "on_rack.this_device = machine.this_device = lambda: board; socket.gethostname = lambda: 'board'"
+    )
+    with Client(rack, set_as_default=False) as client:
+        named = {worker["name"]: address for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()}
+        client.run(exec, other, {}, workers=[named["w1"]])
+    reports: list[Report] = []
+    u2.bench([tiny("one.onnx", 1.0)], folder / "photos", threads=1, rounds=1, seconds=0.0, samples=2, device="cluster",
+             cluster=rack, json=folder / "r.json", saved=reports.append)  # fmt: skip
+    assert sorted(report.device.model == "Board" for report in reports) == [False, True]
+    assert len(list(folder.glob("r.*.json"))) == 2
+
+
+def test_what_a_rack_cannot_do(address: str, hostile: Make, folder: Path) -> None:
+    def judge(**options: Any) -> None:
+        u2.bench([hostile("good")], folder / "photos", device="cluster", **options)
+
+    with pytest.raises(WrongValue, match="needs the address of a scheduler"):
+        judge()
+    with pytest.raises(WrongValue, match="share this machine"):
+        judge(cluster="local:2")
+    with pytest.raises(WrongValue, match="reports alone"):
+        judge(cluster=address, save_masks=folder / "m.npz")
+    with pytest.raises(UserError, match="has the resource u2export-bench") as error:
+        judge(cluster=address)
+    assert "--resources u2export-bench=1" in error.value.hint
+
+
 def test_the_lines_of_the_page_have_options_that_dask_knows() -> None:
     from distributed.cli import dask_scheduler, dask_ssh, dask_worker
 

@@ -29,8 +29,6 @@ CORPUS = ROOT / "tests" / "corpus"
 HELPERS = {
     "__init__",
     "__main__",
-    "faults",
-    "graph_surgery",
     "photo_sets",
     "study",
 }
@@ -220,13 +218,13 @@ def test_the_study_of_a_cluster_makes_different_photos_of_few(tmp_path: Path) ->
 def test_a_forecast_grows_with_the_work_and_is_full_where_the_client_is() -> None:
     pytest.importorskip("distributed")
     pytest.importorskip("onnx")
-    from u2export.benchmarks.studies import cluster
+    from u2export.benchmarks.studies.reliability import cluster_page
 
     runs = [{"tasks": 64, "scheduler_cpu_s": 1.0, "cpu_s": 2.0, "bytes": 1000},
             {"tasks": 164, "scheduler_cpu_s": 1.1, "cpu_s": 2.2, "bytes": 3000}]  # fmt: skip
-    cost = cluster.constants(runs)
+    cost = cluster_page.constants(runs)
     assert (round(cost.scheduler_s, 6), round(cost.client_s, 6), cost.moved) == (0.001, 0.002, 20)
-    found = cluster.forecast(1600, 10, 0.05, cost, chunk=16)
+    found = cluster_page.forecast(1600, 10, 0.05, cost, chunk=16)
     assert (found.tasks, found.work_s, found.moved) == (200, 8, 4000)
     assert round(found.workers_at_most, 6) == 200  # a chunk takes 0.8 s, and its two tasks 4 ms of the client
 

@@ -29,7 +29,7 @@ from u2export.benchmarks.gate.policy import DEFAULTS, Policy
 from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.plan import Plan
 from u2export.benchmarks.report import Report, Settings
-from u2export.benchmarks.studies.faults import Mutant, catalogue
+from u2export.benchmarks.studies.reliability.faults import Mutant, catalogue
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.calibration.dataset import Calibration

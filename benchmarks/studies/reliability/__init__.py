@@ -1,1 +1,1 @@
-"""Inputs, commands and processes of the studies `fuzz` and `kills`."""
+"""Inputs, commands, faults, pages and processes of the studies `fuzz`, `kills`, `gate_mutants` and `cluster`."""

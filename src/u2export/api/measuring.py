@@ -11,9 +11,12 @@ from u2export.benchmarks.run import BenchRequest
 from u2export.benchmarks.run import bench as _bench
 from u2export.exporters.artifact import Artifact
 
-__all__ = ["ARITHMETICS", "LOCAL", "SCENARIOS", "TIERS", "Report", "Row", "bench", "read_report"]
+__all__ = [
+    "ARITHMETICS", "CLUSTER", "LOCAL", "SCENARIOS", "TIERS", "Report", "Row", "bench", "read_report", "report_file",
+]  # fmt: skip
 
 LOCAL = "local"
+CLUSTER = "cluster"
 ARITHMETICS = ("all", "default")
 
 
@@ -156,7 +159,18 @@ def bench(
         save_reference=_path(save_reference),
         save_masks=_path(save_masks),
     )
+    if device == CLUSTER:
+        from u2export.benchmarks.cluster.rack import bench_rack
+
+        return bench_rack(request, saved, progress)[0]
     return _bench(request, saved, progress, announce)
+
+
+def report_file(json: str | Path, report: Report) -> Path:
+    """Return the file of a report that `bench` with the device "cluster" wrote, from the `json` that it was given."""
+    from u2export.benchmarks.cluster.rack import report_file as file_of
+
+    return file_of(Path(json), report.device)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -94,8 +94,9 @@ class Machine:
     device: Annotated[
         str,
         typer.Option(
-            metavar="local|ssh://USER@HOST[:PORT]|web[:PORT]",
-            help="Machine to measure on; web: a browser that opens the page.",
+            metavar="local|ssh://USER@HOST[:PORT]|web[:PORT]|cluster",
+            help="Machine to measure on; web: a browser that opens the page; cluster: one machine of each kind among "
+            "the workers of --cluster with the resource u2export-bench=1.",
         ),
     ] = "local"
     cluster: Annotated[
@@ -165,19 +166,23 @@ def bench(
 ) -> None:
     """Measure how close artifacts' masks are to the reference's, and how long they take."""
     latest: list[Report] = []
+    many = machine.device == measuring.CLUSTER
     options = {**asdict(comparing), **asdict(outputs), **asdict(timing), **asdict(machine)}
     options["json"] = outputs.file
     try:
         with Bars() as bars:
             report = measuring.bench(
                 artifacts, images, **options, progress=bars.show, announce=_announce,
-                saved=lambda r: latest.__setitem__(slice(None), [r]),
+                saved=lambda r: latest.__setitem__(slice(len(latest) if many else 0, None), [r]),
             )  # fmt: skip
     except KeyboardInterrupt:
         if latest:
             wide().print(tables.report_table(latest[0]))
         interruption(*_kept(outputs.file if latest else None))
         raise typer.Exit(INTERRUPTED) from None
+    if many:
+        _show_machines(latest, outputs)
+        return
     if str(outputs.json) == STDOUT:
         o.print_json(report.to_json(), STDOUT)
         return
@@ -186,6 +191,17 @@ def bench(
         remark(f"u2export: skipped {problem}")
     for path in outputs.files():
         echo(path)
+
+
+def _show_machines(reports: list[Report], outputs: Outputs) -> None:
+    """Print the reports of several machines and the names of their files; with --json - a JSON list."""
+    if str(outputs.json) == STDOUT:
+        o.print_json([report.to_json() for report in reports], STDOUT)
+        return
+    for report in reports:
+        wide().print(tables.report_table(report))
+        if outputs.file:
+            echo(measuring.report_file(outputs.file, report))
 
 
 def _announce(line: str) -> None:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from u2export.benchmarks.studies.graph_surgery import (
+from u2export.benchmarks.studies.reliability.graph_surgery import (
     Change,
     Model,
     Operator,
