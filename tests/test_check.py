@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -661,3 +662,19 @@ def test_a_sabotaged_layer_of_the_exporter_breaks_the_gate(
     monkeypatch.setattr(room, "to_onnx", sabotaged)
     bad = judged(tmp_path / "bad")
     assert bad.exit_code == 1, bad.to_json()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_names_of_artifacts_are_whole_in_a_narrow_terminal(width: int) -> None:
+    """A narrow table has numbers in place of the names, and the names below it."""
+    from rich.console import Console
+
+    names = [f"u2netp-320-openvino-{precision}-with-a-long-name.xml" for precision in ("fp32", "int8")]
+    rows = [row(name, str(i) * 64) for i, name in enumerate(names, 1)]
+    console = Console(width=width, file=io.StringIO(), markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(formats.terminal(judge(report(*rows), accepted(*rows))))
+    lines = captured.get().splitlines()
+    assert all(any(name in line for line in lines) for name in names)
+    assert all(len(line) <= width and "…" not in line for line in lines)
+    assert any(line == f"2: {names[1]}" for line in lines) == (width == 80)

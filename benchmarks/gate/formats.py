@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +15,7 @@ from u2export.benchmarks.gate.verdicts import Finding, Judgement, Verdicts
 from u2export.benchmarks.tables.markdown import escaped, table
 from u2export.text import json_text, one_line, rich_text, xml_text
 
+ANY_WIDTH = 10_000
 FORMATS = ("term", "junit", "json", "markdown", "github")
 COLOURS = {"pass": "green", "fail": "red", "missing": "red", "inconclusive": "yellow", "new": "cyan"}
 SHOWN = (
@@ -43,25 +46,44 @@ def terminal(verdicts: Verdicts) -> RenderableType:
 
     The table shows losses against the accepted state, and ratios for area, time and size.
     """
-    used = _used(verdicts)
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    grid.add_column("artifact", overflow="fold")
-    grid.add_column("verdict")
-    for measure in used:
-        grid.add_column(SHORT[measure], justify="right")
-    for judgement in verdicts.judgements:
-        found = {f.measure: f for f in judgement.findings}
-        colour = COLOURS[judgement.verdict]
-        grid.add_row(
-            rich_text(judgement.artifact), Text(judgement.verdict, style=colour), *(_cell(found.get(m)) for m in used)
-        )
     notes = [
         Text.assemble((one_line(f"{j.artifact}: "), "bold"), one_line(f"{f.title}: {f.text}"))
         for j in verdicts.judgements
         if j.verdict != "pass"
         for f in j.reasons
     ]
-    return Group(grid, Text(), *notes, Text(headline(verdicts), style="bold"))
+    return Group(_Grid(verdicts), Text(), *notes, Text(headline(verdicts), style="bold"))
+
+
+class _Grid:
+    """The table of verdicts. Names are copied, so a terminal that is too narrow for them has them below the table."""
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self.verdicts = verdicts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = [rich_text(judgement.artifact) for judgement in self.verdicts.judgements]
+        whole = self._table("artifact", names)
+        if Measurement.get(console, options.update(width=ANY_WIDTH), whole).maximum <= options.max_width:
+            yield whole
+            return
+        numbers = [Text(str(i)) for i in range(1, len(names) + 1)]
+        yield self._table("", numbers)
+        for number, name in zip(numbers, names, strict=True):
+            yield Text.assemble(number, ": ", name)
+
+    def _table(self, title: str, names: Sequence[Text]) -> Table:
+        used = _used(self.verdicts)
+        grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        grid.add_column(title, no_wrap=True)
+        grid.add_column("verdict", no_wrap=True)
+        for measure in used:
+            grid.add_column(SHORT[measure], justify="right", no_wrap=title == "artifact")
+        for name, judgement in zip(names, self.verdicts.judgements, strict=True):
+            found = {f.measure: f for f in judgement.findings}
+            verdict = Text(judgement.verdict, style=COLOURS[judgement.verdict])
+            grid.add_row(name, verdict, *(_cell(found.get(m)) for m in used))
+        return grid
 
 
 def _used(verdicts: Verdicts) -> list[str]:
