@@ -70,7 +70,7 @@ def backend(session: nox.Session, extra: str) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy over the installed wheel: it follows no mapping of folders in a checkout."""
-    install(session, EXTRAS, "mypy")
+    install(session, EXTRAS, "mypy", "playwright")  # a study of browsers imports Playwright
     config = Path("pyproject.toml").resolve()
     session.chdir(session.create_tmp())
     session.run("mypy", "--strict", "--config-file", str(config), "-p", "u2export")
