@@ -58,7 +58,7 @@ def test_targets(cli: Cli) -> None:
 
 
 def test_targets_names_the_measured_figures_of_phones() -> None:
-    file = Path(__file__).parents[1] / "benchmarks/results/phones/phones.json"
+    file = Path(__file__).parents[1] / "benchmarks/results/phones/xeon/phones.json"
     rows = {row["artifact"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
     for (name, *told), suffix in zip(PHONES, (".tflite", ".pte", ".ort"), strict=True):
         row = rows[f"u2netp-320-{name.split()[0]}-int8{suffix}"]
