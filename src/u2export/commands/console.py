@@ -57,13 +57,24 @@ def wide() -> Console:
 
 
 def print_whole(table: Table) -> None:
-    """Print a table of names that are copied: no cell is cut or broken; a narrow terminal breaks whole lines."""
+    """Print a table of names that are copied: no cell is cut or broken; a narrow terminal breaks whole lines.
+
+    Lines end at their last word, so that blanks fill no lines of a narrow terminal.
+    """
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     for column in table.columns:
         column.no_wrap = True
     width = stdout().measure(table, options=stdout().options.update(width=ANY_WIDTH)).maximum
-    Console(highlight=False, markup=False, emoji=False, width=max(width, stdout().width)).print(table)
+    console = Console(highlight=False, markup=False, emoji=False, width=max(width, stdout().width))
+    shown = []
+    for line in console.render_lines(table, pad=False):
+        while line and not line[-1].text.strip():
+            line.pop()
+        ended = [*line[:-1], Segment(line[-1].text.rstrip(), line[-1].style)] if line else []
+        shown += [*ended, Segment.line()]
+    console.print(Segments(shown), end="")
 
 
 def echo(*lines: object) -> None:
