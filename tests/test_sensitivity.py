@@ -221,8 +221,8 @@ def test_from_photos_to_a_choice(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.met and found.keep_float == () and found.weights == "u2netp (random weights)"
     assert (found.photos, found.held_back["photos"]) == (2, 1)
-    assert told[:3] == ["reading random-u2netp", "conditioning and calibrating", "rounding weights, part 1 of 1"]
-    assert told[3].startswith("graph 1: all")
+    told = [what for what in told if not what.startswith("rounding weights")]  # an earlier run may have kept them
+    assert told[:2] == ["reading random-u2netp", "conditioning and calibrating"] and told[2].startswith("graph 1: all")
     with pytest.raises(UserError, match="belong to the evaluation set"):
         search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "calib", {"mae": 1.0})
     with pytest.raises(UserError, match="no scheme named 'tpu'"):

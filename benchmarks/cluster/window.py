@@ -139,13 +139,18 @@ class Window:
                 f"the cluster at {self._address} has had no worker for {self._patience:.0f} s", "start workers"
             )
 
+    @property
+    def connected(self) -> bool:
+        """Whether the client still talks to the scheduler."""
+        return bool(self._client.status == "running")
+
     def lost(self) -> LostScheduler:
         """Return the error of a lost scheduler."""
         return LostScheduler(f"the scheduler at {self._address} does not answer any more", "start it again")
 
     def cancelled(self, futures: list[Any]) -> None:
         """Take tasks back, as far as the scheduler is there."""
-        if futures and self._client.status == "running":
+        if futures and self.connected:
             with suppress(Exception):
                 self._client.cancel(futures, force=True)
 
@@ -233,8 +238,11 @@ class _Running:
         if future.status == "finished":
             result: Task = future.result()
             return result
-        if future.status != "error":  # cancelled or lost: the client's connection broke
-            raise self._window.lost()
+        if future.status != "error":
+            if not self._window.connected:  # the client gave up all tasks
+                raise self._window.lost()
+            self._window.cancelled([future])  # the worker was killed before it gave the result away
+            return None
         error = future.exception()
         if not isinstance(error, KilledWorker):
             raise error

@@ -89,16 +89,30 @@ def _locked_scratch(folder: Path) -> tuple[Path, int | None]:
     """Return a new scratch folder and the open lock that says that this process uses it."""
     while True:
         scratch = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
-        lock = _lock(scratch)
-        if lock is None or (scratch.exists() and os.path.samestat(os.fstat(lock), scratch.stat())):
+        try:
+            lock = _lock(scratch)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process takes the folder for a stale one, and removes it
+        if lock is None or _is_open(scratch, lock):
             return scratch, lock
-        os.close(lock)  # another process took the folder for a stale one before the lock was there
+        os.close(lock)  # another process removed the folder before the lock was there
+
+
+def _is_open(scratch: Path, lock: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), scratch.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(scratch: Path) -> int | None:
     """Return a lock on a scratch folder; the system gives the lock up when this process dies.
 
-    None: another process holds the lock, or the system has no such locks; scratch folders of dead processes then stay.
+    None: the system has no such locks; scratch folders of dead processes then stay.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        FileNotFoundError: the folder is not there any more.
     """
     if sys.platform == "win32":
         return None
@@ -106,9 +120,11 @@ def _lock(scratch: Path) -> int | None:
     try:
         opened = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         if opened is not None:
             os.close(opened)
+        if isinstance(error, BlockingIOError | FileNotFoundError):
+            raise
         return None
     return opened
 
@@ -119,7 +135,10 @@ def remove_stale(folder: Path) -> None:
     A process that is killed while it replaces a folder leaves the old folder in its scratch folder. It is put back.
     """
     for scratch in folder.glob(f"{SCRATCH}*"):
-        lock = _lock(scratch)
+        try:
+            lock = _lock(scratch)
+        except (BlockingIOError, FileNotFoundError):
+            continue
         if lock is None:
             continue
         try:
