@@ -9,35 +9,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+_TORCH = ("torch", "safetensors")
+_ONNX = (*_TORCH, "onnx", "onnxruntime", "onnxscript", "onnxsim")
 # The packages behind each extra of pyproject.toml, for copies of u2export that pip knows nothing about.
 PACKAGES = {
-    "torch": ("torch", "safetensors"),
-    "onnx": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim"),
-    "openvino": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "openvino", "nncf"),
-    "coreml": (
-        "torch",
-        "safetensors",
-        "onnx",
-        "onnxruntime",
-        "onnxscript",
-        "onnxsim",
-        "coremltools",
-        "scikit-learn",
-    ),
-    "trt": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tensorrt", "cuda-python"),
-    "trt-rtx": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "tensorrt-rtx"),
-    "executorch": ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "onnxsim", "executorch"),
-    "litert": (
-        "torch",
-        "safetensors",
-        "onnx",
-        "onnxruntime",
-        "onnxscript",
-        "onnxsim",
-        "litert-torch",
-        "ai-edge-quantizer",
-        "ai-edge-litert",
-    ),
+    "torch": _TORCH,
+    "onnx": _ONNX,
+    "openvino": (*_ONNX, "openvino", "nncf"),
+    "coreml": (*_ONNX, "coremltools", "scikit-learn"),
+    "trt": (*_ONNX, "tensorrt", "cuda-python"),
+    "trt-rtx": (*_ONNX, "tensorrt-rtx"),
+    "executorch": (*_ONNX, "executorch"),
+    "litert": (*_ONNX, "litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
     "litert-runtime": ("ai-edge-litert",),
     "charts": ("matplotlib",),
     "imports": ("pyyaml",),
