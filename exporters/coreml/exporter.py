@@ -160,12 +160,12 @@ class CoreML(Exporter):
             UserError, Unavailable: as `Exporter.check`.
         """
         super().check(request, calibrated)
-        if request.precision == "w8a8" and self._ios < 17:
-            raise WrongValue(f"8-bit activations need iOS 17, the target is {self.target}", "choose ios17", "target")
-        if request.precision == "w8a8" and (
-            problem := missing_modules("the choice of float layers", ORDERING, "coreml")
-        ):
-            raise problem
+        if request.precision == "w8a8":
+            if self._ios < 17:
+                wrong = f"8-bit activations need iOS 17, the target is {self.target}"
+                raise WrongValue(wrong, "choose ios17", "target")
+            if problem := missing_modules("the choice of float layers", ORDERING, self.extra):
+                raise problem
         if self.group and request.precision not in PALETTES:
             raise WrongValue(
                 f"{request.precision} has no palettes to group", "leave it out, or choose a palette", "group"
@@ -216,10 +216,15 @@ class CoreML(Exporter):
         with quiet():
             lowering = W8A8(model, request.calibration, path.with_name("float" + path.suffix))
 
+        written: list[Collection[str]] = []
+
         def write(floats: Collection[str]) -> None:
+            if written and set(written[-1]) == set(floats):
+                return  # the package is there
             with quiet():
                 made = lowering.quantised(floats)
             self._write(made, path, source, request.precision, tools)
+            written.append(floats)
 
         def judge(floats: Collection[str]) -> Fidelity:
             write(floats)
