@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from test_hostile_names import NAMES, harmless, hostile
 
 from u2export.api.pages import write_report
 from u2export.benchmarks.gate.saved_masks import SavedMasks, key
-from u2export.benchmarks.pages.report_page import LARGEST, page
+from u2export.benchmarks.pages.report_page import LARGEST, LIBRARY, ROOM_FOR_DATA, ROOM_FOR_PICTURES, page
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError, WrongValue
 from u2export.reference.fidelity import ImageFidelity
@@ -102,17 +105,60 @@ def test_the_table_sorts_and_filters(shown: Any) -> None:
     shown.select_option("#device", index=0)
 
 
+def told(chart: Any) -> str:
+    """The text of the box beside a point, once there is one."""
+    box = chart.locator("g[aria-label=tip] text")
+    box.wait_for()
+    return "".join(box.text_content().split()).replace("\u200b", "")
+
+
 def test_the_front_speaks_to_mouse_and_keyboard(shown: Any) -> None:
     chart = shown.locator(".chart").first
-    points = chart.locator(".point")
+    points = chart.locator("[role=img]")
+    said = ["".join(point.get_attribute("aria-label").split()) for point in points.all()]
+    assert len(said) == 3 and len(set(said)) == 3
     points.nth(1).hover()
-    hovered = chart.locator(".said").inner_text()
-    assert hovered == points.nth(1).get_attribute("data-text")
+    assert told(chart) == said[1]
+    shown.locator("h1").hover()
     points.nth(0).focus()
-    shown.keyboard.press("ArrowRight")
-    assert chart.locator(".said").inner_text() == hovered
-    shown.keyboard.press("ArrowLeft")
-    assert chart.locator(".said").inner_text() == points.nth(0).get_attribute("data-text")
+    for i, press in ((0, "ArrowRight"), (1, "ArrowRight"), (2, "ArrowRight"), (0, "ArrowLeft")):
+        assert told(chart) == said[i]
+        shown.keyboard.press(press)
+    shown.keyboard.press("Tab")
+    assert chart.locator("g[aria-label=tip] text").count() == 0
+
+
+def test_distributions_speak_to_the_keyboard(shown: Any) -> None:
+    """One stop for each row, with its name whole and its middle and its end in words."""
+    for chart, words in ((shown.locator(".chart").nth(1), "worst"), (shown.locator(".chart").nth(2), "samples")):
+        assert ", AMD EPYC" in chart.locator(":scope > svg").get_attribute("aria-label")
+        names = chart.locator("g[aria-label=text] text").all_text_contents()
+        rows = chart.locator("[role=img]").all()
+        assert len(names) == len(rows) >= 2
+        for name, one in zip(names, rows, strict=True):
+            one.focus()
+            said = one.get_attribute("aria-label")
+            assert said.startswith(f"{name}: ") and words in said and told(chart) == "".join(said.split())
+        shown.keyboard.press("Tab")
+
+
+def test_the_library_is_that_of_its_authors_and_goes_with_its_licence() -> None:
+    text, folder = page([mixed_report()]), resources.files("u2export.benchmarks.pages") / "vendored"
+    form = r"\| (\S+\.js) \| .* \| ([\d.]+) \| ISC .*\(([^)]+)\)\) \| (\w{64}) \|"
+    rows = re.findall(form, (folder / "README.md").read_text(encoding="utf-8"))
+    assert {code for code, *_ in rows} == {code for code, _ in LIBRARY}
+    for code, version, terms, digest in rows:
+        content = (folder / code).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+        script, licence = content.decode("utf-8"), (folder / terms).read_text(encoding="utf-8")
+        assert f" v{version} Copyright" in script[:99] and "</script" not in script
+        assert "Permission to use, copy, modify" in licence and licence in text and script in text
+    assert "unsafe-eval" not in text and sum(len(s) for s in re.findall("<script>(.*?)</script>", text, re.S)) < 600_000
+
+
+def test_a_full_page_keeps_its_limit() -> None:
+    """Pictures and data fill their rooms; the library and half a megabyte for tables and charts fit beside them."""
+    assert ROOM_FOR_PICTURES + 4 * ROOM_FOR_DATA // 3 + len(page([])) + 500_000 <= LARGEST
 
 
 def test_photos_stand_worst_first_and_a_slider_parts_them(shown: Any) -> None:
@@ -159,7 +205,7 @@ def test_nothing_lies_beside_the_screen_of_a_phone(shown: Any) -> None:
     """Wide tables and charts scroll in frames of their own, and the page itself does not scroll sideways."""
     shown.set_viewport_size({"width": 375, "height": 800})
     shown.evaluate("document.querySelector('#device').add(new Option('a long name of a device '.repeat(9)))")
-    beside = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide, .scroll'))
+    beside = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide, .chart svg'))
         .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 99))"""
     assert shown.evaluate(beside) == []
     shown.evaluate("document.querySelector('#device').lastChild.remove()")
@@ -178,7 +224,7 @@ def test_it_prints_whole_words_and_colours(shown: Any, tmp_path: Path) -> None:
         return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > words.length }).length"""
     assert shown.evaluate(broken) == 0
     assert shown.evaluate("document.querySelector('#results').scrollWidth") <= 1040
-    assert shown.evaluate("getComputedStyle(document.querySelector('.key')).printColorAdjust") == "exact"
+    assert shown.evaluate("getComputedStyle(document.querySelector('.chart figure')).printColorAdjust") == "exact"
     shown.emulate_media(media="screen")
     shown.set_viewport_size({"width": 1200, "height": 900})
     if shutil.which("pdftotext"):

@@ -1,9 +1,8 @@
-"""Charts of a page as plain numbers: the template draws them as SVG, so they work without a script and in print."""
+"""Charts of a page as plain values: the page's library (Observable Plot) draws them in the browser."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,31 +11,35 @@ from numpy.typing import NDArray
 from u2export.benchmarks.report import Report, Row
 from u2export.benchmarks.tables import charts
 from u2export.benchmarks.tables.columns import milliseconds, small
+from u2export.text import one_line
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 64, 16, 12, 44
-STRIP = 34  # height of a row in a chart of distributions
-MOST_DOTS = 160  # of one row
+MOST_SAMPLES = 160  # of one row
+# Plot's symbols with a surface. Their number differs from that of the colours, so 56 rows look different.
+SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "star", "wye")
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A line of the grid: where it stands, and its label."""
+class Mark:
+    """How a row looks in every chart: its name, its colour and its symbol."""
 
-    at: float
-    label: str
+    name: str
+    colour: str
+    symbol: str
 
 
 @dataclass(frozen=True)
 class Point:
-    """A row in the chart of the front: place, range of its times, whether nothing beats it, and what it says."""
+    """A row in the chart of the front: milliseconds, their 10th and 90th percentile, and what it says.
 
-    x: float
-    y: float
+    `best` is true where no other row is both faster and closer to the reference.
+    """
+
+    name: str
+    ms: float
     low: float
     high: float
-    colour: str
+    mae: float
     best: bool
-    name: str
     text: str
 
 
@@ -44,28 +47,24 @@ class Point:
 class Front:
     """Latency against fidelity."""
 
+    marks: tuple[Mark, ...]
     points: tuple[Point, ...]
-    line: str
-    xs: tuple[Tick, ...]
-    ys: tuple[Tick, ...]
 
 
 @dataclass(frozen=True)
-class Dot:
-    """One sample, or one photo: its place in a strip, and what it says."""
+class Sample:
+    """One inference, or one photo: its row, its value, and what it says; an inference says nothing."""
 
-    x: float
+    name: str
+    value: float
     text: str
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The values of one row: `middle` is their median or mean, `high` the 90th percentile or the worst value."""
+    """A row's `middle` is the median or the mean of its samples, `high` the 90th percentile or the worst value."""
 
     name: str
-    colour: str
-    y: float
-    dots: tuple[Dot, ...]
     middle: float
     high: float
     text: str
@@ -73,142 +72,88 @@ class Strip:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values of all rows, one strip below the other."""
+    """The samples of all rows, one strip below the other; `log` asks for a logarithmic axis."""
 
-    title: str
-    axis: str
+    log: bool
+    marks: tuple[Mark, ...]
     strips: tuple[Strip, ...]
-    xs: tuple[Tick, ...]
-    height: float
-
-
-def label(report: Report, row: Row) -> str:
-    """Return a short name of a row, or its title where another row has the same short name."""
-    alike = [r for r in report.rows if charts.short(r) == charts.short(row)]
-    return charts.short(row) if len(alike) == 1 else row.title
+    samples: tuple[Sample, ...]
 
 
 def front(report: Report) -> Front | None:
     """Return the chart of latency against fidelity; None where no row has both."""
-    found = charts.drawable(report)
-    if not found:
-        return None
+    found = sorted(charts.drawable(report), key=lambda one: one[1])
     best = charts.front([(ms, mae) for _, ms, mae in found])
-    widest = 1.08 * max(max(ms, row.latency.p90 if row.latency.ns else 0) for row, ms, _ in found)
-    x = _linear(0, widest)
-    low, high = _decades([mae for _, _, mae in found])
-    y = _logarithmic(low, high, HEIGHT - BOTTOM, TOP)
-    points = tuple(_point(report, row, ms, mae, i in best, x, y) for i, (row, ms, mae) in enumerate(found))
-    return Front(points, _steps([points[i] for i in best]), _ticks(0, widest, x), _powers(low, high, y))
+    points = tuple(_point(report, row, ms, mae, i in best) for i, (row, ms, mae) in enumerate(found))
+    return Front(_marks(report, [row for row, _, _ in found]), points) if found else None
 
 
-def _point(report: Report, row: Row, ms: float, mae: float, best: bool, x: Scale, y: Scale) -> Point:
+def _point(report: Report, row: Row, ms: float, mae: float, best: bool) -> Point:
     low, high = (row.latency.percentile(10), row.latency.p90) if row.latency.ns else (ms, ms)
     worst = f", worst photo {small(row.fidelity.mae_worst)}" if row.fidelity else ""
     mask = "the reference of the masks" if mae <= charts.FLOOR and not row.fidelity else f"MAE {small(mae)}{worst}"
-    text = f"{row.title}: {milliseconds(ms)} ms, {mask}"
-    colour = str(charts.style(report, row)["color"])
-    return Point(x(ms), y(mae), x(low), x(high), colour, best, label(report, row), text)
+    text = f"{one_line(row.title)}: {milliseconds(ms)} ms, {mask}"
+    return Point(_name(report, row), *map(_rounded, (ms, low, high, mae)), best, text)
 
 
-def latencies(report: Report) -> Distribution | None:
-    """Return the samples of the latency of each row; None without samples."""
+def latencies(report: Report) -> tuple[str, Distribution] | None:
+    """Return what the axis shows, and the samples of the latency of each row; None without samples."""
     rows = [row for row in report.rows if row.latency.ns]
     if not rows:
         return None
+    # The slowest samples would squeeze all others together. They lie outside, and the axis tells their number.
     right = 1.15 * max(row.latency.percentile(99) for row in rows)
-    x = _linear(0, right)
-    strips = []
-    for i, row in enumerate(rows):
-        ms = np.asarray(row.latency.ns) / 1e6
-        shown = [value for value in _spread(ms) if value <= right]
-        text = f"median {milliseconds(row.latency.p50)} ms, 90th percentile {milliseconds(row.latency.p90)} ms"
-        dots = tuple(Dot(x(value), f"{milliseconds(value)} ms") for value in shown)
-        middle, high = x(row.latency.p50), x(min(row.latency.p90, right))
-        strips.append(_strip(report, row, i, dots, middle, high, f"{text}, {len(ms)} samples"))
-    axis = "latency of one inference in ms; thick: median, thin: 90th percentile"
-    return Distribution("Latency", axis, tuple(strips), _ticks(0, right, x), _height(rows))
+    strips, samples, outside = [], [], 0
+    for row in rows:
+        name, ms = _name(report, row), np.asarray(row.latency.ns) / 1e6
+        p50, p90 = row.latency.p50, row.latency.p90
+        text = f"median {milliseconds(p50)} ms, 90th percentile {milliseconds(p90)} ms, {len(ms)} samples"
+        strips.append(Strip(name, _rounded(p50), _rounded(min(p90, right)), f"{name}: {text}"))
+        outside += int((ms > right).sum())
+        samples += [Sample(name, value, "") for value in _evenly(ms[ms <= right])]
+    beyond = f"; {outside} slower samples lie outside" if outside else ""
+    axis = f"Latency of one inference in ms; thick: median, thin: 90th percentile{beyond}."
+    return axis, Distribution(False, _marks(report, rows), tuple(strips), tuple(samples))
 
 
-def fidelities(report: Report) -> Distribution | None:
-    """Return the mean absolute difference of each photo's mask for each row; None without compared masks."""
+def fidelities(report: Report) -> tuple[str, Distribution] | None:
+    """Return what the axis shows, and the difference of each photo's mask for each row; None without masks."""
     rows = [row for row in report.rows if row.images]
     if not rows:
         return None
-    low, high = _decades([max(image.mae, charts.FLOOR) for row in rows for image in row.images.values()])
-    x = _logarithmic(low, high, LEFT_OF_STRIPS, WIDTH - RIGHT)
-    strips = []
-    for i, row in enumerate(rows):
-        by_photo = {photo: max(image.mae, charts.FLOOR) for photo, image in row.images.items()}
+    strips, samples = [], []
+    for row in rows:
+        name = _name(report, row)
+        by_photo = {one_line(photo): max(image.mae, charts.FLOOR) for photo, image in row.images.items()}
         worst = max(by_photo, key=lambda photo: by_photo[photo])
         mean = sum(by_photo.values()) / len(by_photo)
-        dots = tuple(Dot(x(mae), f"{photo}: MAE {small(mae)}") for photo, mae in by_photo.items())
         text = f"mean {small(mean)}, worst {small(by_photo[worst])} ({worst})"
-        strips.append(_strip(report, row, i, dots, x(mean), x(by_photo[worst]), text))
-    axis = "mean absolute difference of one photo's mask (log); thick: mean, thin: the worst photo"
-    return Distribution("Fidelity of each photo", axis, tuple(strips), _powers(low, high, x), _height(rows))
+        strips.append(Strip(name, _rounded(mean), _rounded(by_photo[worst]), f"{name}: {text}"))
+        samples += [Sample(name, _rounded(mae), f"{photo}: MAE {small(mae)}") for photo, mae in by_photo.items()]
+    axis = "Mean absolute difference of one photo's mask (log); thick: mean, thin: the worst photo."
+    return axis, Distribution(True, _marks(report, rows), tuple(strips), tuple(samples))
 
 
-LEFT_OF_STRIPS = 190
+def _name(report: Report, row: Row) -> str:
+    """Return a short name of a row, or its title where another row has the same short name."""
+    alike = [r for r in report.rows if charts.short(r) == charts.short(row)]
+    return one_line(charts.short(row) if len(alike) == 1 else row.title)
 
 
-class Scale:
-    """A map from values to places."""
-
-    def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
-        self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
-
-    def __call__(self, value: float) -> float:
-        """Return the place of a value."""
-        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
-        return round(self.start + (at - low) / ((high - low) or 1) * (self.end - self.start), 1)
+def _marks(report: Report, rows: Iterable[Row]) -> tuple[Mark, ...]:
+    names = [row.name for row in report.rows]
+    symbols = {name: SYMBOLS[i % len(SYMBOLS)] for i, name in enumerate(names)}
+    return tuple(Mark(_name(report, row), charts.style(report, row)["color"], symbols[row.name]) for row in rows)
 
 
-def _linear(low: float, high: float) -> Scale:
-    return Scale(low, high, LEFT_OF_STRIPS, WIDTH - RIGHT, False)
-
-
-def _logarithmic(low: float, high: float, start: float, end: float) -> Scale:
-    return Scale(low, high, start, end, True)
-
-
-def _decades(values: Sequence[float]) -> tuple[float, float]:
-    """Return the powers of ten around values."""
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return 10.0**low, 10.0 ** (high if high > low else low + 1)
-
-
-def _powers(low: float, high: float, scale: Scale) -> tuple[Tick, ...]:
-    exponents = range(round(math.log10(low)), round(math.log10(high)) + 1)
-    return tuple(Tick(scale(10.0**e), "1" if e == 0 else f"1e{e}") for e in exponents)
-
-
-def _ticks(low: float, high: float, scale: Scale) -> tuple[Tick, ...]:
-    """Return about six round numbers between two values."""
-    step = 10.0 ** math.floor(math.log10((high - low) / 5))
-    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 7)
-    return tuple(Tick(scale(step * i), f"{step * i:g}") for i in range(int(high / step) + 1))
-
-
-def _steps(points: Sequence[Point]) -> str:
-    """Return the path of a staircase through points, for an SVG."""
-    if not points:
-        return ""
-    return f"M{points[0].x} {points[0].y}" + "".join(f"H{p.x}V{p.y}" for p in points[1:])
-
-
-def _spread(values: NDArray[np.float64]) -> list[float]:
+def _evenly(values: NDArray[np.float64]) -> list[float]:
     """Return the values, or as many of them as a chart can show, evenly over their order."""
-    ordered = np.sort(values)
-    if len(ordered) > MOST_DOTS:
-        ordered = ordered[np.linspace(0, len(ordered) - 1, MOST_DOTS).round().astype(int)]
-    return [float(value) for value in ordered]
+    ordered: Sequence[float] = np.sort(values)
+    if len(ordered) > MOST_SAMPLES:
+        ordered = np.asarray(ordered)[np.linspace(0, len(ordered) - 1, MOST_SAMPLES).round().astype(int)]
+    return [_rounded(value) for value in ordered]
 
 
-def _strip(report: Report, row: Row, i: int, dots: tuple[Dot, ...], middle: float, high: float, text: str) -> Strip:
-    colour = str(charts.style(report, row)["color"])
-    return Strip(label(report, row), colour, TOP + STRIP * (i + 0.5), dots, middle, high, text)
-
-
-def _height(rows: Sequence[Row]) -> float:
-    return TOP + STRIP * len(rows) + BOTTOM
+def _rounded(value: float) -> float:
+    """Return a value with the digits that a screen can show, so that the page stays small."""
+    return float(f"{value:.5g}")

@@ -43,22 +43,6 @@
   device.addEventListener("change", narrow);
   narrow();
 
-  // The front: hover and focus say the same; arrow keys go from point to point.
-  for (const chart of all(".chart")) {
-    const said = one(".said", chart), points = all(".point", chart);
-    points.forEach((point, i) => {
-      const tell = () => { said.textContent = point.dataset.text; };
-      for (const event of ["mouseenter", "focus", "click"]) point.addEventListener(event, tell);
-      point.addEventListener("keydown", (event) => {
-        const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-        if (step) {
-          event.preventDefault();
-          points[(i + step + points.length) % points.length].focus();
-        }
-      });
-    });
-  }
-
   // Photos: two views of a photo beside each other, parted by a slider.
   const cases = one(".cases");
   if (!cases) return;

@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -25,7 +25,11 @@ from u2export.text import one_line
 from u2export.version import __version__
 
 LARGEST = 5_000_000  # bytes of a page
-ROOM_FOR_PICTURES, ROOM_FOR_DATA = 3_400_000, 900_000
+ROOM_FOR_PICTURES, ROOM_FOR_DATA = 2_700_000, 900_000
+# The library of the charts, in the order of loading, with the licence that has to go with each copy.
+LIBRARY = (("d3.min.js", "d3.LICENSE"), ("plot.umd.min.js", "plot.LICENSE"))
+HINT = "Hover over a point, or go from point to point with the arrow keys."
+FRONT = "Large points are on the front: nothing is both faster and closer."
 # Values of a machine's state that change from minute to minute, in words.
 STATE = {"load": "load", "clocks": "clocks in MHz", "governor": "governor", "temperatures": "temperatures in °C"}
 
@@ -52,14 +56,23 @@ class TableRow:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A chart: its title, what its axis shows, how to use it, and what the page's script draws."""
+
+    title: str
+    axis: str
+    hint: str
+    values: plots.Front | plots.Distribution
+
+
+@dataclass(frozen=True)
 class Section:
     """What the page says of one device."""
 
     title: str
     published: bool
     facts: tuple[str, ...]
-    front: plots.Front | None
-    distributions: tuple[plots.Distribution, ...]
+    charts: tuple[Chart, ...]
     state: tuple[tuple[str, str, str], ...]
     command: str
     install: str
@@ -81,23 +94,32 @@ def page(reports: Sequence[Report], gallery: Gallery | None = None) -> str:
     """
     try:
         import jinja2
+        from markupsafe import Markup
     except ImportError:
         raise Unavailable("a page needs Jinja2", how_to_install("report")) from None
     shown = ordered(reports)
-    templates = resources.files("u2export.benchmarks.pages")
-    texts = {
-        name: (templates / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
-    }
+    texts = {name: _text(name) for name in ("report.html", "report.css", "charts.js", "report.js")}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts), autoescape=lambda name: name == "report.html", trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_harmless,
     )  # fmt: skip
     columns, rows = _table(shown)
+    sections = [_section(report, i, ROOM_FOR_DATA // len(shown)) for i, report in enumerate(shown)]
+    values = [asdict(chart.values) for section in sections for chart in section.charts]
     return environment.get_template("report.html").render(
-        version=__version__, columns=columns, rows=rows, gallery=gallery, P=plots,
-        codes=[*codes(table_of(report) for report in shown), LEGEND],
-        sections=[_section(report, i) for i, report in enumerate(shown)],
+        version=__version__, columns=columns, rows=rows, gallery=gallery, sections=sections,
+        codes=[*codes(table_of(report) for report in shown), LEGEND], library=Markup(_library()),
+        charts=jinja2.utils.htmlsafe_json_dumps(values),
     )  # fmt: skip
+
+
+def _text(name: str) -> str:
+    return (resources.files("u2export.benchmarks.pages") / name).read_text(encoding="utf-8")
+
+
+def _library() -> str:
+    """Return the library of the charts as a script."""
+    return "\n".join(f"/*\n{_text(f'vendored/{terms}')}*/\n{_text(f'vendored/{code}')}" for code, terms in LIBRARY)
 
 
 def _harmless(value: Any) -> Any:
@@ -126,24 +148,35 @@ def _cell(text: str, right: bool) -> TableCell:
     return TableCell(text, float(number[0]) if number else None, right, BLANKS.get(text, ""))
 
 
-def _section(report: Report, i: int) -> Section:
-    name, data, size = _download(report, i)
-    found = (plots.fidelities(report), plots.latencies(report))
+def _section(report: Report, i: int, room: int) -> Section:
+    name, data, size = _download(report, i, room)
     return Section(
         title=label(report.device), published=is_published(report), facts=tuple(facts(report)),
-        front=plots.front(report), distributions=tuple(d for d in found if d), state=tuple(_states(report)),
+        charts=tuple(_charts(report)), state=tuple(_states(report)),
         command=_command(report), install=_install(report),
         artifacts=tuple((row.name, row.digest) for row in report.rows if row.digest), name=name, data=data, bytes=size,
     )  # fmt: skip
 
 
-def _download(report: Report, i: int) -> tuple[str, str, int]:
-    """Return name, address and size of the raw results: JSON, compressed where it is large; no address if too large."""
+def _charts(report: Report) -> Iterator[Chart]:
+    if front := plots.front(report):
+        yield Chart("Fidelity against latency", FRONT, HINT, front)
+    if fidelities := plots.fidelities(report):
+        yield Chart("Fidelity of each photo", fidelities[0], "", fidelities[1])
+    if latencies := plots.latencies(report):
+        yield Chart("Latency", latencies[0], "", latencies[1])
+
+
+def _download(report: Report, i: int, room: int) -> tuple[str, str, int]:
+    """Return name, address and size of the raw results as JSON, compressed where it is large.
+
+    The address is empty where the results exceed the room in bytes.
+    """
     raw = compact(report.to_json()).encode("utf-8", "backslashreplace")
-    if len(raw) <= ROOM_FOR_DATA // 3:
+    if len(raw) <= room // 3:
         return f"results-{i + 1}.json", f"data:application/json;base64,{base64.b64encode(raw).decode()}", len(raw)
     packed = gzip.compress(raw, mtime=0)
-    if len(packed) > ROOM_FOR_DATA:
+    if len(packed) > room:
         return "", "", len(raw)
     return f"results-{i + 1}.json.gz", f"data:application/gzip;base64,{base64.b64encode(packed).decode()}", len(packed)
 
