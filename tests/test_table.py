@@ -180,7 +180,7 @@ def test_html_is_whole_and_escaped() -> None:
     checked = Balanced()
     checked.feed(text)
     assert not checked.open and checked.count["tr"] >= 1 + 4 + 1
-    # Nothing is loaded from elsewhere; the scripts behind name only namespaces of XML, and the policy lets them load nothing.
+    # Nothing is loaded from elsewhere: the scripts name only namespaces of XML, and the policy lets them load nothing.
     assert "http" not in text[: text.index("<script>")].replace("http-equiv", "") and "default-src 'none'" in text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ def _point(report: Report, row: Row, ms: float, mae: float, best: bool) -> Point
     worst = f", worst photo {small(row.fidelity.mae_worst)}" if row.fidelity else ""
     mask = "the reference of the masks" if mae <= charts.FLOOR and not row.fidelity else f"MAE {small(mae)}{worst}"
     text = f"{one_line(row.title)}: {milliseconds(ms)} ms, {mask}"
-    return Point(_name(report, row), *map(_rounded, (ms, low, high, mae)), best, text)
+    return Point(_name(report, row), _rounded(ms), _rounded(low), _rounded(high), _rounded(mae), best, text)
 
 
 def latencies(report: Report) -> tuple[str, Distribution] | None:
@@ -148,10 +148,10 @@ def _marks(report: Report, rows: Iterable[Row]) -> tuple[Mark, ...]:
 
 def _evenly(values: NDArray[np.float64]) -> list[float]:
     """Return the values, or as many of them as a chart can show, evenly over their order."""
-    ordered: Sequence[float] = np.sort(values)
+    ordered = np.sort(values)
     if len(ordered) > MOST_SAMPLES:
-        ordered = np.asarray(ordered)[np.linspace(0, len(ordered) - 1, MOST_SAMPLES).round().astype(int)]
-    return [_rounded(value) for value in ordered]
+        ordered = ordered[np.linspace(0, len(ordered) - 1, MOST_SAMPLES).round().astype(int)]
+    return [_rounded(float(value)) for value in ordered]
 
 
 def _rounded(value: float) -> float:
