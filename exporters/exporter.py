@@ -7,6 +7,7 @@ the comparison of the finished file with the PyTorch reference on real photos, a
 from __future__ import annotations
 
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -132,10 +133,14 @@ class Exporter(Runtime):
         return self.missing_runtime()
 
     def filename(self, source: Source, precision: str) -> str:
-        """`<weights>-<size>-<target>-<precision><suffix>`."""
+        """`<weights>-<size>-<target>-<precision><suffix>`, a name that a shell takes for one word.
+
+        The READMEs of kits and trtexec's commands hold this name in quotes of their own.
+        """
         c = source.contract
         size = f"{c.height}" if c.height == c.width else f"{c.height}x{c.width}"
-        return f"{source.weights.name}-{size}-{self.name}-{precision}{self.suffix}"
+        weights = re.sub(r"[^\w.+-]+", "-", source.weights.name)
+        return f"{weights}-{size}-{self.name}-{precision}{self.suffix}"
 
     def check(self, request: Request, calibrated: bool) -> None:
         """Refuse what cannot work before any time is spent on it; `calibrated` says whether photos are at hand.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
+import re
+import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 from builders import ANY_MASKS, measured_row, pictures, report
-from conftest import Cli, two_lines
+from conftest import ROOT, Cli, two_lines
 
 from u2export.cli import app
 from u2export.commands.parsing import MEANT, Command, without_levels
+from u2export.exporters.trt.recipe import Recipe
 
 ANY = ",".join(f"{name}={value}" for name, value in ANY_MASKS.items())
 SMALL = ("--weights", "random-u2netp", "--size", "32", "--budget", ANY)
@@ -143,6 +148,55 @@ def test_a_refused_file_lies_apart_with_its_report(cli: Cli, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["refused"]
     record = json.loads((tmp_path / "refused" / "random-u2netp-32-trt-fp16.onnx.json").read_text())
     assert record["notes"][-1].startswith("refused: ") and record["fidelity"]["mae"] > 1e-7
+
+
+def command_start() -> re.Pattern[str]:
+    """The beginning of a shell command, up to the place where a value stands."""
+    tools = [*(f"u2export {words}" for words in commands()), "trtexec", "ssh", "ssh-copy-id", "pip install", "cd"]
+    return re.compile(rf"\b(?:{'|'.join(tools)})(?: -[-\w]+=?)* ?$")
+
+
+def unquoted_values(text: str) -> list[str]:
+    """The values in commands inside f-strings of Python source that shlex does not quote."""
+    found, start = [], command_start()
+    for node in ast.walk(ast.parse(text)):
+        before = ""
+        for part in node.values if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(part, ast.Constant):
+                before += str(part.value)
+                continue
+            assert isinstance(part, ast.FormattedValue)
+            value = ast.unparse(part.value)
+            if start.search(before) and "shlex." not in value:
+                found.append(value)
+            before += "x"
+    return found
+
+
+def test_commands_in_messages_quote_what_they_hold() -> None:
+    """A name of a file with a space stays one word where a command is shown; values quoted before are listed here."""
+    assert unquoted_values("f'run u2export trt build {path}'") == ["path"]
+    assert not unquoted_values("f'run u2export trt build {shlex.quote(path)}'")
+    quoted_before = {"onnx", "host", "port", "' '.join(files)", "name", "number"}
+    for room in ("src", "reference", "calibration", "exporters", "benchmarks"):
+        for path in (ROOT / room).rglob("*.py"):
+            left = set(unquoted_values(path.read_text(encoding="utf-8"))) - quoted_before
+            assert not left, f"{path}: {left}"
+
+
+def test_hints_name_files_with_blanks_as_one_word(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    """Weights and folders such as "my photos": every command that a message shows can be pasted."""
+    folder = tmp_path / "my photos"
+    weights = cli("weights", "convert", "random-u2netp", "--to", folder / "my net.pth").stdout.splitlines()[0]
+    done = cli("onnx", "--weights", weights, "--size", "32", "--budget", ANY, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    artifact = done.stdout.splitlines()[0]
+    assert Path(artifact).parent == folder and " " not in Path(artifact).name
+    (shown,) = re.findall("next: (.*)", done.stderr)
+    assert shlex.split(shown) == ["u2export", "bench", artifact, "--images", "FOLDER"]
+    for command in replace(Recipe.read(recipe)[0], onnx="my net.onnx").commands().values():
+        words = shlex.split(command)
+        assert words[1] == "--onnx=my net.onnx" and all(word.startswith("--") for word in words[1:])
 
 
 def test_names_of_layers_are_never_cut(cli: Cli, recipe: Path) -> None:

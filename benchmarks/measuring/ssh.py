@@ -294,6 +294,7 @@ class SshMachine(Machine):
     def _refused(self, said: str) -> UserError:
         """Return the error that tells why ssh failed, from what ssh printed."""
         name, port = self.address.label, f" -p {self.address.port}" if self.address.port else ""
+        host = shlex.quote(name)
         if "IDENTIFICATION HAS CHANGED" in said:
             return UserError(
                 f"the host key of {name} is not the one in known_hosts: this may be another machine",
@@ -301,15 +302,15 @@ class SshMachine(Machine):
             )
         if "Host key verification failed" in said or "host key is known" in said:
             return UserError(
-                f"the host key of {name} is not known", f"log in once and compare the key: ssh{port} {name}"
+                f"the host key of {name} is not known", f"log in once and compare the key: ssh{port} {host}"
             )
         if "Permission denied" in said:
             return UserError(
-                f"{name} refuses the login with the keys of this user", f"copy a key there: ssh-copy-id{port} {name}"
+                f"{name} refuses the login with the keys of this user", f"copy a key there: ssh-copy-id{port} {host}"
             )
         return UserError(
             f"cannot reach {name}: {_last(said) or 'the connection was closed'}",
-            f"check that this works: ssh{port} {name}",
+            f"check that this works: ssh{port} {host}",
         )
 
 

@@ -7,6 +7,7 @@ A recipe holds precisions, scales, limits of TensorRT versions and commands for 
 from __future__ import annotations
 
 import re
+import shlex
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,13 +111,14 @@ class Recipe:
     def commands(self) -> dict[str, str]:
         """Return a trtexec command for each generation of TensorRT that builds the graph."""
         stem = Path(self.onnx).stem
+        onnx, layers, engine = map(shlex.quote, (self.onnx, f"{stem}.layers.json", f"{stem}.engine"))
         flags = {
             "8.5 to 10, weak typing": " ".join(self._weak_flags()),
             "10, strong typing": "--stronglyTyped",
             "11": "",
         }
-        ends = f"--profilingVerbosity=detailed --exportLayerInfo={stem}.layers.json --saveEngine={stem}.engine"
-        lines = {k: " ".join(f"trtexec --onnx={self.onnx} {v} {ends}".split()) for k, v in flags.items()}
+        ends = f"--profilingVerbosity=detailed --exportLayerInfo={layers} --saveEngine={engine}"
+        lines = {k: " ".join(f"trtexec --onnx={onnx} {v} {ends}".split()) for k, v in flags.items()}
         return {k: v for k, v in lines.items() if not (self.builds_with("8.5") and k.startswith("8.5"))}
 
     def _weak_flags(self) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -109,7 +110,7 @@ def _show(found: Fitted) -> None:
     remark(*(f"left out: {name}: {why}" for name, why in found.left_out.items()))
     if found.taken:
         echo(found.taken.path)
-        remark(f"  keeps {found.limits.in_words()}; next: u2export table {found.files[-1]}")
+        remark(f"  keeps {found.limits.in_words()}; next: u2export table {shlex.quote(str(found.files[-1]))}")
 
 
 def _cells(option: Option, found: Fitted, on_front: bool) -> list[str]:
