@@ -584,3 +584,47 @@ def test_shared_cases() -> None:
     assert marked.latency == plain.latency and marked.latency.ns and marked.name == plain.name
     with pytest.raises(UserError, match="aliases"):
         reports(SHARED_CASES / "bomb.yaml", "aihub", Claim())
+
+
+BOARD = (
+    "07-14-2025 10:29:36 RAM 2147/7620MB (lfb 2x4MB) CPU [0%@729] GR3D_FREQ {load}% gpu@48.625C "
+    "VDD_IN {mw}mW/4556mW VDD_CPU_GPU_CV 483mW/483mW"
+)
+WATTS = [(0, 4000)] * 9 + [(98, 10_000)] * 5 + [(97, 16_000)]
+POWER = {
+    "board": "\n".join(BOARD.format(load=load, mw=mw) for load, mw in WATTS),
+    "GPU": "power.draw [W], utilization.gpu [%]\n" + "[N/A], 99 %\n35.00 W, 0 %\n" + "11.00 W, 99 %\n" * 6,
+    "ANE": "*** Sampled system activity\nCombined Power (CPU + GPU + ANE): 11000 mW\n" * 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", POWER)
+def test_a_log_of_power_gives_the_energy_of_a_picture(of: str, cli: Cli, tmp_path: Path) -> None:
+    """Eleven watts for 20 ms are 0.22 J, in every form of log; idle times before the run do not count."""
+    timed, log = tmp_path / "t.json", tmp_path / "power.log"
+    timed.write_text(times([20.0] * 40))
+    log.write_text(POWER[of])
+    words = ("import", timed, "--as", "trtexec", "--device", "Board", "--out", tmp_path)
+    done = cli(*words, "--power", log, "--json")
+    assert done.returncode == 0, done.stderr
+    (path,) = json.loads(done.stdout)["written"]
+    (row,) = Report.load(Path(path)).rows
+    assert row.joules == pytest.approx(0.22, rel=1e-6)
+    (note,) = [note for note in row.notes if note.startswith("energy: 11 W, the mean power of ")]
+    assert of in note
+    text = render([Report.load(Path(path))], "md")
+    assert "| J |" in text and " 0.22 |" in text and "J: energy of one picture" in text
+
+
+def test_what_is_no_log_of_power(cli: Cli, tmp_path: Path) -> None:
+    timed, log = tmp_path / "t.json", tmp_path / "power.log"
+    timed.write_text(times([20.0] * 40))
+    words = ("import", timed, "--as", "trtexec", "--device", "Board", "--power", log)
+    two_lines(cli(*words), "no such file")
+    idle = "\n".join([BOARD.format(load=3, mw=4000)] * 9)
+    for text, says in (("", "no power"), (idle, "0 of 9"), (idle.replace("VDD_IN", "VDD_CPU_CV"), "no power")):
+        log.write_text(text)
+        two_lines(cli(*words), says)
+    log.write_text(POWER["ANE"])
+    statistics = ("import", DATA / "benchmark_report.json", "--as", "benchmark_app", "--device", "B", "--power", log)
+    two_lines(cli(*statistics), "every time of one model")

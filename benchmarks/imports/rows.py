@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from u2export.benchmarks.device import Device
+from u2export.benchmarks.imports.power_log import Power
 from u2export.benchmarks.imports.timed_model import UNTOLD, TimedModel
 from u2export.benchmarks.imports.tool_files import read
 from u2export.benchmarks.latency import Latency
@@ -31,12 +32,14 @@ class Claim:
         precision: the precision, if neither the file nor the artifact states it.
         artifact: the artifact that was timed; None if its record is not available.
         url: the address at which others published the file; "" for a file of the caller's own.
+        power: the mean power while the model ran, from a log of the caller's.
     """
 
     device: str = ""
     precision: str = ""
     artifact: Artifact | None = None
     url: str = ""
+    power: Power | None = None
 
 
 def reports(path: Path, form: str, claim: Claim, log: Path | None = None, judge: Judge | None = None) -> list[Report]:
@@ -50,12 +53,17 @@ def reports(path: Path, form: str, claim: Claim, log: Path | None = None, judge:
         judge: compares the masks that the file names. Without it the rows have no fidelity, and a note says so.
 
     Raises:
-        UserError: as `read`; nothing names the device; or the file belongs to another artifact.
+        UserError: as `read`; nothing names the device; the file belongs to another artifact; or a power is given for a
+            file that does not hold the times of one model.
         Unavailable: as `read`.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     by_device: dict[str, list[tuple[Device, TimedModel, Row]]] = {}
-    for model in read(path, form, log):
+    models = read(path, form, log)
+    if claim.power and (len(models) != 1 or not models[0].rounds):
+        problem = f"{path} does not hold every time of one model, so that a log of power tells nothing about it"
+        raise UserError(problem, "leave the log out", "power")
+    for model in models:
         device = Device(claim.device, "", "", 0) if claim.device else model.device
         if device is None or not (device.model or device.cpu):
             raise UserError(f"{path} does not say what it was measured on", "name the machine", "device")
@@ -86,6 +94,7 @@ def _row(model: TimedModel, path: Path, digest: str, claim: Claim, judge: Judge 
               "timed": model.timed, "url": claim.url}  # fmt: skip
     without_masks = () if images else ("no fidelity: no masks were brought back",)
     unknown = () if claim.artifact else ("no artifact's record: weights and preprocessing are not known",)
+    energy = tuple(map(claim.power.microjoules, model.rounds)) if claim.power else ()
     return replace(
         planned,
         images=images,
@@ -99,7 +108,8 @@ def _row(model: TimedModel, path: Path, digest: str, claim: Claim, judge: Judge 
         runtime=model.runtime,
         reason="failed" if model.problem else "",
         problem=model.problem,
-        notes=(*planned.notes, *model.notes, *without_masks, *unknown),
+        energy_uj=energy,
+        notes=(*planned.notes, *model.notes, *without_masks, *unknown, *([claim.power.note] if claim.power else [])),
         provenance="published" if claim.url else "imported",
         source={name: value for name, value in source.items() if value},
     )

@@ -23,6 +23,7 @@ BLANKS = {
     "n/a": "the value was not requested, or the system does not report it",
 }
 KNEE = "knee: median of the last 30 s of the sustained run, divided by the median of its first 30 s"
+JOULES = "J: energy of one picture in joules; of the whole processor package where it was measured here"
 # The packages whose versions a table names.
 TOOLS = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "coremltools", "tensorrt", "ai-edge-litert", "executorch",
@@ -51,11 +52,12 @@ def facts(report: Report, name: str = "") -> list[str]:
 
 
 def codes(tables: Iterable[Table]) -> list[str]:
-    """Return one line for each code of an empty cell in these tables, and for the mark of rows in a browser."""
+    """Return one line for each code of an empty cell in these tables, for energies, and for rows of a browser."""
     tables = list(tables)
     shown = {cell for table in tables for row in table.rows for cell in row}
     browser = [BROWSER] if any(row.provenance == IN_BROWSER for table in tables for row in table.report.rows) else []
-    return [*browser, *(f"{code}: {reason}" for code, reason in BLANKS.items() if code in shown)]
+    joules = [JOULES] if any(row.joules is not None for table in tables for row in table.report.rows) else []
+    return [*browser, *joules, *(f"{code}: {reason}" for code, reason in BLANKS.items() if code in shown)]
 
 
 def label(device: Device) -> str:

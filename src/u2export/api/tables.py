@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from u2export.benchmarks.imports import kit as _kit
+from u2export.benchmarks.imports.power_log import mean_power
 from u2export.benchmarks.imports.rows import Claim, reports
 from u2export.benchmarks.imports.tool_files import FORMATS as TOOLS
 from u2export.benchmarks.report import Report
@@ -122,6 +123,7 @@ def import_results(
     kit: str | Path | None = None,
     device: str = "",
     log: str | Path | None = None,
+    power: str | Path | None = None,
     precision: str = "",
     published: str = "",
     out: str | Path = "artifacts",
@@ -136,6 +138,8 @@ def import_results(
         kit: the folder of `phone_kit`, in place of `artifact`: it has the artifact, and masks to compare with.
         device: the machine, where the file does not say.
         log: what the tool printed: version, options, device.
+        power: a log of tegrastats, nvidia-smi or powermetrics from the time of the run: its mean power times the
+            latency is the energy of a picture.
         precision: the arithmetic, where neither file nor artifact says.
         published: the address where others published the file; rows are then marked as theirs.
         out: the folder for `<device>-<file>.json`, one for each device.
@@ -149,7 +153,7 @@ def import_results(
     opened = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact)) if artifact else None
     opened = _kit.artifact_of(Path(kit)) if kit is not None else opened
     judge = _kit.judge(Path(kit), source) if kit is not None else None
-    claim = Claim(device, precision, opened, published)
+    claim = Claim(device, precision, opened, published, mean_power(Path(power)) if power is not None else None)
     made = reports(source, tool, claim, Path(log) if log is not None else None, judge)
     make_folder(folder)
     written = []

@@ -23,6 +23,9 @@ def import_(
     ] = None,
     device: Annotated[str, typer.Option(help="The machine, where the file does not say.")] = "",
     log: Annotated[Path | None, typer.Option(help="What the tool printed: version, options, device.")] = None,
+    power: Annotated[
+        Path | None, typer.Option(help="What tegrastats, nvidia-smi or powermetrics logged during the run: energy.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="The arithmetic, where neither file nor artifact says.")] = "",
     published: Annotated[
         str, typer.Option(metavar="URL", help="Where others published the file; rows are marked as theirs.")
@@ -34,8 +37,8 @@ def import_(
 ) -> None:
     """Read latencies that another tool measured into results for `u2export table`; they stay marked as imported."""
     made = tables.import_results(
-        file, form, artifact=artifact, kit=kit, device=device, log=log, precision=precision, published=published,
-        out=out,
+        file, form, artifact=artifact, kit=kit, device=device, log=log, power=power, precision=precision,
+        published=published, out=out,
     )  # fmt: skip
     written(made, as_json)
 
