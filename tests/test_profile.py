@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 from builders import stub_artifact
 from conftest import Cli, two_lines
+from typer.testing import CliRunner
 
 from u2export.api.profiling import profile, profile_chart, profile_summary
 from u2export.benchmarks.profiling.layer_times import LayerTime, Profile, bounded
 from u2export.benchmarks.profiling.runtimes import _means, measured
 from u2export.benchmarks.profiling.trtexec_profile import from_trtexec
 from u2export.benchmarks.roofline import Chip, LayerWork
-from u2export.errors import UserError, WrongValue
+from u2export.cli import app
+from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.reference.image import Contract
 
 Tiny = Callable[[str, float], Path]
@@ -111,6 +114,17 @@ def test_the_command_writes_what_it_shows(cli: Cli, tiny: Tiny, tmp_path: Path) 
     data = json.loads(cli("profile", path, "--runs", "1", "--json").stdout)
     assert data["layers"][0]["ms"] >= 0 and data["coverage"] > 0
     two_lines(cli("profile", path, "--device", "abacus"), "no device 'abacus'", code=2)
+
+
+def test_a_chart_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table = tiny("profiled.onnx", 0.5), tmp_path / "layers.csv"
+    words = ["profile", str(path), "--csv", str(table), "--chart"]
+    assert isinstance(CliRunner().invoke(app, [*words, "layers.gif"]).exception, WrongValue)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert isinstance(CliRunner().invoke(app, [*words, "layers.png"]).exception, Unavailable)
+    assert not table.exists()
 
 
 def test_the_shipped_int8_file_has_times_and_bounds(cli: Cli) -> None:

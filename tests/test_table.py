@@ -73,6 +73,20 @@ def test_terminal_fits_120_columns_and_shows_every_name() -> None:
     assert "no NVIDIA GPU | here" in text and "this machine cannot run it" in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_long_names_break_between_words(width: int) -> None:
+    rows = (measured_row("u2netp-official-320-openvino-fp32.xml"), measured_row("x" * 30), measured_row("a photo.onnx"))
+    out = io.StringIO()
+    Console(file=out, width=width).print(terminal(report(*rows)))
+    table = [line[:24].strip() for line in out.getvalue().splitlines()]
+    if width < 120:
+        at = table.index("u2netp-official-320-")
+        assert table[at + 1] == "openvino-fp32.xml" and "x" * 24 in table
+    else:
+        assert "u2netp-official-320-openvino-fp32.xml" in out.getvalue()
+    assert "a photo.onnx" in table and all(len(line) <= width for line in out.getvalue().splitlines())
+
+
 def test_csv_is_complete_and_unrounded() -> None:
     records = list(csv.DictReader(io.StringIO(render([mixed_report(), mixed_report()], "csv"))))
     assert len(records) == 8 and {r["device"] for r in records} == {mixed_report().device.fingerprint}

@@ -62,6 +62,22 @@ def summary(profile: Profile) -> Iterator[str]:
     yield from (f"note: {note}" for note in profile.notes)
 
 
+def check_chart(path: Path) -> None:
+    """Refuse what cannot be drawn, before any time is spent on measuring.
+
+    Raises:
+        WrongValue: the file has another ending than CHART_SUFFIXES.
+        Unavailable: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in CHART_SUFFIXES:
+        raise WrongValue(f"no chart of the form {path.suffix!r}", f"end the name in {' or '.join(CHART_SUFFIXES)}")
+    try:
+        import matplotlib
+    except ImportError:
+        raise Unavailable("charts need matplotlib", how_to_install("charts")) from None
+    matplotlib.use("Agg")
+
+
 def chart(profile: Profile, path: Path, most: int = 20) -> Path:
     """Draw the slowest layers as bars, with a mark for the bound where there is one.
 
@@ -74,13 +90,7 @@ def chart(profile: Profile, path: Path, most: int = 20) -> Path:
         WrongValue: the file has another ending.
         Unavailable: matplotlib is not installed.
     """
-    if path.suffix.lower() not in CHART_SUFFIXES:
-        raise WrongValue(f"no chart of the form {path.suffix!r}", f"end the name in {' or '.join(CHART_SUFFIXES)}")
-    try:
-        import matplotlib
-    except ImportError:
-        raise Unavailable("charts need matplotlib", how_to_install("charts")) from None
-    matplotlib.use("Agg")
+    check_chart(path)
     import matplotlib.pyplot as plt
 
     make_folder(path.parent)

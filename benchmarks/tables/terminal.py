@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
@@ -47,7 +48,7 @@ class _Fitted:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
         present = [shown for stack in STACKS if (shown := [title for title in stack if title in self.cells])]
         stacks = self._fitting(present, options.max_width)
-        yield self._stacked(stacks)
+        yield self._stacked(stacks, options.max_width)
         yield Text()
         yield from _notes(self.report.rows)
         if lost := [title for stack in present if stack not in stacks for title in stack]:
@@ -74,12 +75,15 @@ class _Fitted:
         widest = max(map(cell_len, texts))
         return (min(widest, NAME_WIDTH) if stack[0] == "artifact" else widest) + GAP
 
-    def _stacked(self, stacks: Sequence[Sequence[str]]) -> RichTable:
+    def _stacked(self, stacks: Sequence[Sequence[str]], width: int) -> RichTable:
+        room = max(
+            NAME_WIDTH, width + GAP - sum(self._width(stack) for stack in stacks if stack[0] != "artifact") - GAP
+        )
         stacked = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
         for stack in stacks:
             _add_column(stacked, stack)
         for i, row in enumerate(self.report.rows):
-            values = [_above_each_other([self.cells[title][i] for title in stack]) for stack in stacks]
+            values = [_above_each_other([self.cells[title][i] for title in stack], room) for stack in stacks]
             stacked.add_row(*values, end_section=True, style="yellow" if row.reason else None)
         return stacked
 
@@ -93,12 +97,22 @@ def _add_column(table: RichTable, stack: Sequence[str]) -> None:
         table.add_column(title, justify="right", overflow="fold", no_wrap=True)
 
 
-def _above_each_other(values: Sequence[str]) -> Text:
-    """Return the values as one cell; all except the first are dim."""
-    text = rich_text(values[0])
+def _above_each_other(values: Sequence[str], room: int) -> Text:
+    """Return the values as one cell of a width; all except the first are dim."""
+    text = Text("\n".join(_in_lines(one_line(values[0]), room)))
     for value in values[1:]:
-        text.append(f"\n{one_line(value)}", style="dim")
+        text.append("".join(f"\n{line}" for line in _in_lines(one_line(value), room)), style="dim")
     return text
+
+
+def _in_lines(name: str, room: int) -> list[str]:
+    """Break a name that is wider than its column behind a dash, a dot or a blank, where it has one."""
+    lines = [""]
+    for part in re.findall(r"[^-._ ]*[-._ ]?", name):
+        if lines[-1] and cell_len(lines[-1] + part.rstrip()) > room:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def _notes(rows: Sequence[Row]) -> Iterable[Text]:

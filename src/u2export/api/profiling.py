@@ -6,14 +6,14 @@ from pathlib import Path
 
 from u2export.benchmarks.profiling.layer_times import LayerTime, Profile, bounded
 from u2export.benchmarks.profiling.runtimes import measured
-from u2export.benchmarks.profiling.shown import chart, layer_table, summary
+from u2export.benchmarks.profiling.shown import chart, check_chart, layer_table, summary
 from u2export.benchmarks.profiling.trtexec_profile import from_trtexec, is_profile
 from u2export.benchmarks.roofline import chips, this_machine
 from u2export.errors import WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 
-__all__ = ["LayerTime", "Profile", "profile", "profile_chart", "profile_summary", "profile_table"]
+__all__ = ["LayerTime", "Profile", "check_chart", "profile", "profile_chart", "profile_summary", "profile_table"]
 
 HERE = "here"
 # For the terminal, as rich renders it; lines of text; and a picture.

@@ -67,6 +67,8 @@ def profile(
     as_json: AsJson = "",
 ) -> None:
     """Measure the time of each layer with the runtime's profiler, beside the roofline's bound."""
+    if chart is not None:
+        profiling.check_chart(chart)
     with waiting("measuring layers"):
         made = profiling.profile(
             artifact, runs=runs, threads=threads, device=device, layer_info=layer_info, graph=graph
