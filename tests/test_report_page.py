@@ -23,6 +23,7 @@ from test_hostile_names import NAMES, harmless, hostile
 
 from u2export.api.pages import write_report
 from u2export.benchmarks.gate.saved_masks import SavedMasks, key
+from u2export.benchmarks.latency import Latency
 from u2export.benchmarks.pages.report_page import LARGEST, LIBRARY, ROOM_FOR_DATA, ROOM_FOR_PICTURES, page
 from u2export.benchmarks.report import Report
 from u2export.errors import UserError, WrongValue
@@ -267,6 +268,12 @@ def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> Non
     samples = tuple(tuple(int(v) for v in rng.integers(10**8, 10**9, 400)) for _ in range(500))
     row = replace(made.rows[0], latency=replace(made.rows[0].latency, rounds=samples))
     assert len(page([replace(made, rows=(row,))])) < LARGEST // 2
+
+
+def test_a_bench_without_times_is_repeated_without_times() -> None:
+    silent = replace(measured_row("my net.onnx"), latency=Latency())
+    assert "u2export bench &#39;my net.onnx&#39; --images PHOTOS --no-latency --json" in page([report(silent)])
+    assert "--no-latency" not in page([mixed_report()])
 
 
 def test_what_does_not_belong_together(cli: Cli, tmp_path: Path) -> None:

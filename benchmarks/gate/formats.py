@@ -98,7 +98,7 @@ def _cell(finding: Finding | None) -> Text:
 
 def _number(finding: Finding) -> str:
     ratio = finding.measure in ("collapse", "latency", "size")
-    return f"{finding.value:.3f}" if ratio else f"{finding.value:+.5f}"
+    return f"{finding.value:.3f}" if ratio else f"{round(finding.value, 5) + 0.0:+.5f}"
 
 
 def junit(verdicts: Verdicts) -> str:

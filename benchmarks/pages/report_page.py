@@ -210,12 +210,14 @@ def _command(report: Report) -> str:
     how += [f"--scenario throughput --batch {s.batch} --streams {s.streams}"] if s.scenario != "latency" else []
     how += [f"--sustained {s.sustained:g} --cooldown {s.cooldown:g}"] if s.sustained else []
     how += [f"--threads {s.threads}"] if s.threads else []
+    how = how if any(row.latency.ns for row in ours) else ["--no-latency"]
     return f"u2export bench {' '.join(files)} --images PHOTOS {' '.join(how)} --json results.json"
 
 
 def _file(row: Row) -> str:
     """Return the name of the artifact's file: that of the row without the arithmetic behind it."""
-    return row.name.split(" ")[0] if " " in row.name else row.name
+    found = re.match(r".+?\.\w+(?= |$)", row.name)
+    return found[0] if found else row.name
 
 
 def _install(report: Report) -> str:

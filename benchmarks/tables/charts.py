@@ -152,7 +152,8 @@ def pareto(report: Report) -> Any:
     """
     points = drawable(report)
     if not points:
-        raise UserError("no row has both a latency and a fidelity", "bench it on photos, or import it with its kit")
+        hint = "bench on photos and with times, import with a kit, or draw one of the kinds photos and latency"
+        raise UserError("no row has both a latency and a fidelity", hint, "kind")
     figure, axes = _figure(7.2, 4.6)
     best = front([(ms, mae) for _, ms, mae in points])
     axes.step([points[i][1] for i in best], [points[i][2] for i in best], where="post", color="#9aa0a8", lw=1, zorder=1)
