@@ -69,6 +69,7 @@ def test_the_command_makes_a_set_that_calibrates(tmp_path: Path, cli: Cli) -> No
     assert [p.name for p in found.photos] == [f"images/scene-{i:05d}.jpg" for i in (5, 6, 7, 8)]
     mask = np.asarray(Image.open(masks / "scene-00005.png"))
     assert np.array_equal(mask, scene(5, 96, 128)[1])
+    assert not cli("calib", "synth", "--out", out.with_name("quiet"), "--size", "64", "--count", "1").stderr
     inside = cli("calib", "synth", "--out", out, "--masks", out / "masks", "--count", "1")
     assert inside.returncode == 1 and "lies inside" in inside.stderr
 

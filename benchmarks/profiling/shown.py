@@ -43,7 +43,7 @@ def _bound_cells(layer: LayerTime) -> list[str]:
 def summary(profile: Profile) -> Iterator[str]:
     """Yield lines that tell what was measured, how the layers compare with the whole, and which kinds take the time."""
     ran = ", ".join(str(v) for k, v in profile.runtime.items() if k not in ("threads",) and v)
-    threads = f", {profile.runtime['threads']} threads" if "threads" in profile.runtime else ""
+    threads = _threads(profile.runtime.get("threads", ""))
     yield f"{profile.name}: {ran}{threads}; {profile.runs} runs with the profiler on"
     if not math.isnan(profile.coverage):
         yield (
@@ -60,6 +60,10 @@ def summary(profile: Profile) -> Iterator[str]:
             "bandwidth if nothing stays in a cache; an estimate"
         )
     yield from (f"note: {note}" for note in profile.notes)
+
+
+def _threads(count: object) -> str:
+    return f", {count} thread{'' if str(count) == '1' else 's'}" if count else ""
 
 
 def check_chart(path: Path) -> None:

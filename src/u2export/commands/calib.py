@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from u2export.api import lower_precision
-from u2export.commands.console import echo, remark, stderr, waiting
+from u2export.commands.console import Bars, echo, remark, waiting
 from u2export.commands.options import AsJson, Resize, Size, print_json, written
 from u2export.commands.parsing import Command, Group
 from u2export.text import one_line
@@ -78,11 +78,9 @@ def synth(
     as_json: AsJson = "",
 ) -> None:
     """Make synthetic scenes of salient objects; the same seed gives the same scenes. Prints the folder."""
-    from rich.progress import Progress
-
-    with Progress(console=stderr(), transient=True) as bar:
-        task = bar.add_task("scenes", total=count)
+    with Bars() as bars:
         made = lower_precision.make_scenes(
-            out, count=count, seed=seed, size=size, masks=masks, progress=lambda done: bar.update(task, completed=done)
-        )
+            out, count=count, seed=seed, size=size, masks=masks,
+            progress=lambda done: bars.show("scenes", done, count),
+        )  # fmt: skip
     written([made], as_json)
