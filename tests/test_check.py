@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from u2export.benchmarks.gate import formats
 from u2export.benchmarks.gate.baseline import Baseline, bare, differences, pairs, updated
+from u2export.benchmarks.gate.formats import _number
 from u2export.benchmarks.gate.judging import judge
 from u2export.benchmarks.gate.policy import DEFAULTS, Policy
 from u2export.benchmarks.gate.saved_masks import SavedMasks, rejudged, rejudged_baseline
@@ -419,6 +420,10 @@ def test_damaged_baselines_are_user_errors(tmp_path_factory: pytest.TempPathFact
 def mixed() -> Verdicts:
     rows = row(images=worse(1, iou=0.5)), row("b.onnx", images=worse(2, mae=0.0025)), row("d|x,y:%.onnx")
     return judge(report(*rows), accepted(row(), row("b.onnx"), row("c.onnx")))
+
+
+def test_a_loss_that_rounds_to_zero_has_no_minus() -> None:
+    assert _number("iou", -1e-7) == "+0.00000" and _number("iou", -0.002) == "-0.00200"
 
 
 def test_junit() -> None:

@@ -93,12 +93,15 @@ def _used(verdicts: Verdicts) -> list[str]:
 def _cell(finding: Finding | None) -> Text:
     if finding is None or finding.value is None:
         return Text("–", style="dim")
-    return Text(_number(finding), style=COLOURS[finding.verdict] if finding.verdict != "pass" else "")
+    return Text(
+        _number(finding.measure, finding.value), style=COLOURS[finding.verdict] if finding.verdict != "pass" else ""
+    )
 
 
-def _number(finding: Finding) -> str:
-    ratio = finding.measure in ("collapse", "latency", "size")
-    return f"{finding.value:.3f}" if ratio else f"{round(finding.value, 5) + 0.0:+.5f}"
+def _number(measure: str, value: float) -> str:
+    """Return a ratio, or a loss with its sign; a loss that rounds to zero is +0."""
+    ratio = measure in ("collapse", "latency", "size")
+    return f"{value:.3f}" if ratio else f"{round(value, 5) + 0.0:+.5f}"
 
 
 def junit(verdicts: Verdicts) -> str:
