@@ -47,6 +47,8 @@ class BenchRequest:
         cluster: the Dask scheduler whose workers judge the masks, such as "tcp://host:8786", or "local:4" for workers
             that are started here; empty for none.
         shared_files: whether the workers see the artifacts and photos under the same paths.
+        store: address of fsspec, such as "s3://bucket/folder", from which the workers fetch artifacts and photos; what
+            is missing there is uploaded. Empty for none.
         usb: whether the page of "web" is brought to a phone on a cable, by `adb reverse`.
         device_python: Python on the other machine, with numpy, Pillow and the runtime.
         ssh_config: configuration file of ssh in place of the user's own.
@@ -85,6 +87,7 @@ class BenchRequest:
     device: str = "local"
     cluster: str = ""
     shared_files: bool = False
+    store: str = ""
     usb: bool = False
     device_python: str = "python3"
     ssh_config: Path | None = None
@@ -188,6 +191,8 @@ def _machine(request: BenchRequest, announce: Callable[[str], None]) -> Machine 
     """The machine that `device` or `cluster` names; None for this machine."""
     if request.cluster:
         return _cluster(request)
+    if request.store:
+        raise WrongValue("a store holds files for the workers of a cluster", "add --cluster", "store")
     web = request.device.partition(":")[0] == "web"
     if request.usb and not web:
         raise WrongValue("only the page of a browser goes over USB", "add --device web", "usb")
@@ -223,7 +228,10 @@ def _cluster(request: BenchRequest) -> Machine:
     from u2export.benchmarks.cluster.journal import Journal
     from u2export.benchmarks.cluster.machine import ClusterMachine
 
-    return ClusterMachine(request.cluster, request.shared_files, Journal(request.json, request.resume), request.timeout)
+    return ClusterMachine(
+        request.cluster, request.shared_files, Journal(request.json, request.resume), request.timeout,
+        store=request.store,
+    )  # fmt: skip
 
 
 def _write_pictures(

@@ -8,9 +8,9 @@ only to order them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,18 @@ WORTH_SPLITTING, WORK_WORTH_SPLITTING = 0.1, 0.08
 
 
 Sample = tuple[Floats, Floats]  # network input and the reference's d0, each (1, ., H, W)
+# Judges graphs, which are made one by one, on samples; yields their fidelity in the same order.
+Judge = Callable[[Sequence[Callable[[], "onnx.ModelProto"]], Sequence[Sample]], Iterator[Fidelity]]
+
+
+def judged_here(makers: Sequence[Callable[[], onnx.ModelProto]], samples: Sequence[Sample]) -> Iterator[Fidelity]:
+    """Judge graphs in this process; see `Judge`."""
+    for make in makers:
+        session = open_graph(make())
+        feed = session.get_inputs()[0].name
+        outputs = (session.run(None, {feed: x})[0] for x, _ in samples)
+        pairs = zip(outputs, samples, strict=True)
+        yield Fidelity(tuple(compare(got[0], want[0]) for got, (_, want) in pairs))
 
 
 def stage_of(layer: str) -> str:
@@ -89,6 +101,7 @@ class Search:
         work: cost of each layer in float, by name; multiply-accumulates by default.
         progress: is told about each measurement: the number of earlier ones, and what is measured.
         rounded: of `rounded_weights`; other weights are rounded to their nearest steps.
+        judge: judges the graphs; in this process by default.
 
     Raises:
         UserError: there are no photos, or the budget is empty.
@@ -106,6 +119,7 @@ class Search:
         work: Mapping[str, float] | None = None,
         progress: Callable[[int, str], None] = lambda count, what: None,
         rounded: Rounded | None = None,
+        judge: Judge = judged_here,
     ) -> None:
         if not samples:
             raise UserError("there are no photos to measure masks on", "give a folder of photos")
@@ -113,7 +127,7 @@ class Search:
             raise UserError("the search has no budget", "give one, for example mae=0.0015")
         self.model, self.ranges, self.errors, self.spec = model, ranges, errors, spec
         self.samples, self.held_back, self.budget, self.progress = samples, held_back, budget, progress
-        self.rounded = rounded
+        self.rounded, self._judge = rounded, judge
         self.work: Mapping[str, float] = work or layer_macs(model)
         self.measured: dict[frozenset[str], Fidelity] = {}
         self.checks: dict[frozenset[str], Fidelity] = {}  # of held-back photos
@@ -126,17 +140,20 @@ class Search:
     def fidelity(self, kept: frozenset[str]) -> Fidelity:
         """Fidelity of the masks with these layers in float and all others in 8 bit."""
         if kept not in self.measured:
-            self.progress(len(self.measured), self._label(kept))
-            self.measured[kept] = self._fidelity(kept, self.samples)
+            self._measure([kept])
         return self.measured[kept]
 
-    def _fidelity(self, kept: frozenset[str], samples: Sequence[Sample]) -> Fidelity:
+    def _measure(self, sets: Iterable[frozenset[str]]) -> None:
+        """Judge all sets that are not measured yet, so that a cluster has work for all its workers."""
+        new = [kept for kept in dict.fromkeys(sets) if kept not in self.measured]
+        first = len(self.measured)
+        makers = [partial(self._graph, kept, first + i, self._label(kept)) for i, kept in enumerate(new)]
+        self.measured.update(zip(new, self._judge(makers, self.samples), strict=True))
+
+    def _graph(self, kept: frozenset[str], number: int, label: str) -> onnx.ModelProto:
+        self.progress(number, label)
         spec = replace(self.spec, keep_float=(*self.spec.keep_float, *sorted(kept)))
-        opened = open_graph(quantize(self.model, self.ranges, spec, self.errors, self.rounded))
-        feed = opened.get_inputs()[0].name
-        outputs = (opened.run(None, {feed: x})[0] for x, _ in samples)
-        pairs = zip(outputs, samples, strict=True)
-        return Fidelity(tuple(compare(got[0], want[0]) for got, (_, want) in pairs))
+        return quantize(self.model, self.ranges, spec, self.errors, self.rounded)
 
     def load(self, kept: frozenset[str]) -> float:
         """Share of the budget that is used up with these layers in float."""
@@ -168,6 +185,8 @@ class Search:
         everything, whole = frozenset(self.layers), sum(self.work.values())
         queue = [tuple(block) for _, block in groupby(self.layers, stage_of)]
         while queue:
+            if everything.difference(queue[0]) not in self.measured:
+                self._measure(everything.difference(block) for block in queue)
             block = queue.pop(0)
             cost, work = self.load(everything.difference(block)), sum(self.work[n] for n in block)
             if len(block) > 1 and work > WORK_WORTH_SPLITTING * whole and cost > WORTH_SPLITTING:
@@ -221,8 +240,8 @@ class Search:
     def _check(self, taken: Sequence[Unit]) -> Fidelity:
         kept = _joined(taken)
         if kept not in self.checks:
-            self.progress(len(self.measured), f"held-back photos, {self._label(kept)}")
-            self.checks[kept] = self._fidelity(kept, self.held_back)
+            make = partial(self._graph, kept, len(self.measured), f"held-back photos, {self._label(kept)}")
+            (self.checks[kept],) = self._judge([make], self.held_back)
         return self.checks[kept]
 
     def _names(self, kept: frozenset[str]) -> tuple[str, ...]:
@@ -253,6 +272,7 @@ def search_float_layers(
     measured: bool = False,
     condition: bool = True,
     progress: Callable[[str], None] = lambda what: None,
+    judge: Judge = judged_here,
 ) -> Sensitivity:
     """Search the layers to keep in float so that the masks of the 8-bit network stay within a budget.
 
@@ -270,6 +290,7 @@ def search_float_layers(
         measured: weigh layers by the time that 8 bit saves on this machine, not by multiply-accumulates.
         condition: shift near-constant channels before quantising, as every 8-bit export does.
         progress: is told what happens now, in a few words.
+        judge: judges the graphs of the search; in this process by default.
 
     Returns:
         The choice, every set measured on the way, and whether the choice keeps the budget (`met`).
@@ -297,5 +318,6 @@ def search_float_layers(
     search = Search(
         model, ranges, errors, spec, judged, budget, samples[2::3], work,
         progress=lambda count, what: progress(f"graph {count + 1}: {what}"), rounded=rounded,
+        judge=judge,
     )  # fmt: skip
     return search.run(source.weights.label)

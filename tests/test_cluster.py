@@ -29,7 +29,9 @@ from u2export.benchmarks.cluster.bench import ClusterBench
 from u2export.benchmarks.cluster.gathered import Gathered
 from u2export.benchmarks.cluster.journal import Journal
 from u2export.benchmarks.cluster.machine import ClusterMachine
+from u2export.benchmarks.cluster.models import cluster_models
 from u2export.benchmarks.cluster.standing import difference, most_common, standing
+from u2export.benchmarks.fitting.trial import HERE
 from u2export.benchmarks.measuring.bench import measure
 from u2export.benchmarks.measuring.photos import photos_in
 from u2export.benchmarks.measuring.plan import Plan, settings
@@ -37,8 +39,9 @@ from u2export.benchmarks.report import Report
 from u2export.errors import Unavailable, UserError, WrongValue
 from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
+from u2export.reference.fidelity import image_json
 from u2export.reference.image import Contract
-from u2export.reference.weights import Identity
+from u2export.reference.weights import Identity, file_digest
 
 HOSTILE = (sys.executable, str(Path(__file__).with_name("hostile_worker.py")))
 TIMES = ("load_ns", "opening_ns", "preprocess_ns", "inference_ns", "postprocess_ns", "memory")
@@ -309,6 +312,132 @@ def test_workers_of_the_cluster_are_left_as_they_were(
 def test_a_cluster_started_here_leaves_the_port_of_dashboards_alone(cluster: Client) -> None:
     server = cluster.cluster.scheduler.http_server
     assert server.address == "127.0.0.1" and server.port != 8787
+
+
+@pytest.mark.slow
+def test_fit_judges_on_a_cluster_and_times_here(address: str, folder: Path, tmp_path: Path) -> None:
+    noise_pictures(folder / "photos" / "more", (f"q{i:02}.png" for i in range(10)))
+    given: dict[str, Any] = {"weights": "random-u2netp", "targets": "ort", "sizes": "32", "budget": "mae=0.9",
+                             "rounds": 6, "samples": 6, "seconds": 0, "limit": 0}  # fmt: skip
+    here = u2.fit(folder / "photos", **given, out=tmp_path / "here")
+    there = u2.fit(folder / "photos", **given, out=tmp_path / "there", cluster=address, shared_files=True)
+    images = [[image_json(image) for image in found.report.rows[0].images.values()] for found in (here, there)]
+    assert images[0] == images[1] and len(images[0]) == 19 and list(there.report.broken) == ["p4a.jpg"]
+    row = there.report.rows[0]
+    assert len(row.inference_ns) == HERE and len(row.latency.rounds) == 6 and there.taken and here.taken
+    assert there.reference == here.reference and there.report.environment["cluster"]["workers"]
+
+
+@pytest.mark.slow
+def test_fit_refuses_workers_whose_masks_are_others(
+    cluster: Client, address: str, folder: Path, tmp_path: Path
+) -> None:
+    def fit(**options: Any) -> None:
+        u2.fit(folder / "photos", weights="random-u2netp", targets="ort", sizes="32", budget="mae=0.9", rounds=6,
+               samples=6, seconds=0, out=tmp_path / "fit", **options)  # fmt: skip
+
+    with pytest.raises(WrongValue, match="cannot make the masks of ssh://board"):
+        fit(cluster=address, device="ssh://board")
+    wrong = (
+        "from u2export.benchmarks.cluster import on_fit; on_fit.kept = on_fit.compare_at;"
+        "on_fit.compare_at = lambda size, maps, want: on_fit.kept(size, maps / 2, want)"
+    )
+    cluster.run(exec, wrong, {})
+    try:
+        with pytest.raises(UserError, match=r"another mask of p0\.png with .* than this machine"):
+            fit(cluster=address)
+    finally:
+        cluster.run(exec, "from u2export.benchmarks.cluster import on_fit; on_fit.compare_at = on_fit.kept", {})
+    other = "from u2export.benchmarks.cluster.standing import standing; standing()['environment']['numpy'] = {!r}"
+    cluster.run(exec, other.format("0.1"))
+    try:
+        with pytest.raises(UserError, match=r"not like this machine: numpy 0\.1 in place of"):
+            fit(cluster=address)
+    finally:
+        cluster.run(exec, other.format(standing()["environment"]["numpy"]))
+
+
+@pytest.mark.slow
+def test_studies_judge_the_same_masks_on_a_cluster(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from u2export.benchmarks.studies import int8_fidelity as study
+    from u2export.benchmarks.studies.photo_sets import ClusterJudge, Judge
+    from u2export.calibration.dataset import Calibration
+    from u2export.reference.source import Source
+
+    noise_pictures(tmp_path / "set", (f"p{i}.png" for i in range(9)), 80, 60)
+    source = Source.open("random-u2netp", Contract(64, 64))
+    networks = study.Networks(source, Calibration.bundled(source.contract).subset(4), ())
+    photos = sorted((tmp_path / "set").iterdir())
+    cells = (study.Cell("ort", "minmax", 4), study.Cell("openvino qdq", "minmax", 4), study.Cell("pytorch noisy"))
+    with cluster_models(address, like_here=True) as models:
+        judges = Judge(), ClusterJudge(models)
+        rows = [
+            [study.row_of(networks, cell, {"set": judge.pairs(source, photos)}, judge) for cell in cells]
+            for judge in judges
+        ]
+        assert rows[0] == rows[1] and judges[1].about()["cluster"]["workers"] and not judges[0].about()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of a server that speaks the protocol of S3; processes that start now know the server."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "me",
+                        "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("masks")
+    yield "s3://masks/some/folder"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.slow
+def test_workers_fetch_files_from_s3(bucket: str, folder: Path, tiny: Callable[[str, float], Path], cli: Cli) -> None:
+    import s3fs
+
+    artifacts = [tiny("one.onnx", 1.0), tiny("two.onnx", 1.02)]
+    given: dict[str, Any] = {"masks": folder / "masks", "reference": str(artifacts[0]), "latency": False, "threads": 1}
+    here = u2.bench(artifacts, folder / "photos", **given)
+    there = u2.bench(artifacts, folder / "photos", **given, cluster="local:2", store=bucket)
+    assert comparable(there) == comparable(here) and there.rows[-1].accuracy["images"] == 5
+    system = s3fs.S3FileSystem()
+    names = {Path(name).name: system.modified(name) for name in system.ls(bucket)}
+    wanted = [*(folder / "photos").iterdir(), *(folder / "masks").iterdir(), *artifacts]
+    assert {file_digest(path) for path in wanted} <= names.keys()
+
+    photo = folder / "photos" / "p3.png"
+    system.pipe_file(f"{bucket}/{file_digest(photo)}", photo.read_bytes()[::-1])
+    system.rm_file(f"{bucket}/{file_digest(folder / 'photos' / 'p5.png')}")
+    told = cli("bench", *artifacts, "--images", folder / "photos", "--no-latency", "--cluster", "local:1", "--store",
+               bucket, "--reference", artifacts[0])  # fmt: skip
+    two_lines(told, f"p3.png at {bucket} is another file than its sha256 says", 1)
+    again = {Path(name).name: system.modified(name) for name in s3fs.S3FileSystem().ls(bucket, refresh=True)}
+    assert again.keys() == names.keys()  # what was missing is there again
+    assert {n for n in names if again[n] != names[n]} == {
+        file_digest(folder / "photos" / name) for name in ("p3.png", "p5.png")
+    }
+
+
+def test_a_store_of_another_protocol(address: str, folder: Path, tmp_path: Path, cli: Cli, hostile: Make) -> None:
+    artifacts = [hostile("good"), hostile("fine")]
+    store = (tmp_path / "store").as_uri()
+    with_store = ClusterMachine(address, False, Journal(None, False), 60, HOSTILE, store=store)
+    there = measure(plan(artifacts, folder, with_store), kind=ClusterBench)
+    assert comparable(there) == comparable(measure(plan(artifacts, folder)))
+    words = ("bench", artifacts[0].path, "--images", folder / "photos", "--no-latency")
+    two_lines(cli(*words, "--store", store), "a store holds files for the workers of a cluster", 2)
+    on = ("--cluster", address)
+    two_lines(cli(*words, *on, "--store", "somewhere"), "is no address of files", 2)
+    two_lines(cli(*words, *on, "--store", store, "--shared-files"), "either shared or fetched from a store", 2)
+    two_lines(cli(*words, *on, "--store", "nowhere://bucket"), "cannot read nowhere://bucket: Protocol not known", 1)
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ import u2export as u2
 from u2export.api.measuring import read_report
 from u2export.benchmarks.fitting.candidates import candidates, targets
 from u2export.benchmarks.fitting.choice import Limits, Option, closest, front, losers, take, time_of
-from u2export.benchmarks.fitting.trial import LARGEST, FullSize
+from u2export.benchmarks.fitting.full_size import LARGEST, FullSize
 from u2export.benchmarks.report import Report, Row
 from u2export.calibration.dataset import Calibration
 from u2export.cli import main

@@ -227,3 +227,17 @@ def test_from_photos_to_a_choice(tmp_path: Path) -> None:
         search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "calib", {"mae": 1.0})
     with pytest.raises(UserError, match="no scheme named 'tpu'"):
         search_float_layers("random-u2netp", tmp_path / "calib", tmp_path / "images", {"mae": 1.0}, scheme="tpu")
+
+
+def test_a_cluster_finds_what_this_machine_finds() -> None:
+    pytest.importorskip("distributed")
+    from u2export.benchmarks.cluster.models import cluster_models
+
+    model = chain(6)
+    found = samples(model, 5)
+    ranges = observe(model, [x for x, _ in found])
+    budget = {"mae": 0.6 * Search(model, ranges, {}, ONNX_RUNTIME, found[:3], {"mae": 1.0}).fidelity(frozenset()).mae}
+    here = Search(model, ranges, {}, ONNX_RUNTIME, found[:3], budget, found[3:]).run("chain")
+    with cluster_models("local:2") as models:
+        there = Search(model, ranges, {}, ONNX_RUNTIME, found[:3], budget, found[3:], judge=models.graphs).run("chain")
+    assert there.to_json() == here.to_json() and there.evaluations > 1

@@ -42,7 +42,7 @@ class ClusterBench(Bench):
 
         def tasks() -> Iterator[tuple[int, dict[str, Any]]]:
             for start in range(0, len(paths), most):
-                files = [self._cluster.file(path) for path in paths[start : start + most]]
+                files = self._cluster.files(paths[start : start + most])
                 yield start, {**self._cluster.about(), "photos": files, "channels": channels}
 
         for start, result in self._cluster.window.results(read_photos, tasks()):

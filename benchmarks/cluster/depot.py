@@ -8,13 +8,15 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
+from u2export.benchmarks.cluster.on_models import MODELS
 from u2export.benchmarks.cluster.on_worker import end_processes, folder_in
 
 
 class Depot(WorkerPlugin):  # type: ignore[misc]
     """Writes files into a folder of a run on every worker, also on workers that come later.
 
-    Dask sends the plugin as it sends tasks. When it is taken away, it ends the run's processes and removes the folder.
+    Dask sends the plugin as it sends tasks. When it is taken away, it removes the folder. The plugin of the run's own
+    folder, which has no name, also ends the processes and closes the models.
 
     Args:
         run: name of the run.
@@ -35,5 +37,7 @@ class Depot(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Any) -> None:
         """Remove the folder."""
-        end_processes()
+        if not self.folder:
+            end_processes()
+            MODELS.close()
         shutil.rmtree(folder_in(worker.local_directory, self.run) / self.folder, ignore_errors=True)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from u2export.benchmarks.cluster.gathered import Gathered, GatheredRow
@@ -101,39 +102,26 @@ class ClusterJudging(Judging):
     def _tasks(self, group: _Group, gathered: Gathered) -> Iterator[tuple[tuple[int, int, list[int]], dict[str, Any]]]:
         """Yield the tasks that are left: (first photo, number of photos, numbers of the rows) and the task."""
         machine, paths = self._cluster, list(self._photos.paths.values())
-        specs = [self._spec(planned) for planned in group.rows]
+        specs = [machine.row(planned, self._workers.opening(planned)) for planned in group.rows]
         for start, count in gathered.chunks(machine.chunk(paths)):
             rows = gathered.wanted(start)
-            some = range(start, start + count)
-            truths = [self._plan.masks.get(paths[i]) for i in some] if self._plan.masks else []
+            some, end = paths[start : start + count], start + count
             yield (
                 (start, count, rows),
                 {
                     **machine.about(),
-                    "photos": [{**machine.file(paths[i]), "digest": self._photos.digests[i]} for i in some],
-                    "truths": [machine.file(truth) if truth else None for truth in truths],
+                    "photos": machine.photos(some, self._photos.digests[start:end]),
+                    "truths": self._truths(some),
                     "rows": [specs[i] for i in rows],
                     "reference": group.reference,
                 },
             )
 
-    def _spec(self, planned: PlannedRow) -> dict[str, Any]:
-        """Return a row as a task takes it."""
-        opening, contract = self._workers.opening(planned), planned.contract
-        files = {}
-        if "artifact" in opening:
-            files["artifact"] = self._cluster.sent(opening.pop("artifact"))
-        elif (weights := self._cluster.weights(opening["weights"])) is not None:
-            opening.pop("weights")
-            files["weights"] = weights
-        hashes = self._cluster.hashes(planned)
-        return {
-            "opening": opening,
-            "files": files,
-            "hashes": hashes,
-            "height": contract.height,
-            "width": contract.width,
-        }
+    def _truths(self, photos: Sequence[Path]) -> list[dict[str, Any] | None]:
+        """Return a mask or None for each photo; nothing where no accuracy is asked for."""
+        masks = self._plan.masks
+        files = iter(self._cluster.files([masks[photo] for photo in photos if photo in masks]))
+        return [next(files) if photo in masks else None for photo in photos] if masks else []
 
     def _row(self, planned: PlannedRow, found: GatheredRow, reference: str) -> Row:
         """Return a row with what was gathered; `reference` is empty for the reference itself and without one."""

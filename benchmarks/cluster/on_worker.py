@@ -1,7 +1,8 @@
 """What runs on the workers of a cluster: tasks that take and return plain data.
 
-A task names a file in one of three ways: {"path"} is a file that the worker sees, {"sent"} a file in the worker's
-folder of the run, and {"bytes", "name"} is the content of a file with its name.
+A task names a file in one of four ways: {"path"} is a file that the worker sees, {"sent"} a file in the worker's
+folder of the run, {"bytes", "name"} is the content of a file with its name, and {"store", …} a file to fetch, see
+`store.Store`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from u2export.benchmarks.cluster.children import Children
+from u2export.benchmarks.cluster.references import Reference
 from u2export.benchmarks.cluster.standing import difference, standing
+from u2export.benchmarks.cluster.store import fetch, fetch_folder
 from u2export.benchmarks.measuring.ground_truth import measures, read_truth
 from u2export.benchmarks.measuring.judging import refuse_other_maps
 from u2export.benchmarks.measuring.photos import digest_of, why_broken
@@ -63,7 +66,7 @@ def read_photos(task: Data) -> Data:
     Args:
         task: {run, standing, photos, channels}.
     """
-    return _checked(task, _read_photos)
+    return checked(task, _read_photos)
 
 
 def judge_photos(task: Data) -> Data:
@@ -79,7 +82,7 @@ def judge_photos(task: Data) -> Data:
             sha256 of the artifact's files. The first row is the reference if `reference` is true. `truths` holds a
             file or None for each photo, and nothing where no accuracy is asked for.
     """
-    return _checked(task, _judge_photos)
+    return checked(task, _judge_photos)
 
 
 def ask(task: Data) -> Data:
@@ -88,10 +91,10 @@ def ask(task: Data) -> Data:
     Args:
         task: {run, standing, command, timeout, do, fields, artifact}; `artifact` is a file or None.
     """
-    return _checked(task, _ask)
+    return checked(task, _ask)
 
 
-def _checked(task: Data, action: Callable[[Data, Path], Data]) -> Data:
+def checked(task: Data, action: Callable[[Data, Path], Data]) -> Data:
     """Do a task in a folder of its own, unless this worker is of another kind than the task wants.
 
     Returns:
@@ -109,14 +112,33 @@ def _checked(task: Data, action: Callable[[Data, Path], Data]) -> Data:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _file(file: Mapping[str, Any], folder: Path, run: str) -> Path:
-    """Return the path on this worker of a file that a task names; see the module."""
+def run_folder(task: Data, folder: Path) -> Path:
+    """Return the folder of a task's run on this worker; `folder` is that of the task."""
+    return folder_in(str(folder.parent), task["run"])
+
+
+def file_here(file: Mapping[str, Any], task: Data, folder: Path, own: str = "file") -> Path:
+    """Return the path on this worker of a file that a task names; see the module.
+
+    Args:
+        file: how the task names it.
+        task: the task, of which only the run is read.
+        folder: the folder of the task.
+        own: the name of the folder in it for a file that comes for this task alone.
+
+    Raises:
+        UserError: it cannot be fetched, or it is another one.
+    """
     if "path" in file:
         return Path(str(file["path"]))
+    if "files" in file:
+        return fetch_folder(file, run_folder(task, folder))
     if "sent" in file:
-        return folder_in(str(folder.parent), run) / str(file["sent"])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / Path(file["name"]).name
+        return run_folder(task, folder) / str(file["sent"])
+    if "store" in file:
+        return fetch(file, folder / own)
+    (folder / own).mkdir(parents=True, exist_ok=True)
+    path = folder / own / Path(file["name"]).name
     path.write_bytes(file["bytes"])
     return path
 
@@ -124,7 +146,7 @@ def _file(file: Mapping[str, Any], folder: Path, run: str) -> Path:
 def _read_photos(task: Data, folder: Path) -> Data:
     found: list[Data] = []
     for i, photo in enumerate(task["photos"]):
-        path = _photo(photo, folder / str(i), folder, task["run"])
+        path = file_here(photo, task, folder, str(i))
         try:
             found.append({"digest": digest_of(path, task["channels"])})
         except UserError as error:
@@ -132,21 +154,32 @@ def _read_photos(task: Data, folder: Path) -> Data:
     return {"photos": found}
 
 
-def _photo(file: Mapping[str, Any], own: Path, folder: Path, run: str) -> Path:
-    return _file(file, own if "bytes" in file else folder, run)
+def photos_here(task: Data, folder: Path) -> list[Path]:
+    """Return the paths on this worker of the photos of a task.
 
-
-def _judge_photos(task: Data, folder: Path) -> Data:
-    photos = [_photo(p, folder / f"photo-{i}", folder, task["run"]) for i, p in enumerate(task["photos"])]
+    Raises:
+        UserError: a photo is not the one that the task means.
+    """
+    photos = [file_here(photo, task, folder, f"photo-{i}") for i, photo in enumerate(task["photos"])]
     for photo, told in zip(photos, task["photos"], strict=True):
         if file_digest(photo) != told["digest"]:
             raise UserError(
                 f"{photo.name} is another photo on a worker than it was before",
                 "give all workers the same files, and change none while the masks are judged",
             )
-    truths = [
-        _photo(t, folder / f"truth-{i}", folder, task["run"]) if t else None for i, t in enumerate(task["truths"])
-    ]
+    return photos
+
+
+def reference_here(task: Data, folder: Path) -> Reference:
+    """Return the PyTorch reference of a task: {weights, file, contract}; `file` is a file or None."""
+    told = task["reference"]
+    weights = str(file_here(told["file"], task, folder)) if told["file"] else told["weights"]
+    return Reference(weights, told["contract"], run_folder(task, folder))
+
+
+def _judge_photos(task: Data, folder: Path) -> Data:
+    photos = photos_here(task, folder)
+    truths = [file_here(truth, task, folder, f"truth-{i}") if truth else None for i, truth in enumerate(task["truths"])]
     rows: list[Data] = []
     want: list[Floats] | None = None
     for row in task["rows"]:
@@ -162,6 +195,27 @@ def _judge_photos(task: Data, folder: Path) -> Data:
     return {"rows": rows}
 
 
+def predicted(task: Data, row: Data, folder: Path, photos: Sequence[Path]) -> tuple[list[Floats], Mapping[str, Any]]:
+    """Return the maps (K, height, width) of a row for each photo, and what its process answered when it was opened.
+
+    Raises:
+        WorkerFailed: the row failed; the problem names no folder of this worker.
+        UserError: the artifact's files are others than those of the client.
+    """
+    opening = dict(row["opening"])
+    for name, file in row["files"].items():
+        opening[name] = str(file_here(file, task, folder))
+    if "artifact" in opening:
+        check_files(task["run"], Path(opening["artifact"]).parent, row["hashes"])
+    try:
+        with children().opened(opening, task["command"], task["timeout"], task["run"]) as child:
+            answers = child.process.stream("predict", photos=[str(photo) for photo in photos])
+            found = [next(answers) for _ in photos]
+            return [_map(answer, row) for answer in found], child.opened
+    except WorkerFailed as failure:
+        raise WorkerFailed(failure.reason, without_folders(failure.problem, opening.get("artifact", ""))) from None
+
+
 def _judged(
     task: Data, row: Data, folder: Path, photos: Sequence[Path], truths: Sequence[Path | None],
     want: Sequence[Floats] | None,
@@ -169,23 +223,11 @@ def _judged(
     """Return what a row gives for the photos, and its maps (K, height, width).
 
     Raises:
-        WorkerFailed: the row failed; the problem names no folder of this worker.
+        WorkerFailed: as `predicted`; or the maps are not those of the reference's classes.
     """
-    opening = dict(row["opening"])
-    for name, file in row["files"].items():
-        opening[name] = str(_file(file, folder, task["run"]))
-    if "artifact" in opening:
-        _check_files(task["run"], str(Path(opening["artifact"]).parent), tuple(row["hashes"].items()))
-    try:
-        with children().opened(opening, task["command"], task["timeout"], task["run"]) as child:
-            answers = child.process.stream("predict", photos=[str(photo) for photo in photos])
-            found = [next(answers) for _ in photos]
-            opened = child.opened
-        maps = [_map(answer, row) for answer in found]
-        if want:
-            refuse_other_maps(maps[0], want[0])
-    except WorkerFailed as failure:
-        raise WorkerFailed(failure.reason, without_folders(failure.problem, opening.get("artifact", ""))) from None
+    maps, opened = predicted(task, row, folder, photos)
+    if want:
+        refuse_other_maps(maps[0], want[0])
     images = [image_json(compare(got, wanted)) for got, wanted in zip(maps, want or (), strict=False)]
     one = bool(truths) and len(maps[0]) == 1
     return {
@@ -195,13 +237,17 @@ def _judged(
     }, maps  # fmt: skip
 
 
-@lru_cache(maxsize=256)
-def _check_files(run: str, folder: str, hashes: tuple[tuple[str, str], ...]) -> None:
+def check_files(run: str, folder: Path, hashes: Mapping[str, str]) -> None:
     """Check once in a run that the files of an artifact are those of the client.
 
     Raises:
         UserError: a file is missing or another one.
     """
+    _check_files(run, str(folder), tuple(hashes.items()))
+
+
+@lru_cache(maxsize=256)
+def _check_files(run: str, folder: str, hashes: tuple[tuple[str, str], ...]) -> None:
     for name, digest in hashes:
         path = Path(folder) / name
         if not path.is_file() or file_digest(path) != digest:
@@ -225,7 +271,7 @@ def _measures(maps: Floats, truth: Path) -> Data:
 def _ask(task: Data, folder: Path) -> Data:
     fields = dict(task["fields"])
     if task["artifact"]:
-        fields["artifact"] = str(_file(task["artifact"], folder, task["run"]))
+        fields["artifact"] = str(file_here(task["artifact"], task, folder))
     process = children().start(task["command"], task["timeout"])
     with process:
         try:

@@ -37,8 +37,8 @@ START = f"dask worker ADDRESS --nthreads 1 --resources {RESOURCE}=1"
 LOOK = 2.0
 # Fields of a request that name files or machines of the client, or that make no sense on a worker.
 ELSEWHERE = (
-    "artifacts", "images", "masks", "limit", "reference", "device", "cluster", "shared_files", "usb", "device_python",
-    "ssh_config", "json", "resume", "contact_sheet", "save_reference", "save_masks",
+    "artifacts", "images", "masks", "limit", "reference", "device", "cluster", "shared_files", "store", "usb",
+    "device_python", "ssh_config", "json", "resume", "contact_sheet", "save_reference", "save_masks",
 )  # fmt: skip
 
 
@@ -91,6 +91,8 @@ def _check(request: BenchRequest) -> None:
     check_address(request.cluster)
     if LOCAL.fullmatch(request.cluster):
         raise WrongValue("workers that are started here share this machine", "leave out --device and --cluster")
+    if request.store:
+        raise WrongValue("the files of a bench on machines of a cluster are sent to them", "leave it out", "store")
     unfit = {"contact_sheet": request.contact_sheet, "save_masks": request.save_masks,
              "save_reference": request.save_reference, "resume": request.resume}  # fmt: skip
     if given := next((name for name, value in unfit.items() if value), None):

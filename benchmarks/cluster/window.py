@@ -100,8 +100,12 @@ class Window:
             running.cancel()
 
     def submitted(self, function: Callable[[Task], Task], task: Task) -> Any:
-        """Submit one task to the workers that take part."""
-        chosen = {"workers": list(self.allowed()), "allow_other_workers": False} if self.census.refused else {}
+        """Submit one task to the workers that take part, if possible to the one that its field "near" names."""
+        chosen: dict[str, Any] = {}
+        if self.census.refused:
+            chosen = {"workers": list(self.allowed()), "allow_other_workers": False}
+        elif near := task.get("near"):
+            chosen = {"workers": [near], "allow_other_workers": True}
         # No retries: what the function raises is an error of the user or of this package.
         return self._client.submit(function, task, pure=False, retries=0, **chosen)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from u2export.benchmarks.fitting.candidates import Candidate, candidates, targets
 from u2export.benchmarks.fitting.choice import HOPELESS, ROUNDS, Fitted, Limits, Option, take, time_of
-from u2export.benchmarks.fitting.trial import Trial
+from u2export.benchmarks.fitting.trial import Stopped, Trial
 from u2export.benchmarks.measuring.machine import Machine
 from u2export.benchmarks.measuring.photos import photos_in
 from u2export.benchmarks.measuring.plan import Plan, Progress, settings
@@ -20,6 +22,9 @@ from u2export.exporters.artifact import Artifact
 from u2export.files import make_folder, write_json
 from u2export.reference.image import Contract
 from u2export.reference.source import Source
+
+if TYPE_CHECKING:
+    from u2export.benchmarks.cluster.machine import ClusterMachine
 
 REPORT, RESULT = "report.json", "fit.json"
 
@@ -43,6 +48,8 @@ class FitRequest:
         tier, samples, seconds, rounds, threads: how long rows are timed, as for a bench.
         device: "local", or "ssh://user@host:port".
         device_python, ssh_config, timeout: as for a bench.
+        cluster, shared_files, store: whose workers judge the masks, and how they get the files, as for a bench; empty
+            for this machine alone.
     """
 
     images: Path
@@ -65,20 +72,25 @@ class FitRequest:
     device_python: str = "python3"
     ssh_config: Path | None = None
     timeout: float = 300.0
+    cluster: str = ""
+    shared_files: bool = False
+    store: str = ""
 
 
 def fit(request: FitRequest, progress: Progress = lambda stage, done, total: None) -> Fitted:
     """Search, and write the artifacts, the report and the result into the request's folder.
 
     Raises:
-        UserError: photos cannot be read or are in both sets, a target is unknown, too few rounds, the device cannot be
-            reached, or a file cannot be written.
+        UserError: photos cannot be read or are in both sets, a target is unknown, too few rounds, the device or the
+            cluster cannot be reached, the workers of the cluster are not like this machine, or a file cannot be
+            written.
         Unavailable: a package is missing.
     """
     timing = settings(request.tier, request.samples, request.seconds, request.rounds, request.threads)
     if timing.rounds < ROUNDS:
         raise WrongValue(f"{timing.rounds} rounds prove nothing", f"give {ROUNDS} or more", "rounds")
     machine = _machine(request)
+    cluster = _cluster(request) if request.cluster else None
     exporters, left_out = targets(request.targets, here=machine is None)
     source = Source.open(request.weights, request.reference)
     photos = photos_in(request.images, request.limit, arrays=source.contract.channels not in (1, 3))
@@ -86,8 +98,12 @@ def fit(request: FitRequest, progress: Progress = lambda stage, done, total: Non
     wanted, more = candidates(exporters, sources, [_calibration(request, s) for s in sources])
     make_folder(request.out)
     plan = Plan([], photos, settings=timing, timeout=request.timeout, machine=machine)
-    with tempfile.TemporaryDirectory(prefix="u2export-fit-") as scratch, machine or Machine(plan.worker):
-        trial = Trial(plan, Path(scratch), _saver(request), progress, source, request.limits)
+    with (
+        tempfile.TemporaryDirectory(prefix="u2export-fit-") as scratch,
+        machine or Machine(plan.worker),
+        cluster or nullcontext(),
+    ):
+        trial = Trial(plan, Path(scratch), _saver(request), progress, source, request.limits, cluster)
         return _Search(request, trial, progress, {**left_out, **more}).run(wanted)
 
 
@@ -97,6 +113,26 @@ def _machine(request: FitRequest) -> Machine | None:
     from u2export.benchmarks.measuring.ssh import SshMachine, address
 
     return SshMachine(address(request.device), request.device_python, request.ssh_config)
+
+
+def _cluster(request: FitRequest) -> ClusterMachine:
+    """Return the cluster that judges the masks.
+
+    Raises:
+        WrongValue: the device is another machine, or the address is none.
+    """
+    if request.device != "local":
+        raise WrongValue(
+            f"the workers of a cluster cannot make the masks of {request.device}",
+            "run fit on the device itself, or leave out the cluster",
+            "cluster",
+        )
+    from u2export.benchmarks.cluster.journal import Journal
+    from u2export.benchmarks.cluster.machine import ClusterMachine
+
+    return ClusterMachine(
+        request.cluster, request.shared_files, Journal(None, False), request.timeout, store=request.store
+    )
 
 
 def _calibration(request: FitRequest, source: Source) -> Calibration | None:
@@ -173,6 +209,8 @@ class _Search:
             made = candidate.export_with_float(
                 out / "with-float", self.request.limits.budget, self.request.max_float, show
             )
+        except Stopped:
+            raise
         except Unavailable as problem:
             self.left_out[candidate.label] = problem.problem
             return

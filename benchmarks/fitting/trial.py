@@ -2,67 +2,37 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from u2export.benchmarks.fitting.choice import Limits, losers
+from u2export.benchmarks.fitting.full_size import FullSize
 from u2export.benchmarks.measuring.bench import Bench
+from u2export.benchmarks.measuring.judging import Judging
+from u2export.benchmarks.measuring.photos import Photos
 from u2export.benchmarks.measuring.plan import Plan, Progress
 from u2export.benchmarks.measuring.rows import PlannedRow
 from u2export.benchmarks.measuring.timing import Timing
 from u2export.benchmarks.report import Report, Row
+from u2export.errors import UserError
 from u2export.exporters.artifact import Artifact
-from u2export.reference.classes import stacked
-from u2export.reference.fidelity import ImageFidelity, compare
-from u2export.reference.image import Floats, bilinear
-from u2export.reference.photos import read_picture
+from u2export.reference.fidelity import ImageFidelity, image_json
 from u2export.reference.source import Source
-from u2export.reference.verification import sees_nothing
+from u2export.reference.spread import evenly_spread
 
-LARGEST = 1024  # pixels: larger photos are compared at this height or width
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from u2export.benchmarks.cluster.full_size import ClusterFullSize
+    from u2export.benchmarks.cluster.machine import ClusterMachine
 
-
-class FullSize:
-    """The reference's maps, to be compared with maps of any size at the size of the photos.
-
-    Args:
-        source: the reference, at its own input size.
-        photos: the photo files.
-        progress: receives the stage, the photos done and the photos in all.
-
-    Attributes:
-        name: of the reference, as it stands in reports.
-    """
-
-    def __init__(self, source: Source, photos: Sequence[Path], progress: Progress) -> None:
-        contract = source.contract
-        size = f"{contract.height}" if contract.height == contract.width else f"{contract.height}x{contract.width}"
-        self.name = f"{source.weights.name}-{size}-pytorch-fp32"
-        self._maps: list[Floats] = []
-        self._sizes: list[tuple[int, int]] = []
-        for i, path in enumerate(photos):
-            progress("masks of the reference", i, len(photos))
-            pixels = read_picture(path, contract.channels)
-            height, width = pixels.shape[:2]
-            shrink = min(1.0, LARGEST / max(height, width))
-            self._sizes.append((max(1, round(height * shrink)), max(1, round(width * shrink))))
-            self._maps.append(source.predict(contract.tensor(pixels))[0])
-        if not source.weights.random and sees_nothing(self._maps):
-            log.warning("%s sees no object on any photo; check the weights and the photos", self.name)
-
-    def compare(self, index: int, maps: Floats) -> ImageFidelity:
-        """Compare the maps (K, h, w) of a photo with those of the reference, both resized to the photo's size."""
-        height, width = self._sizes[index]
-        return compare(_resized(maps, height, width), _resized(self._maps[index], height, width))
+# Photos of which the device makes the masks where a cluster judges all of them: their times tell what is hopeless.
+HERE = 8
 
 
-def _resized(maps: Floats, height: int, width: int) -> Floats:
-    return np.stack([bilinear(one, height, width) for one in stacked(maps)])
+class Stopped(UserError):
+    """An error that ends the search: every further candidate would meet it too."""
 
 
 class Trial(Bench):
@@ -72,6 +42,10 @@ class Trial(Bench):
         plan, scratch, saved, progress: as of `Bench`; the plan's artifacts are those known from the start.
         source: the reference.
         limits: end the rounds of rows that cannot win any more.
+        cluster: judges the masks on all photos; this machine then makes those of a few photos. None for this machine.
+
+    Raises:
+        UserError: as of `Bench`, or the workers of the cluster are not like this machine.
     """
 
     def __init__(
@@ -82,13 +56,35 @@ class Trial(Bench):
         progress: Progress,
         source: Source,
         limits: Limits,
+        cluster: ClusterMachine | None = None,
     ) -> None:
+        self._few = HERE if cluster else 0
         super().__init__(plan, scratch, saved, progress, None)
         self._limits = limits
-        self.reference = FullSize(source, list(self.photos.paths.values()), progress)
+        self._here = self._judged_here()
+        self.reference = FullSize(source, list(self._here.paths.values()), progress)
         self.planned: dict[str, PlannedRow] = {}
         self.stopped: dict[str, str] = {}
-        self._machine.send_photos(self.photos.paths.values())
+        self._machine.send_photos(self._here.paths.values())
+        self._everywhere = self._on(cluster, source) if cluster else None
+        self._cluster = cluster
+
+    def _on(self, cluster: ClusterMachine, source: Source) -> ClusterFullSize:
+        from u2export.benchmarks.cluster.full_size import ClusterFullSize
+        from u2export.benchmarks.cluster.standing import standing
+
+        cluster.check_like(standing())
+        return ClusterFullSize(cluster, source, self.photos, self._plan.settings.threads or 1, self._progress)
+
+    def _judged_here(self) -> Photos:
+        """Return the photos whose masks this machine makes: all, or a few where a cluster judges all."""
+        if not self._few:
+            return self.photos
+        chosen = evenly_spread(list(zip(self.photos.paths.items(), self.photos.digests, strict=True)), self._few)
+        return Photos(dict(pair for pair, _ in chosen), tuple(digest for _, digest in chosen), {})
+
+    def _new_judging(self, scratch: Path) -> Judging:
+        return Judging(self._plan, self._judged_here(), self._results, self._workers, scratch, self._progress)
 
     @property
     def report(self) -> Report:
@@ -113,8 +109,30 @@ class Trial(Bench):
         row, maps = self._judging.row_with_masks(planned, None)
         if row.reason or maps is None:
             return row
-        images = {photo: self.reference.compare(i, maps[i]) for i, photo in enumerate(self.photos.paths)}
-        return replace(row, images=images, reference=self.reference.name)
+        images = {photo: self.reference.compare(i, maps[i]) for i, photo in enumerate(self._here.paths)}
+        row = replace(row, images=images, reference=self.reference.name)
+        return self._judged_everywhere(planned, row) if self._everywhere else row
+
+    def _judged_everywhere(self, planned: PlannedRow, row: Row) -> Row:
+        """Return a row with the fidelity of all photos, by the workers of the cluster.
+
+        Raises:
+            Stopped: the cluster is lost, or the masks of its workers are not those of this machine.
+        """
+        assert self._everywhere
+        try:
+            judged = self._everywhere.judge(planned, row)
+        except UserError as error:
+            raise Stopped(error.problem, error.hint, error.option) from None
+        if judged.reason:
+            return judged
+        if other := next((name for name, one in row.images.items() if _text(one) != _text(judged.images[name])), ""):
+            raise Stopped(
+                f"the workers of the cluster make another mask of {other} with {row.name} than this machine",
+                "give workers like this machine, or judge the masks here",
+                "cluster",
+            )
+        return judged
 
     def time(self, names: Sequence[str]) -> None:
         """Time rows in rounds; the rows that cannot win any more leave early."""
@@ -133,5 +151,11 @@ class Trial(Bench):
     def finish(self) -> Report:
         """Complete the report."""
         environment = {**self.report.environment, "after": self._machine.state()}
+        if self._cluster:
+            environment["cluster"] = self._cluster.census.to_json()
         self._results.save(complete=True, environment=environment)
         return self.report
+
+
+def _text(image: ImageFidelity) -> str:
+    return json.dumps(image_json(image))

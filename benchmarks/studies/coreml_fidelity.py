@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import TYPE_CHECKING, Any, cast
 
+from u2export.benchmarks.models import ArtifactModel
 from u2export.benchmarks.studies import photo_sets
-from u2export.benchmarks.studies.photo_sets import Pair, Sets, head, judged, opened, references, spread, summarise
+from u2export.benchmarks.studies.photo_sets import Judge, Sets, head, judging, opened, references, summarise
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, now, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.calibration.prepare import prepared
@@ -24,7 +25,7 @@ from u2export.exporters.artifact import Artifact
 from u2export.exporters.coreml.exporter import CoreML
 from u2export.exporters.exporter import Request
 from u2export.exporters.runtime import versions
-from u2export.reference.fidelity import ImageFidelity, compare
+from u2export.reference.fidelity import compare
 from u2export.reference.image import Contract, Floats
 from u2export.reference.source import Source
 
@@ -67,12 +68,6 @@ VARIANTS = (
 )
 
 
-def fidelity_of(artifact: Artifact, arithmetic: str, photos: Sequence[Pair]) -> list[ImageFidelity]:
-    """Return the fidelity of each photo."""
-    with CoreML().load(artifact, arithmetic) as runner:
-        return judged(runner, photos)
-
-
 def cpu_ratio(source: Source, artifact: Artifact, arithmetic: str, x: Floats, rounds: int = 3) -> float:
     """Return the CPU time of the evaluation over that of PyTorch: in turns, on one thread, without the first turn."""
     spent = {"torch": 0.0, "mil": 0.0}
@@ -85,14 +80,16 @@ def cpu_ratio(source: Source, artifact: Artifact, arithmetic: str, x: Floats, ro
     return spent["mil"] / spent["torch"]
 
 
-def rows(source: Source, artifact: Artifact, variant: Variant, sets: Sets, few: int) -> Iterator[dict[str, Any]]:
+def rows(
+    source: Source, artifact: Artifact, variant: Variant, sets: Sets, few: int, judge: Judge
+) -> Iterator[dict[str, Any]]:
     """Yield a row for each arithmetic and each set of photos. Only the first arithmetic gets more than `few` photos."""
     arithmetics = CoreML().arithmetics(artifact)
     for arithmetic in arithmetics:
         ratio = cpu_ratio(source, artifact, arithmetic, next(iter(sets.values()))[0][0])
         for name, photos in sets.items():
-            chosen = photos if arithmetic == arithmetics[0] else spread(photos, few)
-            images = fidelity_of(artifact, arithmetic, chosen)
+            chosen = photos if arithmetic == arithmetics[0] else judge.some(photos, few)
+            images = judge.judged(ArtifactModel(artifact, arithmetic), chosen)
             progress(f"{variant.label}, {arithmetic}, {name}")
             yield {
                 "variant": variant.label,
@@ -172,17 +169,19 @@ def run(given: Namespace, pages: Pages) -> int:
         "created": now(),
     }
     on_8_bits = replace(source, contract=replace(source.contract, rounded=True))
-    sets = {name: list(references(on_8_bits, found)) for name, found in photos.items()}
-    data["rows"] = list(rounding(source, photos, sets))
     # The conditioned network is the same for all variants, see `calibration.condition`.
     conditioned = replace(source, model=cast("U2Net", prepared(source, "fp16", calibration)[0]))
-    for variant in chosen(given.variants):
-        start = conditioned if variant.condition else source
-        with TemporaryDirectory() as scratch:
-            request = Request(variant.precision, calibration, condition=False, budget=ALL)
-            artifact = variant.exporter.export(start, Path(scratch), request)
-            data["rows"] += rows(source, artifact, variant, sets, given.few)
-        pages.publish(data, page(data["rows"], pages.command))
+    with judging(given) as judge:
+        sets = {name: judge.pairs(on_8_bits, found) for name, found in photos.items()}
+        data["rows"] = list(rounding(source, photos, sets))
+        for variant in chosen(given.variants):
+            start = conditioned if variant.condition else source
+            with TemporaryDirectory() as scratch:
+                request = Request(variant.precision, calibration, condition=False, budget=ALL)
+                artifact = variant.exporter.export(start, Path(scratch), request)
+                data["rows"] += rows(source, artifact, variant, sets, given.few, judge)
+            data |= judge.about()
+            pages.publish(data, page(data["rows"], pages.command))
     return 0
 
 

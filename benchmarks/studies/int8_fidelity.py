@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from u2export.benchmarks.models import ArtifactModel, GraphModel, Model
 from u2export.benchmarks.studies import photo_sets
-from u2export.benchmarks.studies.photo_sets import Sets, head, judged, opened, references, summarise
+from u2export.benchmarks.studies.photo_sets import Judge, Sets, head, judging, opened, summarise
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.calibration.dataset import Calibration
@@ -116,8 +117,8 @@ class Networks:
         return to_onnx(self.prepared(condition).model, self.source.contract, Graph(), {})
 
     @contextmanager
-    def opened(self, cell: Cell) -> Iterator[Callable[[Floats], Floats]]:
-        """Open a function from network input to d0 that computes as the cell does."""
+    def made(self, cell: Cell) -> Iterator[Model]:
+        """The context of the model of a cell, or of a function from network input to d0 that computes as the cell."""
         if cell.backend == "pytorch noisy":
             yield self._noisy()
             return
@@ -127,34 +128,29 @@ class Networks:
         exporter, precision = EXPORTERS[cell.backend]
         with TemporaryDirectory() as scratch:
             request = Request(precision, self.calibration, condition=False, budget=ALL)
-            artifact = exporter.export(self.prepared(cell.condition), Path(scratch), request)
-            with exporter.load(artifact) as runner:
-                yield runner
+            yield ArtifactModel(exporter.export(self.prepared(cell.condition), Path(scratch), request))
 
     def _noisy(self) -> Callable[[Floats], Floats]:
         contract, random = self.source.contract, np.random.default_rng(0)
         level = 1 / 255 / np.array(contract.std).reshape(1, -1, 1, 1)
         return lambda x: self.source.predict((x + level * random.normal(size=x.shape)).astype(np.float32))
 
-    def _in_ort(self, cell: Cell) -> Callable[[Floats], Floats]:
+    def _in_ort(self, cell: Cell) -> GraphModel:
         from u2export.calibration.quantize import calibrated
         from u2export.exporters.head_rewrite import with_fast_head
-        from u2export.reference.onnx_session import open_graph
 
         mixed = cell.backend == "ort mixed"
         spec = int8_spec(keep_float=self.keep_float if mixed else ())
         graph = self.graph(cell.condition)
         photos = self.calibration.subset(cell.photos)
-        running = open_graph(calibrated(graph if mixed else with_fast_head(graph), photos, spec, cell.method))
-        feed = running.get_inputs()[0].name
-        return lambda x: cast(Floats, running.run(None, {feed: x})[0])
+        return GraphModel(calibrated(graph if mixed else with_fast_head(graph), photos, spec, cell.method))
 
 
-def row_of(networks: Networks, cell: Cell, sets: Sets) -> dict[str, Any]:
+def row_of(networks: Networks, cell: Cell, sets: Sets, judge: Judge) -> dict[str, Any]:
     """Return the row of a cell: statistics, and the MAE and IoU of each photo, by set."""
     draws = DRAWS if cell.backend == "pytorch noisy" else 1
-    with networks.opened(cell) as predict:
-        images = {name: _mean([judged(predict, pairs) for _ in range(draws)]) for name, pairs in sets.items()}
+    with networks.made(cell) as model:
+        images = {name: _mean([judge.judged(model, pairs) for _ in range(draws)]) for name, pairs in sets.items()}
     return {
         **asdict(cell),
         "sets": {name: {**summarise(found), "images": _each(found)} for name, found in images.items()},
@@ -247,12 +243,14 @@ def run(given: Namespace, pages: Pages) -> int:
     data = pages.resumed(inputs) or {**inputs, "tools": _tools(), "device": machine(), "rows": []}
     cells = SHIPPED if given.shipped else CELLS
     left = [cell for cell in cells if not any(asdict(cell).items() <= row.items() for row in data["rows"])]
-    sets = {name: list(references(source, found)) for name, found in photos.items()} if left else {}
     networks = Networks(source, calibration, float_layers(given.keep_float, source))
-    for cell in left:
-        progress(cell)
-        data["rows"].append(row_of(networks, cell, sets))
-        pages.save(data)
+    with judging(given) as judge:
+        sets = {name: judge.pairs(source, found) for name, found in photos.items()} if left else {}
+        for cell in left:
+            progress(cell)
+            data["rows"].append(row_of(networks, cell, sets, judge))
+            data |= judge.about()
+            pages.save(data)
     pages.publish(data, page(data, pages.command))
     return 0
 

@@ -16,8 +16,9 @@ from time import process_time_ns
 from typing import Any
 
 from u2export.benchmarks.device import environment
+from u2export.benchmarks.models import judged
 from u2export.benchmarks.statistics import time_ratio
-from u2export.benchmarks.studies.photo_sets import Sets, folders, judged, photos_in, references, summarise
+from u2export.benchmarks.studies.photo_sets import Sets, folders, photos_in, references, summarise
 from u2export.benchmarks.studies.study import Pages, Study, listed, machine, now, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.exporters import EXPORTERS

@@ -20,17 +20,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from u2export.benchmarks.models import ArtifactModel
 from u2export.benchmarks.studies import photo_sets
-from u2export.benchmarks.studies.photo_sets import Pair, Sets, head, judged, opened, references
+from u2export.benchmarks.studies.photo_sets import Judge, Sets, head, judging, opened
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, now, progress
 from u2export.benchmarks.tables.markdown import table
 from u2export.errors import Unavailable, UserError
-from u2export.exporters.artifact import Artifact
 from u2export.exporters.open import read_artifact
 from u2export.exporters.runtime import versions
-from u2export.exporters.trt.exporter import TensorRT
 from u2export.exporters.trt.installed import devices, installed
-from u2export.reference.fidelity import Fidelity, ImageFidelity
+from u2export.reference.fidelity import Fidelity
 from u2export.reference.photos import find_photos
 from u2export.reference.source import Source
 
@@ -106,13 +105,7 @@ def prepare(variant: Variant, weights: str, calib: Path, folder: Path) -> Step:
     return step(*words, *(() if "--fp32" in words else ("--calib", str(calib))))
 
 
-def fidelity_of(artifact: Artifact, pairs: Sequence[Pair]) -> list[ImageFidelity]:
-    """Return the fidelity of each photo, of the typed ONNX in ONNX Runtime."""
-    with TensorRT().load(artifact) as runner:
-        return judged(runner, pairs)
-
-
-def rows(weights: str, calib: Path, sets: Sets) -> Iterator[dict[str, Any]]:
+def rows(weights: str, calib: Path, sets: Sets, judge: Judge) -> Iterator[dict[str, Any]]:
     """Yield a row for each variant."""
     for variant in VARIANTS:
         with TemporaryDirectory() as scratch, few_photos(calib) as few:
@@ -120,7 +113,9 @@ def rows(weights: str, calib: Path, sets: Sets) -> Iterator[dict[str, Any]]:
             graph = Path(str(made.answer["path"]))
             built = step("build", str(graph.with_suffix(".recipe.json")), "--runtime", "rtx", "--target", TARGET)
             options = built.answer["options"]
-            fidelity = {} if variant.weights else {n: fidelity_of(read_artifact(graph), p) for n, p in sets.items()}
+            # The typed ONNX runs in ONNX Runtime.
+            model = ArtifactModel(read_artifact(graph))
+            fidelity = {} if variant.weights else {n: judge.judged(model, p) for n, p in sets.items()}
             progress(variant.label)
             yield {
                 "variant": variant.label,
@@ -197,7 +192,6 @@ def run(given: Namespace, pages: Pages) -> int:
         raise Unavailable("the engines of this study need tensorrt_rtx", "install the extra trt-rtx")
     source = Source.open(given.weights)
     calibration, photos = opened(given, source)
-    sets = {name: list(references(source, found)) for name, found in photos.items()}
     tools = versions("u2export", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "numpy")
     data: dict[str, Any] = {
         "schema": SCHEMA,
@@ -211,9 +205,12 @@ def run(given: Namespace, pages: Pages) -> int:
         "created": now(),
         "rows": [],
     }
-    for row in rows(given.weights, given.calib, sets):
-        data["rows"].append(row)
-        pages.publish(data, page(data["rows"], f"TensorRT-RTX {tools['tensorrt_rtx']}", pages.command))
+    with judging(given) as judge:
+        sets = {name: judge.pairs(source, found) for name, found in photos.items()}
+        for row in rows(given.weights, given.calib, sets, judge):
+            data["rows"].append(row)
+            data |= judge.about()
+            pages.publish(data, page(data["rows"], f"TensorRT-RTX {tools['tensorrt_rtx']}", pages.command))
     return 0
 
 

@@ -26,7 +26,7 @@ PACKAGES = {
     "imports": ("pyyaml",),
     "video": ("av",),
     "report": ("jinja2",),
-    "cluster": ("distributed",),
+    "cluster": ("distributed", "fsspec"),
     "ort": ("onnxruntime",),
     "web": ("aiohttp", "cryptography", "onnxruntime", "qrcode"),
 }

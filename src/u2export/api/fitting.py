@@ -44,6 +44,9 @@ def fit(
     device_python: str = "python3",
     ssh_config: str | Path | None = None,
     timeout: float = 300,
+    cluster: str = "",
+    shared_files: bool = False,
+    store: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> Fitted:
     """Search the artifact that is fast enough on a device and whose masks are close enough.
@@ -71,6 +74,9 @@ def fit(
         out: the folder for the artifacts, `report.json` (as of `bench`) and `fit.json`.
         tier, samples, seconds, rounds, threads, device, device_python, ssh_config, timeout: as for `bench`; 6 rounds
             at least.
+        cluster, shared_files, store: the workers of a Dask cluster judge the masks, as for `bench`; they must be like
+            this machine. Times are measured on this machine, which also makes the masks of eight photos and compares
+            them with those of the workers.
         progress: is called with the stage, steps done, and steps in all.
 
     Returns:
@@ -118,6 +124,9 @@ def fit(
         device_python=device_python,
         ssh_config=Path(ssh_config) if ssh_config is not None else None,
         timeout=timeout,
+        cluster=cluster,
+        shared_files=shared_files,
+        store=store,
     )
     return _fit(request, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,6 +230,7 @@ def sensitivity(
     photos: int = 24,
     measure: bool = False,
     condition: bool = True,
+    cluster: str = "",
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Sensitivity:
     """Search the layers to keep in float, so that 8-bit masks stay within a budget with the least float work.
@@ -245,6 +247,8 @@ def sensitivity(
         photos: measure on this many of `images`: those of which the reference is surest, out of half as many again.
             Every third one is held back and checks the choice.
         measure: weigh layers by the time that they save on this machine, not by multiplications.
+        cluster: the workers of a Dask cluster judge the graphs, as for `bench`; the files are sent to them. The result
+            is the one of this machine where its processor is of the same class.
 
     Returns:
         The result. `met` says whether the budget is kept, `keep_float` names the layers, and `write(folder)` writes
@@ -253,13 +257,19 @@ def sensitivity(
     Raises:
         UserError: an argument is wrong, or photos cannot be read or are in both sets.
     """
-    from u2export.calibration.float_search import search_float_layers
+    from u2export.calibration.float_search import Judge, judged_here, search_float_layers
 
     if weight_bits:
         _log.warning("--weight-bits is retired and changes nothing: 8-bit weights are now right on every processor")
     limits = budget if isinstance(budget, str) else ",".join(f"{name}={value!r}" for name, value in budget.items())
-    return search_float_layers(
-        str(weights), Path(calib), Path(images), parse_budget(limits),
-        contract=read_contract(size, resize, contract, weights), scheme=scheme,
-        photos=photos, measured=measure, condition=condition, progress=progress,
-    )  # fmt: skip
+    with ExitStack() as stack:
+        judge: Judge = judged_here
+        if cluster:
+            from u2export.benchmarks.cluster.models import cluster_models
+
+            judge = stack.enter_context(cluster_models(cluster)).graphs
+        return search_float_layers(
+            str(weights), Path(calib), Path(images), parse_budget(limits),
+            contract=read_contract(size, resize, contract, weights), scheme=scheme,
+            photos=photos, measured=measure, condition=condition, progress=progress, judge=judge,
+        )  # fmt: skip

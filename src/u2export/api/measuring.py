@@ -53,6 +53,7 @@ def bench(
     device: str = LOCAL,
     cluster: str = "",
     shared_files: bool = False,
+    store: str = "",
     usb: bool = False,
     device_python: str = "python3",
     ssh_config: str | Path | None = None,
@@ -96,6 +97,8 @@ def bench(
             or "tls://HOST:8786" is a scheduler that runs, FILE.json the file that it wrote. Needs `latency=False`. The
             report is that of a run on one machine, with `threads` 1 by default.
         shared_files: the workers see artifacts and photos under the same paths; else the files are sent to them.
+        store: an address of fsspec, such as "s3://BUCKET/FOLDER". The files that are missing there are uploaded, under
+            their sha256, and the workers fetch and check them. Needs fsspec's package of that protocol, such as s3fs.
         timeout: seconds to wait for one answer of a runtime.
         baseline_row: the row that speed-ups are relative to; the reference, or the first row, by default.
         reference: what masks are compared with: "auto" (PyTorch if it and the weights are there, else an fp32 ONNX),
@@ -142,6 +145,7 @@ def bench(
         device=device,
         cluster=cluster,
         shared_files=shared_files,
+        store=store,
         usb=usb,
         device_python=device_python,
         ssh_config=_path(ssh_config),

@@ -107,9 +107,8 @@ class Machine:
             show_default=False,
         ),
     ] = ""
-    shared_files: Annotated[
-        bool, typer.Option("--shared-files", help="The cluster's workers see the files under the same paths.")
-    ] = False
+    shared_files: o.SharedFiles = False
+    store: o.Store = ""
     usb: Annotated[
         bool, typer.Option("--usb", help="With --device web: bring the page to a phone on a cable, by adb reverse.")
     ] = False

@@ -68,6 +68,9 @@ def fit(
     device: Annotated[
         str, typer.Option(metavar="local|ssh://USER@HOST[:PORT]", help="The device to fit to.")
     ] = measuring.LOCAL,
+    cluster: o.Cluster = "",
+    shared_files: o.SharedFiles = False,
+    store: o.Store = "",
     device_python: Annotated[str, typer.Option(help="Python on the device.")] = "python3",
     ssh_config: Annotated[Path | None, typer.Option(help="ssh's configuration, in place of ~/.ssh/config.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer of a runtime.")] = 300,
@@ -76,14 +79,16 @@ def fit(
     """Find the artifact that is fast enough on a device and whose masks are close enough.
 
     Targets, precisions, float layers and sizes are exported and judged against PyTorch at the size of the photos. What
-    keeps the mask budget is timed in interleaved rounds. The exit code is 1 if nothing fits.
+    keeps the mask budget is timed in interleaved rounds. The exit code is 1 if nothing fits. With --cluster, workers
+    like this machine judge the masks; times are still measured here.
     """
     with waiting("reading photos") as show:
         found = fitting.fit(
             images, max_ms=max_ms, budget=budget, calib=calib, calib_limit=calib_limit, sizes=sizes, targets=targets,
             weights=weights, resize=resize, contract=contract, max_float=max_float, limit=limit, out=out, tier=tier,
             samples=samples, seconds=seconds, rounds=rounds, threads=threads, device=device,
-            device_python=device_python, ssh_config=ssh_config, timeout=timeout,
+            cluster=cluster, shared_files=shared_files, store=store, device_python=device_python, ssh_config=ssh_config,
+            timeout=timeout,
             progress=lambda stage, done, total: show(f"{stage} ({done + 1} of {max(total, done + 1)})"),
         )  # fmt: skip
     if not o.print_json({**found.to_json(), "files": [str(path) for path in found.files]}, as_json):

@@ -52,6 +52,25 @@ AsJson = Annotated[
         show_default=False,
     ),
 ]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        metavar="local:N|tcp://HOST:PORT|tls://HOST:PORT|FILE.json",
+        help="Judge the masks on the workers of a Dask scheduler, or on N workers started here.",
+        show_default=False,
+    ),
+]
+SharedFiles = Annotated[
+    bool, typer.Option("--shared-files", help="The cluster's workers see the files under the same paths.")
+]
+Store = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="The cluster's workers fetch the files from here, such as s3://BUCKET/FOLDER; missing ones are uploaded.",
+        show_default=False,
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(help="A name of `u2export weights list`, random-u2net(p), or a .pth, .safetensors or .onnx file."),

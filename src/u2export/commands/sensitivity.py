@@ -34,6 +34,7 @@ def sensitivity(
         typer.Option("--measure", help="Weigh layers by time saved on this machine, not by multiplications."),
     ] = False,
     no_condition: o.NoCondition = False,
+    cluster: o.Cluster = "",
     as_json: o.AsJson = "",
 ) -> None:
     """Search the layers to keep in float, for use with --keep-float.
@@ -46,7 +47,7 @@ def sensitivity(
             calib, images, weights=network.weights, budget=budget, size=network.size or None, resize=network.resize,
             contract=network.contract,
             scheme=scheme, weight_bits=weight_bits, photos=photos, measure=measure, condition=not no_condition,
-            progress=show,
+            cluster=cluster, progress=show,
         )  # fmt: skip
     written = found.write(out)
     if not o.print_json({"path": str(written), **found.to_json()}, as_json):
