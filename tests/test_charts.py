@@ -12,7 +12,7 @@ from conftest import Cli, two_lines
 from PIL import Image
 
 from u2export.benchmarks.latency import Latency
-from u2export.benchmarks.tables.charts import FLOOR, KINDS, draw, drawable, front, name, short
+from u2export.benchmarks.tables.charts import FLOOR, KINDS, PAINTERS, draw, drawable, front, name, short
 from u2export.errors import UserError
 from u2export.reference.fidelity import ImageFidelity
 
@@ -61,6 +61,14 @@ def test_pictures_show_every_row(pictures: list[Path]) -> None:
         else:
             root = ElementTree.parse(path).getroot()
             assert root.tag.endswith("svg") and len(list(root.iter())) > 100
+
+
+def test_titles_name_the_chart_and_the_device() -> None:
+    made = replace(mixed_report(), device=replace(mixed_report().device, cpu="処理装置 $x$"))
+    wanted = ("Fidelity against latency", "Fidelity of each photo", "Distribution of latencies")
+    for kind, what in zip(KINDS, wanted, strict=True):
+        title = PAINTERS[kind](made).axes[0].get_title(loc="left")
+        assert title.startswith(f"{what}, ") and "2 cores" in title and r"\$x\$" in title
 
 
 def test_svg_is_the_same_each_time(pictures: list[Path], tmp_path: Path) -> None:
