@@ -18,6 +18,7 @@ from builders import ANY_MASKS, measured_row, pictures, report
 from conftest import ROOT, Cli, two_lines
 
 from u2export.cli import app
+from u2export.commands.bench import _kept
 from u2export.commands.parsing import MEANT, Command, without_levels
 from u2export.exporters.trt.recipe import Recipe
 
@@ -111,6 +112,13 @@ def test_calib_check_warns_below_16_photos(cli: Cli, tmp_path: Path) -> None:
     for count, warned in ((15, True), (16, False)):
         said = cli("calib", "check", pictures(tmp_path / str(count), count), "--size", "32")
         assert ("held back" in said.stderr) is warned, said.stderr
+
+
+def test_an_interrupted_bench_says_what_it_kept() -> None:
+    assert _kept(Path("r.json"), False) == _kept(None, False) == (
+        "interrupted before anything was measured", "run the command again")  # fmt: skip
+    assert "is in r.json" in _kept(Path("r.json"), True)[0] and "--resume" in _kept(Path("r.json"), True)[1]
+    assert "nothing was kept" in _kept(None, True)[0] and "--json FILE" in _kept(None, True)[1]
 
 
 def test_wrong_values_are_wrong_usage(cli: Cli, tmp_path: Path) -> None:

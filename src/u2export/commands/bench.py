@@ -177,7 +177,7 @@ def bench(
     except KeyboardInterrupt:
         if latest:
             wide().print(tables.report_table(latest[0]))
-        interruption(*_kept(outputs.file if latest else None))
+        interruption(*_kept(outputs.file, bool(latest)))
         raise typer.Exit(INTERRUPTED) from None
     if many:
         _show_machines(latest, outputs)
@@ -208,8 +208,10 @@ def _announce(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _kept(json: Path | None) -> tuple[str, str]:
+def _kept(json: Path | None, measured: bool) -> tuple[str, str]:
     """Return what an interrupted bench kept in its file of results, and how to go on."""
+    if not measured:
+        return "interrupted before anything was measured", "run the command again"
     if json:
         return f"interrupted; what was measured is in {json}", "the same command with --resume goes on"
     return "interrupted; nothing was kept", "with --json FILE the next run can be continued by --resume"
