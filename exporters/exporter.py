@@ -170,6 +170,8 @@ class Exporter(Runtime):
             Unavailable: as `check`.
         """
         self.check(request, request.calibration is not None)
+        if held_back := request.held_back:  # read as the reference's photos are: a file that takes uint8 sees 8 bit
+            request = replace(request, held_back=replace(held_back, contract=source.contract))
         with staging(folder) as scratch:
             path = scratch / self.filename(source, request.precision)
             made = self._export(source, path, request)

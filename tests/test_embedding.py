@@ -81,6 +81,13 @@ def test_pixels_of_any_size_give_the_contracts_mask(small: Source, tmp_path: Pat
     assert entry.shape[0] == "1" and entry.shape[3] == "3"
 
 
+def test_held_back_photos_are_rounded_for_the_reference_too(small: Source, tmp_path: Path) -> None:
+    """Else the record counts the rounding of the photo as an error of the file."""
+    available(TARGETS[0])
+    artifact = TARGETS[0].export(small, tmp_path, Request("fp32", held_back=Calibration.bundled(SMALL).subset(3)))
+    assert artifact.fidelity["photos"] == 7 and artifact.fidelity["mae_worst"] < 1e-5
+
+
 @pytest.mark.parametrize("exporter", TARGETS[:1], ids=lambda e: e.name)
 def test_other_filters_stay_outside(small: Source, tmp_path: Path, exporter: Exporter) -> None:
     available(exporter)
