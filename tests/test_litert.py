@@ -484,9 +484,12 @@ def test_masks_of_the_published_weights(published_maps: Callable[..., dict[str, 
 def test_ports_change_no_mask_of_the_published_weights(
     published_maps: Callable[..., dict[str, Floats]], ports: str
 ) -> None:
-    """Channels last, and pixels with our preprocessing inside: the masks are those of the file with channels first."""
+    """Channels last, and pixels with our preprocessing inside: the masks are those of the file with channels first.
+
+    In 8 bit a difference of 1e-7 moves values over the edge of a step, and such files differ as two roundings do.
+    """
     first, made = published_maps(), published_maps(*PORTS[ports][:2])
-    for precision, most in (("fp32", 1e-5), ("fp16", 1e-5), ("dynamic-int8", 1e-3), ("int8", 1e-3)):
+    for precision, most in (("fp32", 1e-5), ("fp16", 1e-5), ("dynamic-int8", 3e-3), ("int8", 3e-3)):
         found = compare(made[precision][0], first[precision][0])
         assert found.mae < most and found.iou > 0.99, precision
 
