@@ -66,6 +66,9 @@ def test_bounds_are_those_of_the_precision_that_ran() -> None:
     assert math.isnan(weird.bound_ms)
     here = bounded(Profile("x", {}, layers), replace(chip, peaks={"fp32": 8e6}, source=""))
     assert [layer.limit for layer in here.layers] == ["memory", "", "", ""] and "fp32 only" in here.notes[0]
+    pooling = (LayerTime("p", "MaxPool", "fp32", (5_000_000,), LayerWork("p", "MaxPool", 0, 300, 0)),)
+    (unknown,) = bounded(Profile("x", {}, pooling), replace(chip, bandwidth=0.0)).layers
+    assert math.isnan(unknown.bound_ms)  # nothing to multiply, and no bandwidth is known: no bound of 0
 
 
 def test_a_profile_of_trtexec_with_its_layers(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def _bound(layer: LayerTime, chip: Chip, here: bool) -> dict[str, Any]:
         return {}
     compute = 2e3 * layer.work.macs / chip.peak(precision)[0]
     memory = 1e3 * layer.work.values * BYTES[precision] / chip.bandwidth if chip.bandwidth else 0.0
+    if not max(compute, memory):  # no operations to count, and the device does not tell its bandwidth
+        return {}
     return {"bound_ms": max(compute, memory), "limit": "compute" if compute >= memory else "memory"}
 
 
