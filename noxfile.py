@@ -20,7 +20,7 @@ nox.needs_version = ">=2024.4"
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = (
     "pytest", "pytest-cov", "pytest-randomly", "pytest-xdist", "hypothesis", "opencv-python-headless", "playwright",
-    "pysodmetrics", "moto[server]", "s3fs",
+    "pysodmetrics", "moto[server]", "paramiko", "s3fs",
 )  # fmt: skip
 EXTRAS = ("onnx", "openvino", "coreml", "trt-rtx", "charts", "imports", "video", "web", "report", "cluster")
 # Extras whose packages are large, or ask for other versions than those of the rest: sessions of their own.

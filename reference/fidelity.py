@@ -29,7 +29,7 @@ COUNTED = 2e-4
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a report of many photos holds one for each photo and row
 class ImageFidelity:
     """One mask compared with the reference's mask of the same photo; of a network with several maps, all of its maps.
 

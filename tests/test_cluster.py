@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -272,6 +275,65 @@ def test_certificates_are_those_of_dasks_own_configuration(hostile: Make, folder
         with dask.config.set(tls):
             report = measure(plan(artifacts, folder, machine(own)), kind=ClusterBench)
     assert own.startswith("tls://") and comparable(report) == comparable(measure(plan(artifacts, folder)))
+
+
+def bearer(about: dict[str, Any]) -> Security:
+    """What a user's own loader does: a header for a proxy before the scheduler."""
+    return Security(extra_conn_args={"headers": {"Authorization": "Bearer secret"}})
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """The address of a proxy before a scheduler that speaks WebSocket; it lets pass who brings the token."""
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with LocalCluster(protocol="ws://", **options) as behind:
+        port = int(behind.scheduler_address.rpartition(":")[2])
+
+        async def pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(2**16):
+                target.write(data)
+            target.close()
+
+        async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"Authorization: Bearer secret\r\n" not in head:
+                writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+                writer.close()
+                return
+            inner, outer = await asyncio.open_connection("127.0.0.1", port)
+            outer.write(head)
+            await asyncio.gather(pipe(reader, outer), pipe(inner, writer), return_exceptions=True)
+            for one in (outer, writer):
+                one.close()
+
+        started: SimpleQueue[tuple[int, Callable[[], object]]] = SimpleQueue()
+
+        async def serve() -> None:
+            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+            async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+                own = server.sockets[0].getsockname()[1]
+                started.put((own, lambda: loop.call_soon_threadsafe(stop.set)))
+                await stop.wait()
+
+        thread = threading.Thread(target=asyncio.run, args=(serve(),))
+        thread.start()
+        own, stop = started.get()
+        yield f"ws://127.0.0.1:{own}"
+        stop()
+        thread.join()
+
+
+def test_tokens_are_those_of_dasks_own_loader(guarded: str, hostile: Make, folder: Path) -> None:
+    artifacts = [hostile("good"), hostile("fine")]
+    soon = {"distributed.comm.timeouts.connect": "2s"}
+    with dask.config.set(soon), pytest.raises(UserError, match="no Dask scheduler answers"), machine(guarded):
+        pass
+    with dask.config.set({"distributed.client.security-loader": "test_cluster.bearer"}):
+        report = measure(plan(artifacts, folder, machine(guarded)), kind=ClusterBench)
+    assert comparable(report) == comparable(measure(plan(artifacts, folder)))
+    missing = dask.config.set({"distributed.client.security-loader": "no_such_module.loader"})
+    with missing, pytest.raises(UserError, match=r"Failed to import `no_such_module\.loader`"), machine(guarded):
+        pass
 
 
 def test_what_a_cluster_cannot_do_is_a_usage_error(cli: Cli, hostile: Make, folder: Path) -> None:

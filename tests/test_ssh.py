@@ -380,3 +380,43 @@ def test_the_modules_of_a_worker_need_no_others(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_line_of_dask_ssh_starts_workers_that_judge(
+    server: Server, tiny: Callable[[str, float], Path], photos: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """The line of docs/scale.md, with the names of this machine in place of its examples."""
+    for module in ("distributed", "paramiko"):
+        pytest.importorskip(module)
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("dask ssh "))
+    port = free_port()
+    for old, new in {
+        "dask ssh": f"{sys.executable} -m distributed.cli.dask_ssh --ssh-port {server.port} --scheduler-port {port}",
+        "--nworkers 8": "--nworkers 2", "--ssh-username me": f"--ssh-username {getpass.getuser()}",
+        "~/.ssh/id_ed25519": str(server.config.with_name("user")), ".venv/bin/python": sys.executable,
+        "node1 node2 node3": "127.0.0.1",
+    }.items():  # fmt: skip
+        assert old in line
+        line = line.replace(old, new)
+    address, results = f"tcp://127.0.0.1:{port}", tmp_path / "results.json"
+    artifacts = [tiny("one.onnx", 1.0), tiny("two.onnx", 1.02)]
+    with (tmp_path / "log").open("w") as log:
+        started = subprocess.Popen(line.split(), stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0 or started.poll() is not None:
+                    break
+            time.sleep(0.1)
+        told = cli("bench", *artifacts, "--images", photos, "--no-latency", "--cluster", address, "--reference",
+                   artifacts[0], "--json", results)  # fmt: skip
+        assert told.returncode == 0, told.stderr + (tmp_path / "log").read_text()
+        (kind,) = Report.load(results).environment["cluster"]["workers"]
+        assert 1 <= kind["processes"] <= 2
+    finally:
+        started.send_signal(signal.SIGINT)
+        started.wait(60)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0  # Ctrl-C ended the scheduler on the other side

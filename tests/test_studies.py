@@ -235,9 +235,9 @@ def test_a_forecast_grows_with_the_work_and_is_full_where_the_client_is() -> Non
 def test_bytes_over_loopback_are_counted() -> None:
     pytest.importorskip("distributed")
     pytest.importorskip("onnx")
-    from u2export.benchmarks.studies import cluster
+    from u2export.benchmarks.studies.reliability import cluster_client
 
-    before = cluster.loopback_bytes()
+    before = cluster_client.loopback_bytes()
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.sendall(bytes(1000))
-    assert cluster.loopback_bytes() >= before + 1000
+    assert cluster_client.loopback_bytes() >= before + 1000

@@ -37,7 +37,8 @@ class ClusterBench(Bench):
     def _readable(self, channels: int) -> Photos:
         """Have the workers read every photo once, as `photos.readable` does."""
         names, paths = list(self._plan.photos), list(self._plan.photos.values())
-        found: list[dict[str, str]] = [{}] * len(paths)
+        digests = [""] * len(paths)
+        broken: dict[int, str] = {}
         most, done = self._cluster.chunk(paths), 0
 
         def tasks() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -46,18 +47,19 @@ class ClusterBench(Bench):
                 yield start, {**self._cluster.about(), "photos": files, "channels": channels}
 
         for start, result in self._cluster.window.results(read_photos, tasks()):
-            told = result["photos"]
-            found[start : start + len(told)] = told
-            done += len(told)
+            for i, told in enumerate(result["photos"], start):
+                digests[i] = told.get("digest", "")
+                if "broken" in told:
+                    broken[i] = told["broken"]
+            done += len(result["photos"])
             self._progress("reading photos", done, len(paths))
-            broken = next((one["broken"] for one in told if "broken" in one), "")
             if broken and self._plan.strict:
-                raise UserError(broken)
-        good = [i for i, one in enumerate(found) if "digest" in one]
+                raise UserError(broken[min(broken)])
+        good = [i for i, digest in enumerate(digests) if digest]
         return some_photos(
             Photos(
                 {names[i]: paths[i] for i in good},
-                tuple(found[i]["digest"] for i in good),
-                {names[i]: one["broken"] for i, one in enumerate(found) if "broken" in one},
+                tuple(digests[i] for i in good),
+                {names[i]: broken[i] for i in sorted(broken)},
             )
         )

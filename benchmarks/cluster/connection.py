@@ -14,8 +14,9 @@ from u2export.exporters.runtime import missing_modules
 
 LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 REMOTE = re.compile(r"[a-z]+://\S+")
-# What Dask raises where no scheduler answers, or where its certificates do not fit. OSError includes both.
-UNREACHABLE = (OSError, TypeError, ValueError, RuntimeError)
+# What Dask raises where no scheduler answers, where its certificates do not fit (an OSError), or where its settings
+# name a loader of credentials that does not exist.
+UNREACHABLE = (OSError, TypeError, ValueError, RuntimeError, ImportError)
 
 
 def check_address(address: str) -> None:
@@ -33,7 +34,7 @@ def check_address(address: str) -> None:
 def connected(address: str, patience: float) -> Iterator[Any]:
     """The context of a Dask client.
 
-    Certificates and other security settings are those of Dask's own configuration.
+    Certificates and other security settings are those of Dask's own configuration, with its loader of credentials.
 
     Args:
         address: `local:N` starts a scheduler and N workers here, with one thread each, which end with the context.

@@ -7,17 +7,13 @@ other parts have written. Needs Linux.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,6 @@ from typing import Any
 from PIL import Image
 
 from u2export.benchmarks.cluster.bench import ClusterBench
-from u2export.benchmarks.cluster.connection import connected
 from u2export.benchmarks.cluster.journal import Journal
 from u2export.benchmarks.cluster.machine import CHUNK, ClusterMachine
 from u2export.benchmarks.device import environment, this_device
@@ -34,6 +29,7 @@ from u2export.benchmarks.measuring.photos import photos_in
 from u2export.benchmarks.measuring.plan import Plan, Progress, settings
 from u2export.benchmarks.report import Report
 from u2export.benchmarks.studies.photo_sets import folders
+from u2export.benchmarks.studies.reliability.cluster_client import WAIT, Order, clients, cluster
 from u2export.benchmarks.studies.reliability.cluster_page import WORKERS, page
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, progress
 from u2export.errors import UserError
@@ -45,22 +41,11 @@ from u2export.reference.photos import find_photos
 from u2export.reference.source import Source
 from u2export.reference.weights import contract_of
 
-PARTS = ("efficiency", "client", "kills")
+PARTS = ("efficiency", "client", "many", "kills")
 # The client runs this many photos, and ten times as many. What is constant falls out of the difference.
 FEW = 500
 # Side of the network where the time of an inference does not matter.
 SMALL_INPUT = 64
-WAIT = 120.0
-CLIENT = """
-import json, resource, sys, time
-import u2export as u2
-artifacts, photos, address, shared, limit = json.loads(sys.argv[1])
-report = u2.bench(artifacts, photos, limit=limit, latency=False, cluster=address, shared_files=shared,
-                  arithmetics="default", reference=artifacts[0])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"peak": peak, "cpu_s": time.process_time(), "photos": len(report.photos),
-                  "failed": [row.problem for row in report.rows if row.reason]}))
-"""
 
 
 # Inputs
@@ -114,15 +99,12 @@ class Inputs:
 # Runs
 
 
-def bench(
-    artifacts: Sequence[Path], photos: Path, address: str, shown: Progress, count: int = 0, results: Path | None = None
-) -> Report:
+def bench(artifacts: Sequence[Path], photos: Mapping[str, Path], address: str, shown: Progress) -> Report:
     """Judge photos on a cluster that runs, with the files under the same paths, as the command does."""
     opened = [read_artifact(path) for path in artifacts]
     plan = Plan(
-        opened, photos_in(photos, count), settings=settings("quick", threads=1), latency=False,
-        arithmetics="default", reference=str(artifacts[0]),
-        machine=ClusterMachine(address, True, Journal(results, False), WAIT),
+        opened, photos, settings=settings("quick", threads=1), latency=False, arithmetics="default",
+        reference=str(artifacts[0]), machine=ClusterMachine(address, True, Journal(None, False), WAIT),
     )  # fmt: skip
     report = measure(plan, progress=shown, kind=ClusterBench)
     if wrong := [row.problem for row in report.rows if row.reason]:
@@ -130,81 +112,68 @@ def bench(
     return report
 
 
-@contextmanager
-def cluster(workers: int) -> Iterator[tuple[Any, str]]:
-    """The context of workers on this machine: the client of Dask, and the address of their scheduler."""
-    with connected(f"local:{workers}", WAIT) as client:
-        yield client, str(client.scheduler.address)
-
-
-def timed(workers: int, inputs: Inputs) -> dict[str, float]:
-    """Return the seconds that reading and judging all photos take, on a cluster that has been used once before."""
+def timed(inputs: Inputs, address: str, photos: Mapping[str, Path]) -> dict[str, float]:
+    """Return the seconds from the first photo read to the last one judged, and those of the judging alone."""
     begun: dict[str, float] = {}
     ended: dict[str, float] = {}
 
     def watch(stage: str, done: int, total: int) -> None:
-        kind = "reading" if stage.startswith("reading") else "judging" if stage.startswith("judging") else ""
-        if kind:
-            begun.setdefault(kind, time.monotonic())
-            ended[kind] = time.monotonic()
+        kind = stage.partition(" ")[0]
+        begun.setdefault(kind, time.monotonic())
+        ended[kind] = time.monotonic()
 
-    with cluster(workers) as (_, address):
-        bench(inputs.artifacts, inputs.photos, address, lambda *_: None, 64)
-        start = time.monotonic()
-        bench(inputs.artifacts, inputs.photos, address, watch, inputs.count)
-        total = time.monotonic() - start
-    return {"total_s": total, "judging_s": ended["judging"] - begun["judging"]}
+    start = time.monotonic()
+    bench(inputs.artifacts, photos, address, watch)
+    spent = {kind: ended[kind] - begun[kind] for kind in ("reading", "judging")}
+    return {"total_s": time.monotonic() - start, **{f"{kind}_s": seconds for kind, seconds in spent.items()}}
 
 
 def efficiency(inputs: Inputs, given: Namespace) -> dict[str, Any]:
-    """Return the times of one and of two workers, and their efficiency: time of one / (2 x time of two)."""
-    rounds = []
-    for number in range(given.rounds):
-        order = (1, WORKERS) if number % 2 == 0 else (WORKERS, 1)
-        found = {}
-        for workers in order:
-            found[workers] = timed(workers, inputs)
-            progress(f"{workers} workers: {found[workers]['total_s']:.1f} s")
-        rounds.append({str(workers): found[workers] for workers in (1, WORKERS)})
-    return {"rounds": rounds, "photos": inputs.count, "input": given.input}
+    """Return the times of one and of two workers, block by block: the same photos one after the other on both.
 
-
-def loopback_bytes() -> int:
-    """Return the bytes that the loopback device of this machine has received."""
-    lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()
-    return next(int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:"))
+    Blocks are short, so other programs of this machine disturb some of them and not the middle one.
+    """
+    photos = photos_in(inputs.photos, inputs.count)
+    names = list(photos)
+    blocks = [{name: photos[name] for name in names[i :: given.blocks]} for i in range(given.blocks)]
+    found = []
+    with cluster(1) as (_, alone), cluster(WORKERS) as (_, both):
+        addresses = {1: alone, WORKERS: both}
+        for address in addresses.values():
+            bench(inputs.artifacts, dict(list(photos.items())[:64]), address, lambda *_: None)
+        for number, block in enumerate(blocks):
+            order = (1, WORKERS) if number % 2 == 0 else (WORKERS, 1)
+            times = {workers: timed(inputs, addresses[workers], block) for workers in order}
+            progress({workers: f"{one['total_s']:.1f} s" for workers, one in times.items()})
+            found.append({"photos": len(block), **{str(workers): one for workers, one in times.items()}})
+    return {"blocks": found, "photos": inputs.count, "input": given.input}
 
 
 def client(inputs: Inputs, given: Namespace) -> dict[str, Any]:
-    """Return what a client of few and of all photos needs: memory, processor time, bytes over loopback.
+    """Return what a client of few and of all photos needs: memory, processor time, bytes over loopback."""
+    wanted = [(shared, count) for shared in (True, False) for count in (FEW, inputs.count)]
+    return {**clients(_order(inputs, inputs.photos, wanted)), "input": SMALL_INPUT}
 
-    The client is a process of its own. The scheduler runs in this process, whose processor time is therefore that of
-    the scheduler.
-    """
-    runs = []
-    with cluster(WORKERS) as (_, address):
-        for shared in (True, False):
-            for count in (FEW, inputs.count):
-                words = json.dumps([[str(a) for a in inputs.small], str(inputs.photos), address, shared, count])
-                cpu, moved = time.process_time(), loopback_bytes()
-                command = [sys.executable, "-c", CLIENT, words]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise UserError(f"the client failed: {done.stderr.strip()[-300:]}", "run its bench by hand")
-                told = json.loads(done.stdout.splitlines()[-1])
-                cpu, moved = time.process_time() - cpu, loopback_bytes() - moved
-                tasks = 2 * -(-count // CHUNK)  # each chunk is read once and judged once
-                runs.append({**told, "shared": shared, "tasks": tasks, "scheduler_cpu_s": cpu, "bytes": moved})
-                progress(
-                    f"client of {count} photos, files {'shared' if shared else 'sent'}: {told['peak'] / 1e6:.0f} MB"
-                )
-    return {"runs": runs, "input": SMALL_INPUT}
+
+def many(inputs: Inputs, given: Namespace) -> dict[str, Any]:
+    """Return what clients of few, of all and of very many photos need; the last ones are the same files again."""
+    files = sorted(inputs.photos.iterdir())
+    with tempfile.TemporaryDirectory(dir=inputs.photos.parent) as name:
+        for i in range(given.many):
+            os.link(files[i % len(files)], Path(name) / f"{i:07}.jpg")
+        wanted = [(True, count) for count in (FEW, inputs.count, given.many)]
+        return {**clients(_order(inputs, Path(name), wanted)), "input": SMALL_INPUT}
+
+
+def _order(inputs: Inputs, photos: Path, wanted: Sequence[tuple[bool, int]]) -> Order:
+    return Order([str(path) for path in inputs.small], str(photos), wanted, WORKERS)
 
 
 def kills(inputs: Inputs, given: Namespace) -> dict[str, Any]:
     """Kill workers while they judge; return how many photos were lost, doubled or other than without kills."""
+    photos = photos_in(inputs.photos, inputs.count)
     with cluster(WORKERS) as (_, address):
-        calm = bench(inputs.small, inputs.photos, address, lambda *_: None, inputs.count)
+        calm = bench(inputs.small, photos, address, lambda *_: None)
     killed: list[int] = []
     counted = [0]
     every = max(1, inputs.count // (given.kills + 2))
@@ -219,7 +188,7 @@ def kills(inputs: Inputs, given: Namespace) -> dict[str, Any]:
                 killed.append(pid)
                 progress(f"kill {len(killed)} after {done} photos")
 
-        hurt = bench(inputs.small, inputs.photos, address, kill, inputs.count)
+        hurt = bench(inputs.small, photos, address, kill)
     return {"kills": len(killed), "photos": inputs.count, "chunk": CHUNK, **lost_and_doubled(calm, hurt, counted[0])}
 
 
@@ -248,7 +217,7 @@ def lost_and_doubled(calm: Report, hurt: Report, counted: int) -> dict[str, int]
 
 
 RUNS: dict[str, Callable[[Inputs, Namespace], dict[str, Any]]] = {
-    "efficiency": efficiency, "client": client, "kills": kills,
+    "efficiency": efficiency, "client": client, "many": many, "kills": kills,
 }  # fmt: skip
 
 
@@ -259,7 +228,8 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=160, help="the longer side of these photos; %(default)s")
     parser.add_argument("--input", type=int, default=160, help="side of the network where times count; %(default)s")
     parser.add_argument("--weights", default="u2netp", help="%(default)s")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of the efficiency; %(default)s")
+    parser.add_argument("--blocks", type=int, default=10, help="blocks of photos of the efficiency; %(default)s")
+    parser.add_argument("--many", type=int, default=50_000, help="photos of the part many; %(default)s")
     parser.add_argument("--kills", type=int, default=50, help="workers to kill; %(default)s")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all of it")
 
@@ -286,7 +256,10 @@ def run(given: Namespace, pages: Pages) -> int:
         head = {"made": made, "device_label": device.label}
         data = pages.resumed(head) or {**head, "command": pages.command.partition(" --parts")[0]}
         inputs = Inputs(
-            photos, _two(given.weights, given.input, folder), _two(given.weights, SMALL_INPUT, folder), given.photos
+            photos,
+            _two(given.weights, given.input, folder / "times"),
+            _two(given.weights, SMALL_INPUT, folder / "small"),
+            given.photos,
         )
         for part in given.parts:
             data[part] = RUNS[part](inputs, given)
