@@ -68,6 +68,8 @@ def test_bounds_are_those_of_the_precision_that_ran() -> None:
     assert [layer.limit for layer in here.layers] == ["memory", "", "", ""] and "fp32 only" in here.notes[0]
     pooling = (LayerTime("p", "MaxPool", "fp32", (5_000_000,), LayerWork("p", "MaxPool", 0, 300, 0)),)
     (unknown,) = bounded(Profile("x", {}, pooling), replace(chip, bandwidth=0.0)).layers
+    slow = bounded(Profile("x", {}, layers[:1]), replace(chip, peaks={"fp32": 3e5}))
+    assert slow.layers[0].bound_ms > 5 and "layers faster than their bound: 1;" in slow.notes[0]
     assert math.isnan(unknown.bound_ms)  # nothing to multiply, and no bandwidth is known: no bound of 0
 
 

@@ -16,6 +16,10 @@ from u2export.text import csv_cell
 SCHEMA = 1
 # A bound of bf16 is that of fp16: values of the same size, and units of the same speed.
 BOUND_AS = {"bf16": "fp16", "uint8": "int8"}
+BEATEN = (
+    "layers faster than their bound: {}; the figures of this device do not hold for the machine that measured. A peak that "
+    "was measured beside other programs, or with fewer threads, is too low"
+)
 MEASURED_HERE = "the peak of this machine is measured in fp32 only: layers of other precisions have no bound"
 
 
@@ -146,8 +150,9 @@ def bounded(profile: Profile, chip: Chip) -> Profile:
     here = chip.figures == "measured"
     layers = tuple(replace(layer, **_bound(layer, chip, here)) for layer in profile.layers)
     left_out = here and any(layer.work and layer.precision != "fp32" for layer in layers)
-    notes = (*profile.notes, *((MEASURED_HERE,) if left_out else ()))
-    return replace(profile, layers=layers, chip=chip.name, notes=notes)
+    beaten = sum(layer.ms < layer.bound_ms for layer in layers)
+    notes = (MEASURED_HERE,) * left_out + ((BEATEN.format(beaten),) if beaten else ())
+    return replace(profile, layers=layers, chip=chip.name, notes=(*profile.notes, *notes))
 
 
 def _bound(layer: LayerTime, chip: Chip, here: bool) -> dict[str, Any]:
