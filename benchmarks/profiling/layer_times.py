@@ -17,8 +17,8 @@ SCHEMA = 1
 # A bound of bf16 is that of fp16: values of the same size, and units of the same speed.
 BOUND_AS = {"bf16": "fp16", "uint8": "int8"}
 BEATEN = (
-    "layers faster than their bound: {}; the figures of this device do not hold for the machine that measured. A peak that "
-    "was measured beside other programs, or with fewer threads, is too low"
+    "layers faster than their bound: {}; the figures of this device do not hold for the machine that measured. A peak "
+    "that was measured beside other programs, or with fewer threads, is too low"
 )
 MEASURED_HERE = "the peak of this machine is measured in fp32 only: layers of other precisions have no bound"
 
