@@ -17,11 +17,13 @@ from u2export.exporters.litert.tflite import convolutions, with_biases
 if TYPE_CHECKING:
     import torch
 
+    from u2export.exporters.litert.deployed import Deployed
+
 Ranges = Mapping[str, Mapping[str, Any]]
 Errors = dict[str, NDArray[np.float32]]
 
 
-def errors_of(model: bytes, network: torch.nn.Module, inputs: Iterable[Any], ranges: Ranges) -> Errors:
+def errors_of(model: bytes, network: Deployed, inputs: Iterable[Any], ranges: Ranges) -> Errors:
     """Return the mean error that int8 will add to each output channel (O,) of each convolution of an fp32 model.
 
     Args:
@@ -39,12 +41,12 @@ def corrected(model: bytes, errors: Errors, floats: Collection[str] = ()) -> byt
     return with_biases(model, {name: bias for name, bias in known.items() if name not in floats})
 
 
-def bias_errors(network: torch.nn.Module, inputs: Iterable[Any], entries: Ranges) -> Errors:
+def bias_errors(network: Deployed, inputs: Iterable[Any], entries: Ranges) -> Errors:
     """Measure the mean error of each output channel (O,) of each convolution over photos and pixels.
 
     Args:
         network: runs in float; each convolution runs a second time, with rounded weights and a rounded input.
-        inputs: photos, as the network takes them.
+        inputs: photos, as the model takes them.
         entries: "min" and "max" of the inputs of convolutions, by `tflite.module_name`.
     """
     import torch
@@ -58,7 +60,8 @@ def bias_errors(network: torch.nn.Module, inputs: Iterable[Any], entries: Ranges
             hooks.append(module.register_forward_hook(_hook(totals, name, entries[name])))
     with torch.no_grad():
         for photo in inputs:
-            network(torch.from_numpy(photo))
+            # In one layout whatever the ports are: PyTorch's sums differ between layouts, and with them the rounding.
+            network.sides(network.backbone(network.entry(torch.from_numpy(photo)).contiguous()))
             count += 1
     for hook in hooks:
         hook.remove()

@@ -99,13 +99,16 @@ class Deployed(nn.Module):
         self.preprocessing = Preprocessing(contract) if embed_preprocess else None
         self.stretch = Stretch() if embed_preprocess else None
 
+    def entry(self, image: torch.Tensor) -> torch.Tensor:
+        """What the model takes to the network's input (1, C, H, W)."""
+        if self.preprocessing is not None:
+            made: torch.Tensor = self.preprocessing(image)
+            return made
+        return image.permute(0, 3, 1, 2) if self.channels_last else image
+
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Image to mask; the names of the ports are those of the ONNX graph."""
-        if self.preprocessing is not None:
-            image = self.preprocessing(image)
-        elif self.channels_last:
-            image = image.permute(0, 3, 1, 2)
-        mask = self.head(self.sides(self.backbone(image)))
+        mask = self.head(self.sides(self.backbone(self.entry(image))))
         if self.stretch is not None:
             mask = self.stretch(mask)
         return {OUTPUT: mask.permute(0, 2, 3, 1) if self.channels_last else mask}
