@@ -454,7 +454,7 @@ def published_maps(published: Source, tmp_path_factory: pytest.TempPathFactory) 
     from u2export.exporters.litert.runner import predictor_of
 
     contract = replace(published.contract, rounded=True)
-    photos = list(Calibration.bundled(contract).subset(4))
+    photos = list(Calibration.bundled(contract).subset(2))
     module, _ = prepared(published, "int8", Calibration.bundled(published.contract).subset(4))
     path = tmp_path_factory.mktemp("published") / "m.tflite"
     x = contract.tensor(read_photo(verification_photos()[0]))
