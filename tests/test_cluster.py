@@ -363,6 +363,19 @@ def test_no_scheduler_and_no_package(hostile: Make, folder: Path, monkeypatch: p
     assert "distributed" in missing.value.hint or "cluster" in missing.value.hint
 
 
+def test_addresses_that_cannot_be_meant(hostile: Make, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    for content, problem in (("{}", "names no scheduler"), ("[", "is not"), ('{"address": 3}', "names no scheduler")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=problem), machine(str(file)):
+            pass
+    file.write_text('{"address": "tcp://127.0.0.1:9"}')
+    for address in ("tcp://127.0.0.1:9", "local:1", str(file)):
+        required = dask.config.set({"distributed.comm.require-encryption": True})
+        with required, pytest.raises(UserError, match=r"requires encryption, and .* has none"), machine(address):
+            pass
+
+
 def test_workers_of_the_cluster_are_left_as_they_were(
     cluster: Client, address: str, hostile: Make, folder: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from u2export.errors import UserError, WrongValue
 from u2export.exporters.runtime import missing_modules
+from u2export.files import read_json
 
 LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 REMOTE = re.compile(r"[a-z]+://\S+")
@@ -43,7 +44,7 @@ def connected(address: str, patience: float) -> Iterator[Any]:
 
     Raises:
         Unavailable: Dask is not installed.
-        UserError: no scheduler answers, or it has no worker.
+        UserError: no scheduler answers, it has no worker, or Dask's configuration refuses the address.
     """
     if problem := missing_modules("a cluster", ("distributed",), "cluster"):
         raise problem
@@ -53,15 +54,11 @@ def connected(address: str, patience: float) -> Iterator[Any]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         local = LOCAL.fullmatch(address)
+        place = _in_file(address) if address.endswith(".json") else address
+        _check_encryption(place)
         try:
-            if local:
-                client = stack.enter_context(Client(stack.enter_context(_local(int(local[1]))), set_as_default=False))
-            elif address.endswith(".json"):
-                if not Path(address).is_file():
-                    raise UserError(f"no such file: {address}", "give the file of `dask scheduler --scheduler-file`")
-                client = stack.enter_context(Client(scheduler_file=address, set_as_default=False))
-            else:
-                client = stack.enter_context(Client(address, set_as_default=False))
+            found = stack.enter_context(_local(int(local[1]))) if local else place
+            client = stack.enter_context(Client(found, set_as_default=False))
         except UNREACHABLE as error:
             why = str(error).strip().splitlines()
             told = f"no Dask scheduler answers at {address}: {why[0] if why else type(error).__name__}"
@@ -72,6 +69,38 @@ def connected(address: str, patience: float) -> Iterator[Any]:
             hint = f"start one: dask worker {address}" if REMOTE.fullmatch(address) else "start one with `dask worker`"
             raise UserError(f"the scheduler at {address} has no worker", hint) from None
         yield client
+
+
+def _in_file(file: str) -> str:
+    """Return the address in the file that a scheduler wrote.
+
+    Raises:
+        UserError: there is no such file, or it is another one.
+    """
+    hint = "give the file of `dask scheduler --scheduler-file`"
+    if not Path(file).is_file():
+        raise UserError(f"no such file: {file}", hint)
+    data = read_json(Path(file), "the file of a scheduler")
+    if not isinstance(data, dict) or not isinstance(data.get("address"), str):
+        raise UserError(f"{file} names no scheduler", hint)
+    return str(data["address"])
+
+
+def _check_encryption(address: str) -> None:
+    """Refuse an address without encryption where Dask's configuration requires it; Dask's client would hang.
+
+    Raises:
+        UserError: the configuration requires it, and the protocol of the address has none.
+    """
+    import dask
+
+    required = dask.config.get("distributed.comm.require-encryption", None)
+    if required and not address.startswith(("tls://", "wss://")):
+        raise UserError(
+            f"Dask's configuration requires encryption, and {address} has none",
+            "give a tls:// address, or change distributed.comm.require-encryption",
+            "cluster",
+        )
 
 
 def _local(workers: int) -> Any:
