@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import noise_pictures, stub_artifact
 from conftest import Cli, two_lines
@@ -617,3 +618,19 @@ def test_the_lines_of_the_page_have_options_that_dask_knows() -> None:
             option for parameter in commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)
         }
         assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+
+
+def test_a_map_of_the_reference_is_computed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from u2export.benchmarks.cluster.references import Reference
+    from u2export.reference.source import Source
+
+    contract = Contract(32, 32)
+    x = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    first = Reference("random-u2netp", contract.to_json(), tmp_path).map_of("a" * 64, x)
+    assert np.array_equal(first, Source.open("random-u2netp", contract).predict(x))
+    monkeypatch.setattr(Source, "predict", lambda *_: pytest.fail("it is computed again"))
+    again = Reference("random-u2netp", contract.to_json(), tmp_path)
+    assert np.array_equal(again.map_of("a" * 64, x), first)
+    with pytest.raises(pytest.fail.Exception):
+        again.map_of("b" * 64, x)

@@ -6,6 +6,7 @@ of the run, or the worker makes them from a photo.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from u2export.reference.photos import read_input
 
 # Models that a thread of a worker keeps open between tasks. A search judges one graph after the other.
 MOST = 2
-Key = tuple[int, str]  # thread, file
+Key = tuple[int, str]  # thread, name of the model
 
 
 class OpenModels:
@@ -40,9 +41,9 @@ class OpenModels:
         self._models: OrderedDict[Key, tuple[Predict, ExitStack]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def predict(self, path: Path, model: Callable[[], Model]) -> Predict:
-        """Return the function of the model in a file, which is opened unless this thread has it open."""
-        key = (threading.get_ident(), str(path))
+    def predict(self, name: str, model: Callable[[], Model]) -> Predict:
+        """Return the function of a model, which is opened unless this thread has a model of this name open."""
+        key = (threading.get_ident(), name)
         with self._lock:
             if key in self._models:
                 self._models.move_to_end(key)
@@ -81,7 +82,8 @@ def judge_model(task: Data) -> Data:
 
 def _judge_model(task: Data, folder: Path) -> Data:
     path = file_here(task["model"]["file"], task, folder)
-    predict = MODELS.predict(path, lambda: _model(path, task))
+    name = json.dumps([task["run"], str(path), task["model"].get("hashes"), task["model"]["arithmetic"]])
+    predict = MODELS.predict(name, lambda: _model(path, task))
     images = [compare(predict(x)[0], d0[0]) for x, d0 in _pairs(task, folder)]
     return {"images": [image_json(one) for one in images]}
 
