@@ -212,12 +212,18 @@ def test_the_real_rembg_makes_the_same_masks(tmp_path: Path, monkeypatch: pytest
         rembg.install(artifact, home=home)
     times = shared_masks(homes, photos, int(os.environ.get("U2EXPORT_REMBG_ROUNDS", "1")))
     ious: dict[str, list[float]] = {}
+    maes: dict[str, list[float]] = {}
     for home in homes[1:]:
         for number in range(len(photos)):
-            a, b = mask(home, number) > 127, mask(homes[0], number) > 127
+            got, want = mask(home, number).astype(int), mask(homes[0], number).astype(int)
+            a, b = got > 127, want > 127
             ious.setdefault(home.name, []).append(float((a & b).sum() / (a | b).sum()))
+            maes.setdefault(home.name, []).append(float(np.abs(got - want).mean() / 255))
     ratios = {h.name: float(np.median(np.divide(times[0], t))) for h, t in zip(homes, times, strict=True)}
-    print("IoU", ious, "speed", ratios, "seconds", [float(np.median(t)) for t in times])
+    quartiles = {h.name: np.percentile(np.divide(times[0], t), [25, 75]).round(2).tolist()
+                 for h, t in zip(homes, times, strict=True)}  # fmt: skip
+    print("bytes", [artifact.size for artifact in artifacts], "MAE", {k: float(np.mean(v)) for k, v in maes.items()})
+    print("IoU", ious, "speed", ratios, quartiles, "seconds", [float(np.median(t)) for t in times])
     for number in range(len(photos)):  # the largest difference of two 8-bit masks: a step of truncation
         assert np.abs(mask(homes[1], number).astype(int) - mask(homes[0], number)).max() <= 1
     assert min(ious["fp32"]) > 0.9999
