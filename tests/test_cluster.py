@@ -516,6 +516,12 @@ def test_a_store_of_another_protocol(address: str, folder: Path, tmp_path: Path,
     two_lines(cli(*words, *on, "--store", "nowhere://bucket"), "cannot read nowhere://bucket: Protocol not known", 1)
 
 
+def test_dask_keeps_few_of_the_messages_that_held_photos(cluster: Client) -> None:
+    assert cluster.scheduler_comm.recent_message_log.maxlen == connection.KEPT_MESSAGES
+    streams = cluster.cluster.scheduler.stream_comms.values()
+    assert streams and {stream.recent_message_log.maxlen for stream in streams} == {connection.KEPT_MESSAGES}
+
+
 def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", *words, "--no-dashboard"], stderr=subprocess.DEVNULL)
 

@@ -15,6 +15,8 @@ from u2export.files import read_json
 
 LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 REMOTE = re.compile(r"[a-z]+://\S+")
+# Messages that Dask keeps for its developers, of each connection.
+KEPT_MESSAGES = 8
 # What Dask raises where no scheduler answers, where its certificates do not fit (an OSError), or where its settings
 # name a loader of credentials that does not exist.
 UNREACHABLE = (OSError, TypeError, ValueError, RuntimeError, ImportError)
@@ -53,6 +55,7 @@ def connected(address: str, patience: float) -> Iterator[Any]:
     # Every killed worker is a warning of Dask; what matters is said by this package.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
+        stack.enter_context(_short_log())
         local = LOCAL.fullmatch(address)
         place = _in_file(address) if address.endswith(".json") else address
         _check_encryption(place)
@@ -101,6 +104,13 @@ def _check_encryption(address: str) -> None:
             "give a tls:// address, or change distributed.comm.require-encryption",
             "cluster",
         )
+
+
+def _short_log() -> Any:
+    """Return the context in which Dask keeps few of its last messages: 1,000 of them would hold as many photos."""
+    import dask
+
+    return dask.config.set({"distributed.admin.low-level-log-length": KEPT_MESSAGES})
 
 
 def _local(workers: int) -> Any:

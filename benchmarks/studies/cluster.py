@@ -44,8 +44,8 @@ from u2export.reference.weights import contract_of
 PARTS = ("efficiency", "client", "many", "kills")
 # The client runs this many photos, and ten times as many. What is constant falls out of the difference.
 FEW = 500
-# Side of the network where the time of an inference does not matter.
-SMALL_INPUT = 64
+# Sides of the networks where the time of an inference does not matter, and where it shall be as short as can be.
+SMALL_INPUT, LEAST_INPUT = 64, 32
 
 
 # Inputs
@@ -93,6 +93,7 @@ class Inputs:
     photos: Path
     artifacts: tuple[Path, Path]
     small: tuple[Path, Path]
+    least: tuple[Path, Path]
     count: int
 
 
@@ -152,21 +153,21 @@ def efficiency(inputs: Inputs, given: Namespace) -> dict[str, Any]:
 def client(inputs: Inputs, given: Namespace) -> dict[str, Any]:
     """Return what a client of few and of all photos needs: memory, processor time, bytes over loopback."""
     wanted = [(shared, count) for shared in (True, False) for count in (FEW, inputs.count)]
-    return {**clients(_order(inputs, inputs.photos, wanted)), "input": SMALL_INPUT}
+    return {**clients(_order(inputs.small, inputs.photos, wanted)), "input": SMALL_INPUT}
 
 
 def many(inputs: Inputs, given: Namespace) -> dict[str, Any]:
-    """Return what clients of few, of all and of very many photos need; the last ones are the same files again."""
+    """Return what clients of few and of very many photos need; they are the same files again and again."""
     files = sorted(inputs.photos.iterdir())
     with tempfile.TemporaryDirectory(dir=inputs.photos.parent) as name:
         for i in range(given.many):
             os.link(files[i % len(files)], Path(name) / f"{i:07}.jpg")
-        wanted = [(True, count) for count in (FEW, inputs.count, given.many)]
-        return {**clients(_order(inputs, Path(name), wanted)), "input": SMALL_INPUT}
+        wanted = [(True, FEW), (True, given.many)]
+        return {**clients(_order(inputs.least, Path(name), wanted)), "input": LEAST_INPUT}
 
 
-def _order(inputs: Inputs, photos: Path, wanted: Sequence[tuple[bool, int]]) -> Order:
-    return Order([str(path) for path in inputs.small], str(photos), wanted, WORKERS)
+def _order(artifacts: Sequence[Path], photos: Path, wanted: Sequence[tuple[bool, int]]) -> Order:
+    return Order([str(path) for path in artifacts], str(photos), wanted, WORKERS)
 
 
 def kills(inputs: Inputs, given: Namespace) -> dict[str, Any]:
@@ -255,12 +256,9 @@ def run(given: Namespace, pages: Pages) -> int:
         }  # fmt: skip
         head = {"made": made, "device_label": device.label}
         data = pages.resumed(head) or {**head, "command": pages.command.partition(" --parts")[0]}
-        inputs = Inputs(
-            photos,
-            _two(given.weights, given.input, folder / "times"),
-            _two(given.weights, SMALL_INPUT, folder / "small"),
-            given.photos,
-        )
+        sides = {"times": given.input, "small": SMALL_INPUT, "least": LEAST_INPUT}
+        made_of = {name: _two(given.weights, side, folder / name) for name, side in sides.items()}
+        inputs = Inputs(photos, made_of["times"], made_of["small"], made_of["least"], given.photos)
         for part in given.parts:
             data[part] = RUNS[part](inputs, given)
             data["tools"] = {k: v for k, v in environment().items() if k in ("onnxruntime", "numpy")} | {
