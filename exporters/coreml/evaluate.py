@@ -115,6 +115,12 @@ def _dequantize(a: Arguments) -> Tensor:
     return values
 
 
+def _matmul(a: Arguments) -> Tensor:
+    x, y = (a[k].transpose(-1, -2) if a.get(f"transpose_{k}", False) else a[k] for k in ("x", "y"))
+    product: Tensor = x @ y
+    return product
+
+
 OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
     "conv": _conv,
     "max_pool": _max_pool,
@@ -127,6 +133,8 @@ OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
     "real_div": lambda a: a["x"] / a["y"],
     "clip": lambda a: a["x"].clamp(a["alpha"], a["beta"]),
     "concat": lambda a: torch.cat(a["values"], a["axis"]),
+    "matmul": _matmul,
+    "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], int(a["upscale_factor"])),
     "reduce_max": lambda a: a["x"].amax(a["axes"], keepdim=a["keep_dims"]),
     "reduce_min": lambda a: a["x"].amin(a["axes"], keepdim=a["keep_dims"]),
     # Casts are between floating-point types only. The rounding after every operation does the whole cast.
