@@ -11,8 +11,8 @@ from u2export.errors import UserError
 
 NAMES = (
     "browser", "calibration_cost", "calibration_scale", "cluster", "coreml_fidelity", "fuzz", "gate_coverage",
-    "gate_false_alarms", "gate_mutants", "gate_power", "int8_fidelity", "kills", "overhead", "phones", "trt_fidelity",
-    "wrong_masks",
+    "gate_false_alarms", "gate_mutants", "gate_power", "head", "int8_fidelity", "kills", "overhead", "phones",
+    "trt_fidelity", "wrong_masks",
 )  # fmt: skip
 
 
