@@ -28,17 +28,17 @@ from u2export.calibration.prepare import prepared
 from u2export.exporters.coreml.exporter import CoreML
 from u2export.exporters.exporter import Request
 from u2export.exporters.head_rewrite import with_fast_head
-from u2export.exporters.onnx_runtime import open_session
 from u2export.exporters.ort import int8_spec
 from u2export.exporters.runtime import Runner, versions
 from u2export.exporters.trt.exporter import TensorRT
 from u2export.reference.image import Floats
+from u2export.reference.onnx_session import open_session
 from u2export.reference.source import Source
 
 if TYPE_CHECKING:
     import onnx
 
-    from u2export.exporters.int8 import Quantised
+    from u2export.calibration.float_fallback import Quantised
     from u2export.reference.model import U2Net
 
 HEADS = ("published", "faster")
