@@ -61,9 +61,9 @@ def test_int8_runs_and_keeps_the_maps(
     assert source.contract.channels == channels
     np.save(tmp_path / "calibration.npy", inputs(channels, 4, seed=2))
     photos = Calibration.open(tmp_path / "calibration.npy", source.contract)
-    for exporter in (Ort(), OpenVINO()):
-        if exporter.missing():
-            continue
+    there = [exporter for exporter in (OpenVINO(), Ort()) if not exporter.missing()]
+    # Both quantise the same graph, which takes half a minute at full size.
+    for exporter in there[:1] if variant == "u2net" else there:
         artifact = exporter.export(source, tmp_path, Request("int8", photos, budget=ANY_MASKS))
         assert artifact.condition["changes"] and artifact.variant == source.variant
         # Errors of 119 untrained layers add up; maps of another network, or of channels mixed up, are 1 and more away.

@@ -87,7 +87,7 @@ def cpu(inputs: Inputs) -> Iterator[dict[str, Any]]:
                 runners[label] = Runner(run)
                 rows.append(row)
     times = in_turns(runners, inputs.sets, inputs.rounds)
-    for row in rows:
+    for row in sorted(rows, key=lambda r: (r["target"], r["precision"])):  # both heads side by side
         published = times[ROW.format(**{**row, "head": "published"})]
         ratio = time_ratio(times[ROW.format(**row)], published)
         yield {**row, "time": [ratio.value, ratio.low, ratio.high] if ratio else None}
@@ -239,8 +239,10 @@ def page(data: Mapping[str, Any]) -> str:
         cells = [(*_named(row), _time(row["time"]), *_cells(row, names)) for row in ran]
         texts.append(f"""## On this processor
 
-{data["machine"]["label"]} ({", ".join(data["machine"]["features"])}), one thread. time: processor time relative to the
-published head in the same runtime and precision, over {data["rounds"]} rounds in turns, with its 95 % interval.
+{data["machine"]["label"]}
+({", ".join(data["machine"]["features"])}), one thread. time: processor time
+relative to the published head in the same runtime and precision, over {data["rounds"]} rounds in turns, with its 95 %
+interval.
 
 {table(("runtime", "precision", "head", "time", *masks), cells, "lllr" + "l" * len(names))}
 """)
