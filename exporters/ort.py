@@ -91,7 +91,7 @@ class Ort(OnnxRuntime, Exporter):
         tools = versions(*TOOLS)
         module, report = prepared(source, request.precision, request.calibration, request.condition)
         model = to_onnx(module, source.contract, Graph(), source.stamp(request.precision, tools))
-        # Measured to pay on x86, in fp32 and in int8; fp32 in the format of phones was not measured on an Arm processor.
+        # Measured to pay on x86 in fp32 and in int8. fp32 in the format of phones was not measured on Arm.
         if not kept and (request.precision == "int8" or not self.mobile):
             model = with_fast_head(model)
         notes: list[str] = []

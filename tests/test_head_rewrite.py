@@ -18,7 +18,7 @@ from u2export.calibration.dataset import Calibration
 from u2export.exporters.exporter import Request
 from u2export.exporters.head_rewrite import upsampling, with_fast_head
 from u2export.exporters.openvino import OpenVINO
-from u2export.exporters.ort import int8_spec
+from u2export.exporters.ort import Ort, int8_spec
 from u2export.reference.image import Contract, Floats
 from u2export.reference.onnx_export import Graph, to_onnx
 from u2export.reference.onnx_graph import conv_nodes
@@ -144,3 +144,27 @@ def test_openvino_gives_the_same_masks_without_vnni(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", RUN, str(made.path), str(file)], env=environment, check=True)
         maps.append(np.load(file))
     assert np.abs(maps[0] - maps[1]).max() < 0.01
+
+
+def test_fp32_of_onnx_runtime_has_the_faster_head_where_it_was_measured_to_pay(tmp_path: Path) -> None:
+    if problem := Ort().missing():
+        pytest.skip(str(problem))
+    small, request = random_source(SMALL), Request("fp32", budget=ANY_MASKS)
+    plain, mobile = (Ort(mobile=mobile).export(small, tmp_path, request) for mobile in (False, True))
+    assert "DepthToSpace" in {node.op_type for node in onnx.load(plain.path).graph.node}
+    assert b"DepthToSpace" not in mobile.path.read_bytes()
+    assert plain.fidelity["raw_mae"] < 1e-6
+
+
+def test_the_same_head_in_pytorch_for_the_study_of_core_ml() -> None:
+    pytest.importorskip("coremltools")
+    import torch
+
+    from u2export.benchmarks.studies.head import with_fast_head_in_torch
+
+    small = random_source(SMALL)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32))
+    with torch.no_grad():
+        (made,) = with_fast_head_in_torch(small.model)(x)
+        assert (made - small.model(x)[0]).abs().max() < 1e-6
+    assert len(small.model(x)) == 7  # the network itself is as it was

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -192,8 +193,8 @@ def with_fast_head_in_torch(model: U2Net) -> U2Net:
                 wide[:, i, j, :, i : i + 3, j : j + 3] = weight
         return wide.reshape(-1, *wide.shape[3:])
 
-    made = Faster(model.variant, model.in_channels, model.out_channels)
-    made.load_state_dict(model.state_dict())
+    made = deepcopy(model)
+    made.__class__ = Faster  # conditioning adds channels that the constructor does not know
     return made.eval()
 
 
@@ -317,18 +318,20 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace, pages: Pages) -> int:
-    """Try both heads on each target; write both pages after each target."""
+    """Try both heads on the targets; write both pages after each. Rows of other targets in the pages stay."""
     source = Source.open(given.weights)
     calibration, photos = opened(given, source, given.calib_photos)
     sets = {name: list(references(source, found)) for name, found in photos.items()}
     conditioned = replace(source, model=cast("U2Net", prepared(source, "int8", calibration)[0]))
     inputs = Inputs(source, conditioned, calibration, photos, sets, given.rounds)
-    data: dict[str, Any] = {
-        **head(source, calibration, photos), "machine": machine(), "rounds": given.rounds, "made": now(), "rows": [],
-        "tools": versions("torch", "onnxruntime", "openvino", "tensorrt_rtx", "coremltools"), "command": pages.command,
-    }  # fmt: skip
+    start = {**head(source, calibration, photos), "machine": machine(), "rounds": given.rounds}
+    data: dict[str, Any] = pages.resumed(start) or {**start, "rows": []}
+    data["tools"] = versions("torch", "onnxruntime", "openvino", "tensorrt_rtx", "coremltools")
+    data |= {"made": now(), "command": pages.command.partition(" --parts")[0]}
     for part in given.parts:
-        data["rows"] += RUNS[part](inputs)
+        found = list(RUNS[part](inputs))
+        again = {row["target"] for row in found}
+        data["rows"] = [row for row in data["rows"] if row["target"] not in again] + found
         pages.publish(data, page(data))
     return 0
 
