@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from u2export.benchmarks.models import judged
 from u2export.benchmarks.statistics import time_ratio
 from u2export.benchmarks.studies import photo_sets
 from u2export.benchmarks.studies.phones import in_turns
-from u2export.benchmarks.studies.photo_sets import Sets, head, judged, opened, references, summarise
+from u2export.benchmarks.studies.photo_sets import Sets, head, opened, references, summarise
 from u2export.benchmarks.studies.study import RESULTS, Pages, Study, listed, machine, now, progress
 from u2export.benchmarks.studies.trt_fidelity import TARGET, step
 from u2export.benchmarks.tables.markdown import table
@@ -38,6 +39,7 @@ from u2export.reference.source import Source
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
     from u2export.calibration.float_fallback import Quantised
     from u2export.reference.model import U2Net
@@ -153,49 +155,56 @@ def with_fast_head_in_torch(model: U2Net) -> U2Net:
     from u2export.exporters.head_rewrite import BLOCK, upsampling
     from u2export.reference.model import U2Net
 
+    convolutions = [_folded(model, n) for n in range(1, 7)]
+
     class Faster(U2Net):
         """A U²-Net with the head of `head_rewrite`."""
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             """Compute d0 alone."""
             features = self.features(x)
-            total, wide, rows = torch.zeros(1), [], []
-            height, width = features[0].shape[2:]
-            for n, y in enumerate(features, start=1):
-                weight, bias = self._folded(n)
-                if n <= 2:  # full and half size: blocks of outputs as channels
-                    blocks = F.conv2d(y, _in_blocks(weight), bias.repeat_interleave(BLOCK**2), BLOCK, 1)
-                    side = F.pixel_shuffle(blocks, BLOCK)
+            height, width = (int(size) for size in features[0].shape[2:])
+            full, wide, rows = [], [], []
+            for y, (weight, bias) in zip(features, convolutions, strict=True):
+                if weight.shape[2] > 3:
+                    side = F.pixel_shuffle(F.conv2d(y, weight, bias, BLOCK, 1), BLOCK)
                 else:
                     side = F.conv2d(y, weight, bias, padding=1)
-                if n == 1:
-                    total = side
+                h, w = (int(size) for size in side.shape[2:])
+                if h == height:
+                    full.append(side)
                 else:
-                    h, w = (int(size) for size in side.shape[2:])
-                    wide.append(side @ torch.from_numpy(np.ascontiguousarray(upsampling(w, int(width)).T)))
-                    rows.append(torch.from_numpy(upsampling(h, int(height))))
-            return (torch.sigmoid(total + torch.cat(rows, 1) @ torch.cat(wide, 2)),)
+                    # Core ML's converter wants matrices of four dimensions on both sides.
+                    wide.append(side @ torch.from_numpy(upsampling(w, width).T.copy()[None, None]))
+                    rows.append(upsampling(h, height))
+            tall = torch.from_numpy(np.concatenate(rows, 1)[None, None])
+            return (torch.sigmoid(full[0] + tall @ torch.cat(wide, 2)),)
 
-        def _folded(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-            """The weight and the bias of side convolution n with the 1x1 fusion folded in."""
-            side = cast("torch.nn.Conv2d", self.get_submodule(f"side{n}"))
-            maps = self.out_channels
-            fuse = self.outconv.weight[:, (n - 1) * maps : n * maps, 0, 0]
-            assert side.bias is not None and self.outconv.bias is not None
-            bias = fuse @ side.bias + (self.outconv.bias if n == 1 else 0)
-            return torch.einsum("ko,ochw->kchw", fuse, side.weight), bias
+    made = deepcopy(model)
+    made.__class__ = Faster  # conditioning adds channels that the constructor does not know
+    return made.eval()
 
-    def _in_blocks(weight: torch.Tensor) -> torch.Tensor:
+
+def _folded(model: U2Net, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of side convolution n with the fusion folded in; of the two largest, in blocks."""
+    import torch
+
+    from u2export.exporters.head_rewrite import BLOCK
+
+    side, fusion = cast("torch.nn.Conv2d", model.get_submodule(f"side{n}")), model.outconv
+    assert side.bias is not None and fusion.bias is not None
+    with torch.no_grad():
+        fuse = fusion.weight[:, (n - 1) * model.out_channels : n * model.out_channels, 0, 0]
+        weight = torch.einsum("ko,ochw->kchw", fuse, side.weight)
+        bias = fuse @ side.bias + (fusion.bias if n == 1 else 0)
+        if n > 2:
+            return weight, bias
         maps, channels = weight.shape[:2]
         wide = weight.new_zeros(maps, BLOCK, BLOCK, channels, BLOCK + 2, BLOCK + 2)
         for i in range(BLOCK):
             for j in range(BLOCK):
                 wide[:, i, j, :, i : i + 3, j : j + 3] = weight
-        return wide.reshape(-1, *wide.shape[3:])
-
-    made = deepcopy(model)
-    made.__class__ = Faster  # conditioning adds channels that the constructor does not know
-    return made.eval()
+        return wide.reshape(-1, *wide.shape[3:]), bias.repeat_interleave(BLOCK**2)
 
 
 def coreml(inputs: Inputs) -> Iterator[dict[str, Any]]:
