@@ -104,7 +104,7 @@ def test_committed_pages_name_the_command_that_made_them() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in (*results.rglob("*.md"), *results.rglob("*.json"))}
     assert not [path for path, text in texts.items() if "python -m u2export" in text]
     named = {word for text in texts.values() for word in text.replace("`", " ").split() if word in entry.NAMES}
-    assert named >= set(entry.NAMES) - {"coreml_fidelity", "trt_fidelity", "cluster"}
+    assert named >= set(entry.NAMES) - {"coreml_fidelity", "trt_fidelity"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the study waits for pipes, which Windows cannot")

@@ -255,7 +255,7 @@ def run(given: Namespace, pages: Pages) -> int:
             "weights": given.weights,
         }  # fmt: skip
         head = {"made": made, "device_label": device.label}
-        data = pages.resumed(head) or {**head, "command": pages.command.partition(" --parts")[0]}
+        data = {**(pages.resumed(head) or head), "command": pages.command.partition(" --parts")[0]}
         sides = {"times": given.input, "small": SMALL_INPUT, "least": LEAST_INPUT}
         made_of = {name: _two(given.weights, side, folder / name) for name, side in sides.items()}
         inputs = Inputs(photos, made_of["times"], made_of["small"], made_of["least"], given.photos)
