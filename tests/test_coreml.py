@@ -278,14 +278,17 @@ def test_inspection_of_onnx_and_openvino(small: Source, tmp_path: Path) -> None:
     from u2export.exporters.onnx import Onnx
     from u2export.exporters.openvino import OpenVINO
 
-    exporters: list[tuple[Exporter, str, str]] = [(Onnx(), "Conv", "ONNX"), (OpenVINO(), "Convolution", "OpenVINO IR")]
-    for exporter, kind, title in exporters:
+    # The faster head of OpenVINO folds the 1x1 fusion, one of 119 convolutions, into those of the side outputs.
+    exporters: list[tuple[Exporter, str, str, int]] = [
+        (Onnx(), "Conv", "ONNX", 119), (OpenVINO(), "Convolution", "OpenVINO IR", 118)
+    ]  # fmt: skip
+    for exporter, kind, title, convolutions in exporters:
         artifact = exporter.export(small, tmp_path, plain("fp16"))
         found = inspect(artifact.path)
         assert found.kind.startswith(title)
         assert found.bytes == artifact.size
-        assert found.operations[kind] == len(found.layers) == 119
-        assert found.weights == {"float16": 119}
+        assert found.operations[kind] == len(found.layers) == convolutions
+        assert found.weights == {"float16": convolutions}
         assert sum(layer.bytes for layer in found.layers) > 2.2e6
         assert found.layers[0].shape == (64, 3, 3, 3)
         assert found.metadata["weights_sha256"] == small.weights.sha256
