@@ -137,7 +137,9 @@ def test_an_export_that_misses_its_budget_adds_float(
     assert made.fidelity["raw_mae"] <= tight.budget["raw_mae"]
     assert added["pure_int8"]["raw_mae"] == pytest.approx(pure.fidelity["raw_mae"], rel=1e-3)
     assert 0 < added["float_share"] <= 0.301 and added["float_layers"]
-    assert made.fidelity["raw_mae"] == pytest.approx(added["with_float"]["raw_mae"], rel=1e-3)
+    # Sums in another order flip roundings, which an untrained network amplifies: .3 % was seen on a busy machine. The
+    # file of another choice of layers is further off: the limit is 1 to 20 % below pure int8.
+    assert made.fidelity["raw_mae"] == pytest.approx(added["with_float"]["raw_mae"], rel=5e-3)
     assert any("pure int8 missed the budget" in note for note in made.notes)
     assert json.loads(made.record.read_text())["added_float"]["graphs_judged"] >= 2
 
