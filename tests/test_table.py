@@ -331,6 +331,9 @@ def test_devices_of_one_name_show_what_sets_them_apart() -> None:
     assert device_names([one]) == ["AMD EPYC"]
     assert device_names([one, replace(one, device=fast)]) == ["AMD EPYC, AVX2", "AMD EPYC, AVX-512 VNNI"]
     assert device_names([one, two]) == ["AMD EPYC, AVX2, all cores", "AMD EPYC, AVX-512 VNNI, 1 thread"]
+    newer = replace(one, device=replace(slow, features=("avx", "avx2", "fma")))  # the next generation, of the same name
+    prints = [each.device.fingerprint[:4] for each in (one, newer)]
+    assert device_names([one, newer, one]) == [f"AMD EPYC, {prints[i]}" for i in (0, 1, 0)]
     text = overview([one, two])
     assert "| AMD EPYC, AVX-512 VNNI, 1 thread | a.onnx |" in text
     # Each report keeps its own lines, also those that are equal.

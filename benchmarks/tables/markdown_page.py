@@ -67,7 +67,7 @@ def _by_device(titles: Sequence[str], tables: Sequence[Table]) -> str:
 def device_names(reports: Sequence[Report]) -> list[str]:
     """Return a name for the device of each report; measured reports of one name also name what sets them apart.
 
-    These are the instructions for 8-bit networks, and the number of threads.
+    These are the instructions for 8-bit networks, the number of threads, and where neither does, the fingerprint.
     """
     short = [report.device.model or report.device.cpu for report in reports]
     measured = [bool(report.device.cores) for report in reports]
@@ -80,7 +80,12 @@ def device_names(reports: Sequence[Report]) -> list[str]:
         if measured[i] and any(_threads(r) != _threads(report) for r in others):
             apart.append(_threads(report))
         made.append(", ".join(filter(None, (name, *apart))))
-    return made
+    alike = [{r.device.fingerprint for r, other, m in zip(reports, made, measured, strict=True) if m and other == name}
+             for name in made]  # fmt: skip
+    return [
+        f"{name}, {report.device.fingerprint[:4]}" if m and len(prints) > 1 else name
+        for name, report, prints, m in zip(made, reports, alike, measured, strict=True)
+    ]
 
 
 def _threads(report: Report) -> str:
