@@ -27,6 +27,8 @@ TYPES = {
 HINT = "give a U²-Net that takes pictures (N, C, H, W) or (N, H, W, C) as floats"
 # A side that a file leaves open counts as this many pixels where channels are told from sides.
 LEAST_SIDE = 32
+# A file with a larger fixed batch is damaged, or no network for photos; one photo would have to fill all of it.
+MOST_PICTURES = 1024
 
 
 class Fed(NamedTuple):
@@ -113,7 +115,9 @@ def read_layout(path: Path, session: Any) -> Layout:
     sizes = [size if isinstance(size, int) and size > 0 else None for size in entry.shape]
     last = _channels_last(path, entry.shape, sizes)
     channels, height, width = (sizes[i] for i in ((3, 1, 2) if last else (1, 2, 3)))
-    return Layout(entry.name, TYPES[entry.type], last, sizes[0] or 0, channels, height, width)
+    if (batch := sizes[0] or 0) > MOST_PICTURES:
+        raise UserError(f"{path}: its input {entry.name} takes {batch} pictures at once", HINT)
+    return Layout(entry.name, TYPES[entry.type], last, batch, channels, height, width)
 
 
 def _channels_last(path: Path, shape: Sequence[Any], sizes: Sequence[int | None]) -> bool:

@@ -205,6 +205,7 @@ def graph(
         ({"shape": (3, 64, 64)}, "not (N, C, H, W)"),
         ({"shape": (1, 64, 64, 64)}, "does not tell which axis holds the channels"),
         ({"shape": (1, 3, 64, 3)}, "does not tell which axis holds the channels"),
+        ({"shape": (2**48, 3, 64, 64)}, "takes 281474976710656 pictures at once"),  # a flipped bit, of the fuzz session
         ({"shape": ("n", "a", "b", 3)}, ""),
     ],
 )
