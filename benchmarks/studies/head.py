@@ -30,6 +30,7 @@ from u2export.calibration.prepare import prepared
 from u2export.exporters.coreml.exporter import CoreML
 from u2export.exporters.exporter import Request
 from u2export.exporters.head_rewrite import with_fast_head
+from u2export.exporters.int8 import in_onnx_runtime
 from u2export.exporters.ort import int8_spec
 from u2export.exporters.runtime import Runner, versions
 from u2export.exporters.trt.exporter import TensorRT
@@ -83,7 +84,8 @@ def cpu(inputs: Inputs) -> Iterator[dict[str, Any]]:
             graph = graph_of(inputs.conditioned if precision == "int8" else inputs.source, name == "faster")
             if precision == "int8":
                 graph = calibrated(graph, inputs.calibration, int8_spec())
-            for target, run in (("ONNX Runtime", _in_onnx_runtime(graph)), ("OpenVINO", _in_openvino(graph))):
+            in_ort = in_onnx_runtime(open_session(graph, threads=1, spinning=False))
+            for target, run in (("ONNX Runtime", in_ort), ("OpenVINO", _in_openvino(graph))):
                 row = {"target": target, "precision": precision, "head": name, "fidelity": _masks(run, inputs.sets)}
                 label = ROW.format(**row)
                 progress(label)
@@ -94,12 +96,6 @@ def cpu(inputs: Inputs) -> Iterator[dict[str, Any]]:
         published = times[ROW.format(**{**row, "head": "published"})]
         ratio = time_ratio(times[ROW.format(**row)], published)
         yield {**row, "time": [ratio.value, ratio.low, ratio.high] if ratio else None}
-
-
-def _in_onnx_runtime(graph: onnx.ModelProto) -> Callable[[Floats], Floats]:
-    session = open_session(graph, threads=1, spinning=False)
-    name = session.get_inputs()[0].name
-    return lambda x: cast(Floats, session.run(None, {name: x})[0])
 
 
 def _in_openvino(graph: onnx.ModelProto) -> Callable[[Floats], Floats]:
